@@ -1,0 +1,63 @@
+//! One training step of a small transformer: four blocks, forward, backward and AdamW.
+
+use std::process::ExitCode;
+
+use candle_core::{DType, Device, Module, Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use vkd_benches::{Suite, Work, data, run};
+use vkd_nn::{
+    AdamW, AdamWConfig, LayerNorm, Linear, SelfAttention, VarStore, gelu, layer_norm, linear,
+    self_attention,
+};
+
+/// A pre-norm block as in DeiT.
+struct Block {
+    norm1: LayerNorm,
+    attention: SelfAttention,
+    norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Block {
+    fn new(width: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            norm1: layer_norm(width, 1e-6, vb.pp("norm1"))?,
+            attention: self_attention(width, 3, vb.pp("attention"))?,
+            norm2: layer_norm(width, 1e-6, vb.pp("norm2"))?,
+            fc1: linear(width, 4 * width, vb.pp("fc1"))?,
+            fc2: linear(4 * width, width, vb.pp("fc2"))?,
+        })
+    }
+
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let xs = (xs + self.attention.forward(&self.norm1.forward(xs)?)?)?;
+        let hidden = gelu(&self.fc1.forward(&self.norm2.forward(&xs)?)?)?;
+        &xs + self.fc2.forward(&hidden)?
+    }
+}
+
+fn step(work: &Work) -> Result<impl FnMut() -> Result<()> + use<>> {
+    let [depth, batch, tokens, width] = work.shape[..] else {
+        bail!("{}: expected depth, batch, tokens and width", work.name)
+    };
+    let store = VarStore::new(7, DType::F32, &Device::Cpu);
+    let vb = store.builder();
+    let blocks = (0..depth)
+        .map(|index| Block::new(width, vb.pp(format!("blocks.{index}"))))
+        .collect::<Result<Vec<_>>>()?;
+    let xs = data((batch, tokens, width), 8)?;
+    let config = AdamWConfig::default();
+    let mut optimizer = AdamW::new(store.parameters(), config, |_, var| var.rank() > 1)?;
+    Ok(move || {
+        let mut ys = xs.clone();
+        for block in &blocks {
+            ys = block.forward(&ys)?;
+        }
+        optimizer.step(&ys.sqr()?.mean_all()?.backward()?, 1e-3)
+    })
+}
+
+fn main() -> ExitCode {
+    run(|suite: &mut Suite| suite.works("nn/vit4_b32_t50_d192", step))
+}

@@ -1,0 +1,78 @@
+//! The floor of a work, timed: candle matmuls and plain copies of the sizes in `shapes.toml`.
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::time::Instant;
+
+use candle_core::Result;
+use rayon::prelude::*;
+
+use crate::suite::data;
+use crate::{Work, machine};
+
+/// Seconds of one pass over the floor: each part's best time, as often as it occurs.
+///
+/// The best and not the median, because a floor should not rise with the noise around it.
+pub(crate) fn seconds(work: &Work, repeats: usize) -> Result<f64> {
+    let mut total = 0.0;
+    for &[m, k, n, count] in &work.matmuls {
+        let (left, right) = (data((m, k), 1)?, data((k, n), 2)?);
+        let best = best(repeats, || left.matmul(&right).map(drop))?;
+        total += best * count as f64;
+    }
+    // Sizes that occur more than once are timed once.
+    let mut sizes: BTreeMap<usize, usize> = BTreeMap::new();
+    for &bytes in &work.copies {
+        *sizes.entry(bytes).or_default() += 1;
+    }
+    for (bytes, count) in sizes {
+        let source = vec![1u8; bytes];
+        let mut target = vec![0u8; bytes];
+        let part = bytes.div_ceil(machine::threads()).max(1);
+        let best = best(repeats, || {
+            let parts = target.par_chunks_mut(part).zip(source.par_chunks(part));
+            parts.for_each(|(target, source)| target.copy_from_slice(source));
+            black_box(&mut target);
+            Ok(())
+        })?;
+        total += best * count as f64;
+    }
+    Ok(total)
+}
+
+/// The shortest of several runs; small works are repeated inside one measurement.
+fn best(repeats: usize, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+    const ENOUGH: f64 = 1e-3;
+    let mut timed = |rounds: usize| {
+        let start = Instant::now();
+        for _ in 0..rounds {
+            work()?;
+        }
+        Ok::<f64, candle_core::Error>(start.elapsed().as_secs_f64() / rounds as f64)
+    };
+    timed(1)?;
+    let once = timed(1)?;
+    let rounds = (ENOUGH / once.max(1e-9)).ceil().clamp(1.0, 1e4) as usize;
+    let mut best = f64::INFINITY;
+    for _ in 0..repeats {
+        best = best.min(timed(rounds)?);
+    }
+    Ok(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::seconds;
+    use crate::Work;
+
+    fn work(matmuls: Vec<[usize; 4]>, copies: Vec<usize>) -> Work {
+        Work { name: "a/b/c/d".to_owned(), shape: vec![], reason: String::new(), matmuls, copies }
+    }
+
+    #[test]
+    fn more_work_takes_longer() {
+        let small = seconds(&work(vec![[32, 32, 32, 1]], vec![]), 5).unwrap();
+        let big = seconds(&work(vec![[256, 256, 256, 4]], vec![1 << 20]), 5).unwrap();
+        assert!(small > 0.0 && big > small, "{small} {big}");
+    }
+}

@@ -1,0 +1,122 @@
+//! The works and their floors, read from `shapes.toml`.
+
+use candle_core::{Result, bail};
+use serde::Deserialize;
+
+const TEXT: &str = include_str!("../shapes.toml");
+
+/// All works.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shapes {
+    work: Vec<Work>,
+}
+
+/// One work: its name, its sizes, and what any implementation must at least compute and move.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Work {
+    /// `crate/work/shape/pass`, or `crate/work/pass` where the work's own name says the shape.
+    pub name: String,
+    /// The sizes that the bench builds its input from.
+    pub shape: Vec<usize>,
+    /// Where the floor comes from.
+    pub reason: String,
+    /// `[m, k, n, count]`: `count` products of (m, k) and (k, n), `2 m k n` operations each.
+    #[serde(default)]
+    pub matmuls: Vec<[usize; 4]>,
+    /// Bytes of plain copies, each read once and written once.
+    #[serde(default)]
+    pub copies: Vec<usize>,
+}
+
+impl Shapes {
+    /// Reads the list that was compiled in, and checks it.
+    ///
+    /// # Errors
+    /// Broken TOML, a name that is malformed or stands twice, or a work without a floor.
+    pub fn read() -> Result<Self> {
+        Self::parse(TEXT)
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let shapes: Self = toml::from_str(text).map_err(candle_core::Error::wrap)?;
+        for (index, work) in shapes.work.iter().enumerate() {
+            let name = &work.name;
+            let parts: Vec<&str> = name.split('/').collect();
+            if !matches!(parts.len(), 3 | 4) || parts.contains(&"") {
+                bail!("shapes.toml: expected crate/work[/shape]/pass, got {name}")
+            }
+            if shapes.work[..index].iter().any(|other| other.name == *name) {
+                bail!("shapes.toml: {name} stands twice")
+            }
+            if work.matmuls.is_empty() && work.copies.is_empty() {
+                bail!("shapes.toml: {name} has no floor")
+            }
+        }
+        Ok(shapes)
+    }
+
+    /// The works whose name starts with `crate/work`, in the file's order.
+    pub fn of(&self, start: &str) -> Vec<Work> {
+        let same =
+            |work: &&Work| work.name.strip_prefix(start).is_some_and(|rest| rest.starts_with('/'));
+        self.work.iter().filter(same).cloned().collect()
+    }
+}
+
+impl Work {
+    /// The two sizes of a matrix.
+    ///
+    /// # Errors
+    /// A shape of another rank.
+    pub fn matrix(&self) -> Result<(usize, usize)> {
+        match self.shape[..] {
+            [rows, columns] => Ok((rows, columns)),
+            _ => bail!("{}: expected two sizes, got {:?}", self.name, self.shape),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Shapes;
+
+    /// Floating point operations of the products of a floor.
+    fn operations(name: &str) -> usize {
+        let (work, _) = name.rsplit_once('/').and_then(|(rest, _)| rest.rsplit_once('/')).unwrap();
+        let works = Shapes::read().unwrap().of(work);
+        let work = works.into_iter().find(|work| work.name == name).unwrap();
+        work.matmuls.iter().map(|[m, k, n, count]| 2 * m * k * n * count).sum()
+    }
+
+    #[test]
+    fn the_stated_formulas_are_what_stands_in_the_file() {
+        for (shape, n, k) in
+            [("3024x192", 3024, 192), ("3024x384", 3024, 384), ("256x256", 256, 256)]
+        {
+            let floor = |work: &str| operations(&format!("ortho/{work}/{shape}/fwd_bwd"));
+            assert_eq!(floor("cayley"), 10 * n * k * k);
+            assert_eq!(floor("householder_product"), 12 * n * k * k);
+            // Tall: 10nk² around 12 products of a 2k x 2k exponential. Square: the 12 alone.
+            let side = n.min(2 * k);
+            let around = if n > k { 10 * n * k * k } else { 0 };
+            assert_eq!(floor("matrix_exp"), around + 12 * 2 * side.pow(3));
+        }
+    }
+
+    #[test]
+    fn a_list_with_a_fault_is_refused() {
+        let work = "[[work]]\nname = \"a/b/c/d\"\nshape = [1]\nreason = \"r\"\ncopies = [8]\n";
+        assert!(Shapes::parse(work).is_ok());
+        for fault in [
+            work.replace("a/b/c/d", "a/b"),
+            work.replace("a/b/c/d", "a//c/d"),
+            work.replace("copies = [8]", ""),
+            work.replace("reason", "because"),
+            format!("{work}{work}"),
+        ] {
+            assert!(Shapes::parse(&fault).is_err(), "{fault}");
+        }
+    }
+}

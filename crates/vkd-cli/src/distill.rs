@@ -1,0 +1,164 @@
+//! `vkd distill`: a teacher, its arms, a table and a report.
+
+use crate::progress::Progress;
+use crate::recipe_args::RecipeArgs;
+use crate::worker::{TEACHER, train_in_process};
+use candle_core::{Result, bail};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+use vkd_train::{Dataset, Recipe, Report, RunFolder, TeacherReport, train_teacher};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Run folder [default: runs/NAME-seedN]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Start anew in a folder that holds another run
+    #[arg(long)]
+    overwrite: bool,
+    /// How many arms train side by side; they share the processors [default: the number of processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    jobs: Option<u64>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let started = Instant::now();
+    let recipe = args.recipe.load()?;
+    let data = Dataset::open(&recipe.data)?;
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => PathBuf::from("runs").join(format!("{}-seed{}", recipe.name, recipe.seed)),
+    };
+    let run = RunFolder::create(&out, recipe, args.overwrite)?;
+    let progress = Progress::new();
+    progress.line(&summary(run.recipe(), &data, &out));
+    let teacher = teacher(&run, &data, &progress)?;
+    arms(&run, &progress, args.jobs.map_or(processors(), |j| j as usize))?;
+    let report = run.finish(&data.name, started.elapsed().as_secs_f64())?;
+    crate::report::write(&run, &report, data.test.len())?;
+    print!("{}", table(&report, &teacher));
+    println!(
+        "\n{} s; the student is {}, the report {}",
+        report.seconds.round(),
+        run.path("student.safetensors").display(),
+        run.path("report.html").display()
+    );
+    Ok(())
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+fn summary(recipe: &Recipe, data: &Dataset, out: &std::path::Path) -> String {
+    format!(
+        "{}: {} training images ({} with a label), {} validation, {} test; seed {}; writing to {}",
+        data.name,
+        data.train.len(),
+        recipe.data.labels,
+        data.validation.len(),
+        data.test.len(),
+        recipe.seed,
+        out.display()
+    )
+}
+
+/// The teacher has all processors: nothing else runs.
+fn teacher(run: &RunFolder, data: &Dataset, progress: &Progress) -> Result<TeacherReport> {
+    let finished = run.teacher_report()?.is_some();
+    let mut part = progress.part(TEACHER, run.recipe().teacher.steps);
+    if !finished {
+        train_in_process(run.dir(), TEACHER, processors(), |e| part.show(e))?;
+    }
+    // Checks the floor of a reused one too; trains nothing any more.
+    let report = train_teacher(run, data, &mut |_| Ok(()))?;
+    let source = if finished {
+        ", finished earlier and reused"
+    } else if run.recipe().teacher.checkpoint.is_some() {
+        ", loaded"
+    } else {
+        ""
+    };
+    part.finish(&format!("test accuracy {:.4}{source}", accuracy(&report.metrics)));
+    Ok(report)
+}
+
+/// Trains the arms, `jobs` at a time. After a failure no further arm starts; the first error is returned.
+fn arms(run: &RunFolder, progress: &Progress, jobs: usize) -> Result<()> {
+    let names = &run.recipe().arms;
+    let jobs = jobs.min(names.len());
+    let threads = (processors() / jobs).max(1);
+    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(e) = arm(run, name, threads, progress) {
+                next.store(names.len(), Ordering::Relaxed);
+                if let Ok(mut failures) = failures.lock() {
+                    failures.push(vkd_train::plain(&e));
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(work);
+        }
+    });
+    match failures.into_inner().unwrap_or_default().first() {
+        Some(message) => bail!("{message}"),
+        None => Ok(()),
+    }
+}
+
+fn arm(run: &RunFolder, name: &str, threads: usize, progress: &Progress) -> Result<()> {
+    let mut part = progress.part(name, run.recipe().training.steps);
+    let finished = run.arm_report(name)?.is_some();
+    if !finished {
+        train_in_process(run.dir(), name, threads, |e| part.show(e))?;
+    }
+    let Some(report) = run.arm_report(name)? else {
+        bail!("arm {name}: expected a result from its process, got none")
+    };
+    let source = if finished { ", finished earlier and reused" } else { "" };
+    part.finish(&format!("test accuracy {:.4}{source}", accuracy(&report.metrics)));
+    Ok(())
+}
+
+fn accuracy(metrics: &std::collections::BTreeMap<String, f64>) -> f64 {
+    metrics.get("accuracy").copied().unwrap_or(f64::NAN)
+}
+
+/// The table at the end of a run.
+fn table(report: &Report, teacher: &TeacherReport) -> String {
+    let mut text = format!(
+        "\n{:<17} {:>6} {:>10}  {:>8} {:>10}  {}\n",
+        "", "labels", "parameters", "test", "validation", "loss"
+    );
+    let mut row = |name: &str,
+                   labels: String,
+                   parameters,
+                   metrics: &std::collections::BTreeMap<String, f64>,
+                   loss: String| {
+        let validation = metrics.get("validation_accuracy").copied().unwrap_or(f64::NAN);
+        text.push_str(&format!(
+            "{name:<17} {labels:>6} {parameters:>10}  {:>8.4} {validation:>10.4}  {loss}\n",
+            accuracy(metrics)
+        ));
+    };
+    row("teacher", "all".to_owned(), teacher.parameters, &teacher.metrics, "label".to_owned());
+    for arm in &report.arms {
+        let weight = |(name, w): (&String, &f64)| {
+            if *w == 1. { name.clone() } else { format!("{w}·{name}") }
+        };
+        let mut loss: Vec<String> = arm.terms.iter().map(weight).collect();
+        if let Some(residual) = arm.projector_residual_max {
+            loss.push(format!("[max|WᵀW−I| {residual:.1e}]"));
+        }
+        row(&arm.name, arm.labels.to_string(), arm.parameters, &arm.metrics, loss.join(" + "));
+    }
+    text
+}

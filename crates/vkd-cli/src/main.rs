@@ -1,0 +1,54 @@
+//! The vkd command line: distil a big network into a small one.
+
+mod distill;
+mod eval;
+mod predict;
+mod progress;
+mod recipe_args;
+mod report;
+mod worker;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Distil a big network into a small one, through orthogonal projections (V_kD, CVPR 2024).
+#[derive(Parser)]
+#[command(name = "vkd", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a teacher and distil students from it; without arguments, on the embedded handwritten digits
+    Distill(distill::Args),
+    /// Score a distilled student on a data set
+    Eval(eval::Args),
+    /// Classify images with a distilled student
+    Predict(predict::Args),
+    /// Train one arm of a run; started by `distill`, which reads its events
+    #[command(hide = true)]
+    Worker(worker::Args),
+}
+
+fn main() -> ExitCode {
+    // A panic is our fault, never the user's: say so in one line instead of a stack trace.
+    std::panic::set_hook(Box::new(|info| {
+        eprintln!("error: internal fault, please report it: {info}");
+    }));
+    let run = || match Cli::parse().command {
+        Command::Distill(args) => distill::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Predict(args) => predict::run(&args),
+        Command::Worker(args) => worker::run(&args),
+    };
+    match std::panic::catch_unwind(run) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(e)) => {
+            eprintln!("error: {}", vkd_train::plain(&e));
+            ExitCode::FAILURE
+        }
+        Err(_) => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,85 @@
+//! Progress: bars on a terminal, plain lines elsewhere.
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use vkd_train::{Event, EventKind};
+
+/// Shows the parts of a run side by side.
+pub(crate) struct Progress {
+    bars: Option<MultiProgress>,
+}
+
+/// One part: the teacher or an arm.
+pub(crate) struct Part {
+    bar: Option<ProgressBar>,
+    name: String,
+    total: u64,
+    validation: Option<f64>,
+}
+
+impl Progress {
+    pub(crate) fn new() -> Self {
+        Self { bars: std::io::stderr().is_terminal().then(MultiProgress::new) }
+    }
+
+    /// A part of `total` steps.
+    pub(crate) fn part(&self, name: &str, total: u64) -> Part {
+        let bar = self.bars.as_ref().map(|bars| {
+            let bar = bars.add(ProgressBar::new(total));
+            // The template is a constant of ours; the default is a bar as well.
+            if let Ok(style) =
+                ProgressStyle::with_template("{prefix:>16} {bar:24} {pos:>5}/{len} {eta:>4}  {msg}")
+            {
+                bar.set_style(style);
+            }
+            bar.set_prefix(name.to_owned());
+            bar.tick();
+            bar
+        });
+        Part { bar, name: name.to_owned(), total, validation: None }
+    }
+
+    /// A line of its own, above the bars.
+    pub(crate) fn line(&self, text: &str) {
+        match &self.bars {
+            Some(bars) => drop(bars.println(text)),
+            None => eprintln!("{text}"),
+        }
+    }
+}
+
+impl Part {
+    /// Shows an event.
+    pub(crate) fn show(&mut self, event: &Event) {
+        match &event.kind {
+            EventKind::Step { loss, terms, .. } => {
+                if let Some(bar) = &self.bar {
+                    let terms: Vec<String> =
+                        terms.iter().map(|(name, v)| format!("{name} {v:.3}")).collect();
+                    let validation =
+                        self.validation.map(|v| format!("  validation {v:.3}")).unwrap_or_default();
+                    bar.set_position(event.step + 1);
+                    bar.set_message(format!("loss {loss:.3} ({}){validation}", terms.join(", ")));
+                }
+            }
+            EventKind::Validation { validation_accuracy } => {
+                self.validation = Some(*validation_accuracy);
+                match &self.bar {
+                    Some(bar) => bar.set_position(event.step),
+                    None => eprintln!(
+                        "{:>16} {:>5}/{}  validation {validation_accuracy:.3}",
+                        self.name, event.step, self.total
+                    ),
+                }
+            }
+        }
+    }
+
+    /// Ends the part with a closing remark.
+    pub(crate) fn finish(self, remark: &str) {
+        match self.bar {
+            Some(bar) => bar.abandon_with_message(remark.to_owned()),
+            None => eprintln!("{:>16} {remark}", self.name),
+        }
+    }
+}

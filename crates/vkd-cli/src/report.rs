@@ -1,0 +1,121 @@
+//! `report.html`: one page about a run, complete in itself.
+//!
+//! Invariants: no script, no font and no picture from elsewhere; every string that comes from outside passes
+//! [`html::escape`]; a value that is not finite is left out of the plots and shown as a dash in the table.
+
+mod arms;
+mod axis;
+mod curves;
+mod html;
+mod plot;
+#[cfg(test)]
+mod tests;
+
+use candle_core::Result;
+use html::{count, escape, seconds};
+use vkd_models::write_atomically;
+use vkd_train::{Event, Recipe, Report, RunFolder};
+
+const STYLE: &str = include_str!("report/report.css");
+
+/// Writes `report.html` into the run folder; `test_images` is the number behind every test accuracy.
+pub(crate) fn write(run: &RunFolder, report: &Report, test_images: usize) -> Result<()> {
+    let page = Page { report, recipe: run.recipe(), events: &run.events()?, test_images };
+    Ok(write_atomically(&run.path("report.html"), page.html()?.as_bytes())?)
+}
+
+/// What the page is made of.
+struct Page<'a> {
+    report: &'a Report,
+    recipe: &'a Recipe,
+    events: &'a [Event],
+    test_images: usize,
+}
+
+impl Page<'_> {
+    fn html(&self) -> Result<String> {
+        let title = format!("{}, seed {}", self.report.recipe, self.report.seed);
+        Ok(format!(
+            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <meta name=\"color-scheme\" content=\"light dark\">\n\
+             <title>vkd: {}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n\
+             {}{}{}{}{}</main>\n</body>\n</html>\n",
+            escape(&title),
+            self.header(),
+            arms::section(self),
+            curves::section(self),
+            self.reproduction()?,
+            footer(),
+        ))
+    }
+
+    fn header(&self) -> String {
+        let report = self.report;
+        let chips = [
+            ("recipe", report.recipe.clone()),
+            ("data", report.dataset.clone()),
+            ("seed", report.seed.to_string()),
+            ("vkd", report.version.clone()),
+            ("wall clock", format!("{} s", seconds(report.seconds))),
+        ];
+        let chips: String = chips
+            .iter()
+            .map(|(key, value)| {
+                format!("<li><span>{}</span> {}</li>\n", escape(key), escape(value))
+            })
+            .collect();
+        format!(
+            "<header>\n<h1>Distillation report: {}</h1>\n<ul class=\"chips\">\n{chips}</ul>\n\
+             <p class=\"lead\">{}</p>\n</header>\n",
+            escape(&report.recipe),
+            self.sentence()
+        )
+    }
+
+    /// What was compared, in one sentence.
+    fn sentence(&self) -> String {
+        let steps = count(self.recipe.training.steps);
+        let score = match self.test_images {
+            0 => "there are no test images".to_owned(),
+            n => format!("the scores are of {} test images that nothing else looked at", count(n)),
+        };
+        match self.report.arms.len() {
+            1 => format!(
+                "One way of training the student was run, {steps} steps of {} images, beside its teacher; {score}.",
+                self.recipe.training.batch
+            ),
+            n => format!(
+                "{} ways of training the same student were compared, each with {steps} steps of {} images, which differ \
+                 in how many labels they know and in what they take from the teacher; {score}.",
+                in_words(n),
+                self.recipe.training.batch
+            ),
+        }
+    }
+
+    fn reproduction(&self) -> Result<String> {
+        let seed = self.report.seed;
+        Ok(format!(
+            "<section>\n<h2>Reproduce</h2>\n\
+             <p>The file <code>recipe.toml</code> beside this page holds the recipe below. A recipe and a seed give the same \
+             student on the same machine; in a folder that already holds the run, finished parts are reused instead of \
+             trained again, so choose a new one:</p>\n\
+             <pre>vkd distill recipe.toml --seed {seed} --out again</pre>\n\
+             <h2>Recipe</h2>\n<pre>{}</pre>\n</section>\n",
+            escape(&self.recipe.to_toml()?)
+        ))
+    }
+}
+
+/// A small number at the start of a sentence.
+fn in_words(n: usize) -> String {
+    let words = ["No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine"];
+    words.get(n).map_or_else(|| n.to_string(), |w| (*w).to_owned())
+}
+
+fn footer() -> &'static str {
+    "<footer>\n<p>Method: Miles, Elezi and Deng, <a href=\"https://arxiv.org/abs/2403.06213\">V<sub>k</sub>D: Improving \
+     Knowledge Distillation using Orthogonal Projections</a>, CVPR 2024. Numbers: <code>report.json</code> and \
+     <code>metrics.jsonl</code> beside this page.</p>\n</footer>\n"
+}

@@ -1,0 +1,233 @@
+//! The scores: the teacher, the best arm with few labels, and a table of all.
+
+use super::Page;
+use super::curves::LAW;
+use super::html::{Pen, count, escape, percent, points, scientific, seconds};
+use std::collections::BTreeMap;
+use vkd_train::{ArmReport, LabelBudget, ProjectorKind};
+
+type Metrics = BTreeMap<String, f64>;
+
+pub(super) fn section(page: &Page) -> String {
+    let best = best(page);
+    let rows: String =
+        page.report.arms.iter().enumerate().map(|(i, a)| row(page, i, a, &best)).collect();
+    format!(
+        "<section>\n<div class=\"tiles\">\n{}{}</div>\n<h2>Arms</h2>\n<table>\n<thead>\n<tr><th>arm</th><th>labels</th>\
+         <th>loss</th><th>parameters</th><th>test accuracy (%)</th><th>vs none (pp)</th><th>vs teacher (pp)</th>\
+         <th>validation (%)</th><th>seconds</th><th>largest max|WᵀW−I|</th></tr>\n</thead>\n<tbody>\n{}{rows}</tbody>\n\
+         </table>\n{}</section>\n",
+        teacher_tile(page),
+        best_tile(page, &best),
+        teacher_row(page),
+        notes(page, &best)
+    )
+}
+
+fn accuracy(metrics: &Metrics) -> f64 {
+    metrics.get("accuracy").copied().unwrap_or(f64::NAN)
+}
+
+fn validation(metrics: &Metrics) -> f64 {
+    metrics.get("validation_accuracy").copied().unwrap_or(f64::NAN)
+}
+
+/// Binomial standard error of an accuracy; NaN without images.
+fn error(page: &Page, accuracy: f64) -> f64 {
+    (accuracy * (1. - accuracy) / page.test_images as f64).sqrt()
+}
+
+fn with_error(page: &Page, accuracy: f64) -> String {
+    format!("{} <small>± {}</small>", percent(accuracy), percent(error(page, accuracy)))
+}
+
+fn none(page: &Page) -> Option<f64> {
+    page.report.arms.iter().find(|a| a.name == "none").map(|a| accuracy(&a.metrics))
+}
+
+/// The arms with few labels and the highest test accuracy: several where they tie, none where there is no choice.
+fn best<'a>(page: &'a Page) -> Vec<&'a ArmReport> {
+    let few = |arm: &&ArmReport| {
+        let budget = page.recipe.arm(&arm.name).map(|a| a.labels);
+        budget.is_ok_and(|l| l == LabelBudget::Few) && accuracy(&arm.metrics).is_finite()
+    };
+    let few: Vec<&ArmReport> = page.report.arms.iter().filter(few).collect();
+    let highest = few.iter().map(|a| accuracy(&a.metrics)).fold(f64::MIN, f64::max);
+    few.into_iter().filter(|a| accuracy(&a.metrics) == highest).collect()
+}
+
+fn teacher_tile(page: &Page) -> String {
+    let teacher = &page.report.teacher;
+    let loaded = page.recipe.teacher.checkpoint.is_some();
+    let source = match loaded {
+        true => "loaded, not trained here".to_owned(),
+        false => format!("trained with all labels in {} s", seconds(teacher.seconds)),
+    };
+    format!(
+        "<div class=\"tile\"><h3>Teacher</h3><p class=\"big\">{} %</p><p>on the test images, {} % on the validation images; {} \
+         parameters, {source}</p></div>\n",
+        with_error(page, accuracy(&teacher.metrics)),
+        percent(validation(&teacher.metrics)),
+        count(teacher.parameters)
+    )
+}
+
+fn best_tile(page: &Page, best: &[&ArmReport]) -> String {
+    let Some(first) = best.first() else { return String::new() };
+    let score = accuracy(&first.metrics);
+    let names: Vec<String> =
+        best.iter().map(|a| format!("<strong>{}</strong>", escape(&a.name))).collect();
+    let mut gaps = vec![format!(
+        "{} pp against the teacher",
+        points(score - accuracy(&page.report.teacher.metrics))
+    )];
+    if let Some(none) = none(page).filter(|_| first.name != "none") {
+        gaps.insert(0, format!("{} pp against none", points(score - none)));
+    }
+    let tie = if best.len() > 1 { ", tied" } else { "" };
+    format!(
+        "<div class=\"tile best\"><h3>Best arm with {} labels</h3><p class=\"big\">{} %</p><p>{}{tie}: {}</p></div>\n",
+        count(first.labels),
+        with_error(page, score),
+        names.join(" and "),
+        gaps.join(", ")
+    )
+}
+
+fn teacher_row(page: &Page) -> String {
+    let teacher = &page.report.teacher;
+    let score = accuracy(&teacher.metrics);
+    let cells = [
+        ("labels", "all".to_owned()),
+        ("loss", "label".to_owned()),
+        ("parameters", count(teacher.parameters)),
+        ("test accuracy (%)", bar(page, score, Pen::PLAIN)),
+        ("vs none (pp)", none(page).map_or("–".to_owned(), |n| points(score - n))),
+        ("vs teacher (pp)", "–".to_owned()),
+        ("validation (%)", percent(validation(&teacher.metrics))),
+        ("seconds", seconds(teacher.seconds)),
+        ("largest max|WᵀW−I|", "–".to_owned()),
+    ];
+    format!("<tr class=\"teacher\"><th>{}teacher</th>{}</tr>\n", Pen::LEVEL.key(), tds(&cells))
+}
+
+fn row(page: &Page, index: usize, arm: &ArmReport, best: &[&ArmReport]) -> String {
+    let score = accuracy(&arm.metrics);
+    let to = |other: f64| points(score - other);
+    let to_none = none(page).filter(|_| arm.name != "none").map_or("–".to_owned(), to);
+    let residual = match arm.projector_residual_max {
+        None => "–".to_owned(),
+        Some(r) if r <= LAW => scientific(r, 1),
+        Some(r) => format!("<span class=\"bad\">{} over the law of 10⁻⁶</span>", scientific(r, 1)),
+    };
+    let cells = [
+        ("labels", count(arm.labels)),
+        ("loss", loss(page, arm)),
+        ("parameters", count(arm.parameters)),
+        ("test accuracy (%)", bar(page, score, Pen::arm(index))),
+        ("vs none (pp)", to_none),
+        ("vs teacher (pp)", to(accuracy(&page.report.teacher.metrics))),
+        ("validation (%)", percent(validation(&arm.metrics))),
+        ("seconds", seconds(arm.seconds)),
+        ("largest max|WᵀW−I|", residual),
+    ];
+    let (class, badge) = match best.iter().any(|b| b.name == arm.name) {
+        true => (" class=\"best\"", " <span class=\"badge\">best with few labels</span>"),
+        false => ("", ""),
+    };
+    let key = Pen::arm(index).key();
+    format!("<tr{class}><th>{key}{}{badge}</th>{}</tr>\n", escape(&arm.name), tds(&cells))
+}
+
+/// Cells of a row; on a narrow screen each shows its label.
+fn tds(cells: &[(&str, String)]) -> String {
+    cells
+        .iter()
+        .map(|(label, value)| {
+            let class = if *label == "loss" { " class=\"loss\"" } else { "" };
+            format!("<td{class} data-label=\"{}\"><div>{value}</div></td>", escape(label))
+        })
+        .collect()
+}
+
+/// An accuracy with its error over a bar from 0 to 100 %, the teacher's score marked.
+fn bar(page: &Page, accuracy_: f64, pen: Pen) -> String {
+    let at = |share: f64| if share.is_finite() { 100. * share.clamp(0., 1.) } else { 0. };
+    let teacher = at(accuracy(&page.report.teacher.metrics));
+    let (score, error) = (at(accuracy_), at(error(page, accuracy_)));
+    format!(
+        "{}<svg class=\"bar\" viewBox=\"0 0 100 8\" preserveAspectRatio=\"none\" aria-hidden=\"true\">\
+         <rect class=\"ground\" width=\"100\" height=\"8\"/><rect width=\"{score:.2}\" height=\"8\" fill=\"{}\"/>\
+         <rect class=\"error\" x=\"{:.2}\" y=\"3\" width=\"{:.2}\" height=\"2\"/>\
+         <rect class=\"mark\" x=\"{:.2}\" width=\"0.8\" height=\"8\"/></svg>",
+        with_error(page, accuracy_),
+        pen.color,
+        score - error,
+        2. * error,
+        (teacher - 0.4).max(0.)
+    )
+}
+
+fn loss(page: &Page, arm: &ArmReport) -> String {
+    let term = |(name, weight): (&String, &f64)| match weight {
+        1. => escape(name),
+        w => format!("{w}·{}", escape(name)),
+    };
+    // The label first, as in the plots.
+    let mut terms: Vec<(&String, &f64)> = arm.terms.iter().collect();
+    terms.sort_by_key(|(name, _)| (*name != "label", *name != "logits"));
+    let terms: Vec<String> = terms.into_iter().map(term).collect();
+    let projector = match page.recipe.arm(&arm.name) {
+        Ok(config) if config.features > 0. => match config.projector {
+            ProjectorKind::Linear => "<br><small>linear projector</small>".to_owned(),
+            ProjectorKind::Orthogonal => {
+                format!(
+                    "<br><small>orthogonal projector, {}</small>",
+                    escape(&page.recipe.distill.map)
+                )
+            }
+        },
+        _ => String::new(),
+    };
+    format!("{}{projector}", terms.join(" + "))
+}
+
+fn notes(page: &Page, best: &[&ArmReport]) -> String {
+    let seed = page.report.seed;
+    let mut notes = vec![format!(
+        "<strong>This is one seed ({seed}).</strong> How far the scores move with another seed is not measured here."
+    )];
+    if page.test_images > 0 {
+        let teacher = [&page.report.teacher.metrics].into_iter();
+        let all = teacher.chain(page.report.arms.iter().map(|a| &a.metrics));
+        let mut errors: Vec<f64> =
+            all.map(|m| error(page, accuracy(m))).filter(|e| e.is_finite()).collect();
+        errors.sort_by(|a, b| b.total_cmp(a));
+        let twice = match errors[..] {
+            [first, second, ..] => {
+                format!(", here up to {} pp,", percent(2. * first.hypot(second)))
+            }
+            _ => String::new(),
+        };
+        notes.push(format!(
+            "± is one binomial standard error, √(p(1−p)/n), of an accuracy p on n = {} test images: what the choice of these \
+             images alone leaves open. A difference of two accuracies has about √2 times that error, less where both fail on \
+             the same images; a difference below twice its error{twice} says little.",
+            count(page.test_images)
+        ));
+    }
+    if best.len() > 1 || (best.len() == 1 && page.report.arms.len() > 1) {
+        notes.push(
+            "The highlighted arm is the one with the highest test accuracy among those with few labels, picked afterwards; \
+             where arms tie, all are."
+                .to_owned(),
+        );
+    }
+    notes.push(
+        "Bars run from 0 to 100 %; the upright mark is the teacher. Parameters are those of the saved network, without the \
+         projector. Arms may have trained side by side, so their seconds compare only roughly."
+            .to_owned(),
+    );
+    let notes: String = notes.iter().map(|n| format!("<li>{n}</li>\n")).collect();
+    format!("<ul class=\"notes\">\n{notes}</ul>\n")
+}

@@ -1,0 +1,151 @@
+//! The plots over the steps.
+
+use super::Page;
+use super::html::{Pen, escape};
+use super::plot::{Level, Line, Plot};
+use std::collections::BTreeSet;
+use vkd_train::{EventKind, LossKind};
+
+/// What `max|WᵀW − I|` may be in f32, at every size.
+pub(super) const LAW: f64 = 1e-6;
+
+pub(super) fn section(page: &Page) -> String {
+    let mut figures = validation(page);
+    for term in terms(page) {
+        figures.push_str(&loss(page, &term));
+    }
+    figures.push_str(&learning_rate(page));
+    figures.push_str(&residual(page));
+    format!("<section>\n<h2>Curves</h2>\n<div class=\"figures\">\n{figures}</div>\n</section>\n")
+}
+
+fn validation(page: &Page) -> String {
+    let teacher = page.report.teacher.metrics.get("validation_accuracy").copied();
+    let levels = teacher
+        .filter(|v| v.is_finite())
+        .map(|v| Level { name: format!("teacher, finished ({:.1} %)", 100. * v), value: 100. * v });
+    Plot {
+        title: "Validation accuracy",
+        unit: &format!("accuracy on {} validation images (%)", page.recipe.data.validation),
+        log: false,
+        lines: lines(page, |kind| match kind {
+            EventKind::Validation { validation_accuracy } => Some(100. * validation_accuracy),
+            EventKind::Step { .. } => None,
+        }),
+        levels: levels.into_iter().collect(),
+        note: "",
+    }
+    .figure()
+}
+
+fn loss(page: &Page, term: &str) -> String {
+    let (title, unit, note) = describe(page, term);
+    let lines = lines(page, |kind| match kind {
+        EventKind::Step { terms, .. } => terms.get(term).copied(),
+        EventKind::Validation { .. } => None,
+    });
+    let positive = || lines.iter().flat_map(|l| &l.points).map(|p| p.1).filter(|v| *v > 0.);
+    let (low, high) = (positive().fold(f64::MAX, f64::min), positive().fold(0., f64::max));
+    let negative = lines.iter().flat_map(|l| &l.points).any(|p| p.1 < 0.);
+    let log = !negative && high > 20. * low;
+    Plot { title: &title, unit: &unit, log, lines, levels: vec![], note: &note }.figure()
+}
+
+/// Title, unit and note of a loss term.
+fn describe(page: &Page, term: &str) -> (String, String, String) {
+    let distill = &page.recipe.distill;
+    let batch = "One training batch a point, before weighting.";
+    if term == "label" {
+        (
+            "Loss on the labels".to_owned(),
+            "cross-entropy (nats)".to_owned(),
+            format!("{batch} Over the labelled images of the batch only."),
+        )
+    } else if term == "logits" {
+        (
+            "Loss on the teacher's logits".to_owned(),
+            format!("KL divergence × T² (nats), T = {}", distill.temperature),
+            batch.to_owned(),
+        )
+    } else if let Some(tap) = term.strip_prefix("feature.") {
+        let unit = match distill.loss {
+            LossKind::SmoothL1 => format!("smooth-L1, β = {} (no unit)", distill.beta),
+            LossKind::Mse => "mean squared difference (no unit)".to_owned(),
+        };
+        (format!("Loss on the teacher's features ({tap})"), unit, batch.to_owned())
+    } else {
+        (format!("Loss term {term}"), term.to_owned(), batch.to_owned())
+    }
+}
+
+fn learning_rate(page: &Page) -> String {
+    let mut lines = lines(page, |kind| match kind {
+        EventKind::Step { learning_rate, .. } => Some(*learning_rate),
+        EventKind::Validation { .. } => None,
+    });
+    lines.retain(|l| !l.points.is_empty());
+    let same = lines.len() > 1 && lines.iter().all(|l| l.points == lines[0].points);
+    let note = if same { "The same for every arm." } else { "" };
+    if same {
+        lines.truncate(1);
+        lines.iter_mut().for_each(|l| (l.name, l.pen) = ("", Pen::PLAIN));
+    }
+    let unit = "learning rate (per update)";
+    Plot { title: "Learning rate", unit, log: false, lines, levels: vec![], note }.figure()
+}
+
+fn residual(page: &Page) -> String {
+    let title = "Distance of the projector from orthogonality";
+    let mut lines = lines(page, |kind| match kind {
+        EventKind::Step { residual, .. } => *residual,
+        EventKind::Validation { .. } => None,
+    });
+    lines.retain(|l| !l.points.is_empty());
+    if lines.is_empty() {
+        return format!(
+            "<figure>\n<figcaption>{}</figcaption>\n<p class=\"nothing\">No arm of this run recorded one: none has an \
+             orthogonal projector.</p>\n</figure>\n",
+            escape(title)
+        );
+    }
+    let zero = lines.iter().flat_map(|l| &l.points).any(|p| p.1 == 0.);
+    Plot {
+        title,
+        unit: "max|WᵀW − I| (no unit), measured in f64",
+        log: true,
+        lines,
+        levels: vec![Level { name: "law for f32: 10⁻⁶".to_owned(), value: LAW }],
+        note: if zero { "An exact 0 lies on the lower edge." } else { "" },
+    }
+    .figure()
+}
+
+/// One line an arm of what `value` finds in its events.
+fn lines<'a>(page: &'a Page, value: impl Fn(&EventKind) -> Option<f64>) -> Vec<Line<'a>> {
+    let arms = page.report.arms.iter().enumerate();
+    arms.map(|(i, arm)| {
+        let points = page
+            .events
+            .iter()
+            .filter(|e| e.arm == arm.name)
+            .filter_map(|e| Some((e.step as f64, value(&e.kind)?)))
+            .filter(|(_, v)| v.is_finite())
+            .collect();
+        Line { name: &arm.name, pen: Pen::arm(i), points }
+    })
+    .collect()
+}
+
+/// The terms that any arm has, the label's first.
+fn terms(page: &Page) -> Vec<String> {
+    let weighted = page.report.arms.iter().flat_map(|arm| arm.terms.keys());
+    let recorded = page.events.iter().filter(|e| page.report.arms.iter().any(|a| a.name == e.arm));
+    let recorded = recorded.flat_map(|e| match &e.kind {
+        EventKind::Step { terms, .. } => terms.keys().collect(),
+        EventKind::Validation { .. } => vec![],
+    });
+    let all: BTreeSet<&String> = weighted.chain(recorded).collect();
+    let mut all: Vec<String> = all.into_iter().cloned().collect();
+    all.sort_by_key(|term| (term != "label", term != "logits"));
+    all
+}

@@ -1,0 +1,103 @@
+//! The teacher or one arm in a process of its own.
+//!
+//! A process and not a thread: candle, its matrix products and ours each keep a pool, and with two arms in one process they
+//! fight for the cores. A process with one thread each has no such fight, and an arm that fails takes no other along.
+
+use candle_core::{Result, bail};
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use vkd_train::{Dataset, Event, RunFolder, train_arm, train_teacher};
+
+/// Name of the worker that trains the teacher.
+pub(crate) const TEACHER: &str = "teacher";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run folder
+    folder: PathBuf,
+    /// Arm, or `teacher`
+    part: String,
+}
+
+/// One line of a worker's output.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Message {
+    Event(Event),
+    Done,
+    Failed(String),
+}
+
+/// The worker's side: trains and writes one message a line.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let work = || {
+        let run = RunFolder::open(&args.folder)?;
+        let data = Dataset::open(&run.recipe().data)?;
+        // A parent that is gone closes the pipe: the failed write ends this process too.
+        let observer = &mut |e: &Event| send(&Message::Event(e.clone()));
+        match args.part.as_str() {
+            TEACHER => train_teacher(&run, &data, observer).map(|_| ()),
+            arm => train_arm(&run, &data, arm, observer).map(|_| ()),
+        }
+    };
+    match work() {
+        Ok(()) => send(&Message::Done),
+        Err(e) => send(&Message::Failed(vkd_train::plain(&e))),
+    }
+}
+
+fn send(message: &Message) -> Result<()> {
+    let line = serde_json::to_string(message).map_err(candle_core::Error::wrap)?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
+}
+
+/// The parent's side: runs the worker of one part on `threads` threads to its end and hands its events on. The result
+/// lies in the run folder.
+pub(crate) fn train_in_process(
+    folder: &Path,
+    part: &str,
+    threads: usize,
+    mut observe: impl FnMut(&Event),
+) -> Result<()> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .args([std::ffi::OsStr::new("worker"), folder.as_os_str(), std::ffi::OsStr::new(part)])
+        .env("RAYON_NUM_THREADS", threads.to_string())
+        .env("CANDLE_NUM_THREADS", threads.to_string())
+        // A step allocates and frees the same large tensors over and over. glibc would hand each back to the kernel and
+        // have it zeroed anew, which costs a quarter of the run; other allocators ignore the two.
+        .env("MALLOC_MMAP_THRESHOLD_", "4294967296")
+        .env("MALLOC_TRIM_THRESHOLD_", "4294967296")
+        .env_remove("RUST_BACKTRACE")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else {
+        bail!("{part}: expected the worker's output, got none")
+    };
+    // Drained on the side, so that a worker with much to complain about can't block.
+    let complaints = std::thread::spawn(move || {
+        let mut text = String::new();
+        BufReader::new(err).read_to_string(&mut text).ok();
+        text
+    });
+    let mut end = None;
+    for line in BufReader::new(out).lines() {
+        match serde_json::from_str(&line?) {
+            Ok(Message::Event(event)) => observe(&event),
+            Ok(message) => end = Some(message),
+            Err(e) => bail!("{part}: expected a worker's message: {e}"),
+        }
+    }
+    let status = child.wait()?;
+    let complaints = complaints.join().unwrap_or_default();
+    match end {
+        Some(Message::Done) => Ok(()),
+        Some(Message::Failed(text)) => bail!("{text}"),
+        _ => bail!("{part}: its process ended early ({status}): {}", complaints.trim()),
+    }
+}

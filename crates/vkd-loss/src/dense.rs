@@ -1,0 +1,103 @@
+//! From tensors to dense slices, and the checks that all losses share.
+
+use candle_core::{CpuStorage, DType, Error, Layout, Result, Storage, Tensor, WithDType, bail};
+
+/// Element types of the CPU kernels.
+pub(crate) trait Real: WithDType {
+    fn wide(self) -> f64;
+    fn narrow(value: f64) -> Self;
+}
+
+impl Real for f32 {
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        f64::from(self)
+    }
+
+    #[inline(always)]
+    fn narrow(value: f64) -> Self {
+        value as f32
+    }
+}
+
+impl Real for f64 {
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(value: f64) -> Self {
+        value
+    }
+}
+
+/// The values behind a contiguous layout, which may start at an offset.
+pub(crate) fn dense<'a, T: WithDType>(
+    op: &'static str,
+    storage: &'a CpuStorage,
+    layout: &Layout,
+) -> Result<&'a [T]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<T>()?[start..end]),
+        None => bail!("{op}: expected a contiguous layout, got {layout:?}"),
+    }
+}
+
+/// Hands `f` the CPU storage and layout of a tensor; used by backward passes, which see tensors.
+pub(crate) fn with_storage<R>(
+    op: &'static str,
+    tensor: &Tensor,
+    f: impl FnOnce(&CpuStorage, &Layout) -> Result<R>,
+) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => f(storage, layout),
+        other => bail!("{op}: expected a CPU tensor, got one on {:?}", other.device()),
+    }
+}
+
+/// f32 or f64, else the typed error.
+pub(crate) fn check_float(op: &'static str, xs: &Tensor) -> Result<()> {
+    match xs.dtype() {
+        DType::F32 | DType::F64 => Ok(()),
+        other => Err(Error::UnsupportedDTypeForOp(other, op).bt()),
+    }
+}
+
+/// Same shape and dtype, and a second argument (called `role`) that no gradient flows to.
+pub(crate) fn check_pair(
+    op: &'static str,
+    student: &Tensor,
+    fixed: &Tensor,
+    role: &str,
+) -> Result<()> {
+    check_float(op, student)?;
+    if student.dims() != fixed.dims() {
+        bail!("{op}: expected {role} of the shape {:?}, got {:?}", student.dims(), fixed.dims())
+    }
+    if student.dtype() != fixed.dtype() {
+        bail!("{op}: expected {role} of dtype {:?}, got {:?}", student.dtype(), fixed.dtype())
+    }
+    if fixed.track_op() {
+        bail!("{op}: expected {role} without gradient, got a tracked tensor; detach it")
+    }
+    Ok(())
+}
+
+/// (B, C) with at least one row and one class.
+pub(crate) fn check_logits(op: &'static str, logits: &Tensor) -> Result<(usize, usize)> {
+    check_float(op, logits)?;
+    match *logits.dims() {
+        [batch, classes] if batch > 0 && classes > 0 => Ok((batch, classes)),
+        ref dims => bail!("{op}: expected logits (B, C) with B, C >= 1, got {dims:?}"),
+    }
+}
+
+/// A finite number above zero, and far enough from it that its inverse is finite in f32.
+pub(crate) fn check_positive(op: &'static str, name: &str, value: f64) -> Result<()> {
+    if !(value >= f64::from(f32::MIN_POSITIVE) && value.is_finite()) {
+        bail!("{op}: expected a finite {name} > 0 (at least {:e}), got {value}", f32::MIN_POSITIVE)
+    }
+    Ok(())
+}

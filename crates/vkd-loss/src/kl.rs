@@ -1,0 +1,42 @@
+//! Divergence of softened class distributions.
+
+use crate::ops::{Target, softmax_loss};
+use candle_core::{Result, Tensor};
+
+/// Divergence of the student's softened class distribution from the teacher's, times the temperature squared.
+///
+/// $$\frac{T^2}{B} \sum_b \sum_c p^t_{bc} \left(\log p^t_{bc} - \log p^s_{bc}\right), \qquad
+/// p = \operatorname{softmax}(\text{logits} / T).$$
+/// The sum runs over classes and the mean over the batch (PyTorch's `batchmean`). The factor keeps the gradient's size
+/// independent of the temperature. DeiT's soft form also divides by the number of classes.
+///
+/// # Shapes
+/// - `student_logits`, `teacher_logits`: `(B, C)`, `B, C >= 1`, any strides; f32 or f64
+/// - output: rank 0
+///
+/// # Gradient
+/// Flows to `student_logits`: $T (p^s - p^t) / B$. The teacher must carry no gradient. The backward pass recomputes
+/// both softmaxes.
+///
+/// # Numerics
+/// All arithmetic is in f64. Never negative, zero at equality, finite for logits of ±1e4. A teacher logit of negative
+/// infinity masks its class; NaN or positive infinity give NaN.
+///
+/// # Errors
+/// `temperature` not finite or under the smallest normal f32, a shape other than `(B, C)`, different shapes or dtypes,
+/// a tracked teacher (detach it), or another dtype.
+///
+/// # References
+/// Hinton, Vinyals and Dean, arXiv:1503.02531. V_kD's code uses `temperature = 1`.
+///
+/// # Example
+/// ```
+/// # use candle_core::{Device, Tensor}; use vkd_loss::kl;
+/// let teacher = Tensor::new(&[[2f32, 0., -1.]], &Device::Cpu)?;
+/// assert_eq!(kl(&teacher, &teacher, 4.)?.to_scalar::<f32>()?, 0.);
+/// assert!(kl(&teacher.neg()?, &teacher, 4.)?.to_scalar::<f32>()? > 0.);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn kl(student_logits: &Tensor, teacher_logits: &Tensor, temperature: f64) -> Result<Tensor> {
+    softmax_loss(Target::Logits { temperature }, student_logits, teacher_logits)
+}

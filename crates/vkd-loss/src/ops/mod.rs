@@ -1,0 +1,9 @@
+//! The differentiable operations; one folder each: checks and tape, CPU kernel, slow reference.
+
+mod log_softmax;
+mod pointwise;
+mod softmax_loss;
+
+pub use log_softmax::log_softmax;
+pub(crate) use pointwise::{Pointwise, pointwise};
+pub(crate) use softmax_loss::{Target, softmax_loss};

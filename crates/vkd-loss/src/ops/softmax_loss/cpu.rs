@@ -1,0 +1,123 @@
+//! Row kernels of the losses on logits, all arithmetic in f64.
+//!
+//! Every kind is `sum over classes of t * (log t - log softmax(x / T))`, with the first logarithm for the divergence
+//! only; every gradient is `(softmax * sum(t) - t) / T`.
+
+use super::Target;
+use crate::dense::Real;
+use crate::ops::log_softmax::cpu::log_sum_exp;
+use candle_core::{Result, bail};
+
+/// How far from one the probabilities of a row may sum.
+const SUM_TOLERANCE: f64 = 1e-4;
+
+/// The second argument: class indices, or one value per class.
+#[derive(Clone, Copy)]
+pub(super) enum Values<'a, T> {
+    Labels(&'a [u32]),
+    Dense(&'a [T]),
+}
+
+/// The target distribution of one row, and its logarithm where the loss needs it (else zeros).
+struct Row {
+    target: Vec<f64>,
+    log_target: Vec<f64>,
+}
+
+impl Row {
+    fn new(classes: usize) -> Self {
+        Self { target: vec![0.; classes], log_target: vec![0.; classes] }
+    }
+
+    fn fill<T: Real>(&mut self, kind: Target, values: Values<'_, T>, row: usize) -> Result<()> {
+        let (op, classes) = (kind.op(), self.target.len());
+        match (kind, values) {
+            (Target::Labels { smoothing }, Values::Labels(labels)) => {
+                let label = labels[row] as usize;
+                if label >= classes {
+                    bail!("{op}: expected labels below {classes}, got {label} in row {row}")
+                }
+                self.target.fill(smoothing / classes as f64);
+                self.target[label] += 1. - smoothing;
+            }
+            (Target::Logits { temperature }, Values::Dense(logits)) => {
+                let logits = &logits[row * classes..][..classes];
+                let norm = log_sum_exp(logits, temperature);
+                for (k, x) in logits.iter().enumerate() {
+                    self.log_target[k] = x.wide() / temperature - norm;
+                    self.target[k] = self.log_target[k].exp();
+                }
+            }
+            (Target::Probabilities, Values::Dense(probabilities)) => {
+                let row_values = &probabilities[row * classes..][..classes];
+                for (k, (t, p)) in self.target.iter_mut().zip(row_values).enumerate() {
+                    *t = p.wide();
+                    if t.is_nan() || *t < 0. {
+                        bail!("{op}: expected probabilities >= 0, got {t} in row {row}, class {k}")
+                    }
+                }
+                let sum: f64 = self.target.iter().sum();
+                if (sum - 1.).abs() > SUM_TOLERANCE {
+                    bail!(
+                        "{op}: expected probabilities that sum to 1 within {SUM_TOLERANCE:e}, got {sum} in row {row} \
+                         (off by {:e})",
+                        sum - 1.
+                    )
+                }
+            }
+            _ => bail!("{op}: expected U32 labels or one value per class, got the other"),
+        }
+        Ok(())
+    }
+}
+
+/// The mean over rows.
+pub(super) fn forward<T: Real>(
+    kind: Target,
+    logits: &[T],
+    values: Values<'_, T>,
+    classes: usize,
+) -> Result<f64> {
+    let temperature = kind.temperature();
+    let mut row = Row::new(classes);
+    let mut total = 0f64;
+    for (i, xs) in logits.chunks_exact(classes).enumerate() {
+        row.fill(kind, values, i)?;
+        let norm = log_sum_exp(xs, temperature);
+        let mut loss = 0f64;
+        for ((&t, &log_t), x) in row.target.iter().zip(&row.log_target).zip(xs) {
+            // A class without weight counts nothing, even where its logit is negative infinity.
+            if t != 0. {
+                loss += t * (log_t - (x.wide() / temperature - norm));
+            }
+        }
+        // None of the losses is negative: what is below zero is rounding. NaN passes.
+        total += if loss < 0. { 0. } else { loss };
+    }
+    Ok(total * kind.factor() / (logits.len() / classes) as f64)
+}
+
+/// Gradient of the logits for the incoming gradient `grad` of the mean.
+pub(super) fn backward<T: Real>(
+    kind: Target,
+    logits: &[T],
+    values: Values<'_, T>,
+    classes: usize,
+    grad: f64,
+) -> Result<Vec<T>> {
+    let temperature = kind.temperature();
+    let share = grad * kind.factor() / (temperature * (logits.len() / classes) as f64);
+    let mut row = Row::new(classes);
+    let mut ds = Vec::with_capacity(logits.len());
+    for (i, xs) in logits.chunks_exact(classes).enumerate() {
+        row.fill(kind, values, i)?;
+        let norm = log_sum_exp(xs, temperature);
+        let sum: f64 = row.target.iter().sum();
+        ds.extend(
+            xs.iter()
+                .zip(&row.target)
+                .map(|(x, t)| T::narrow(share * ((x.wide() / temperature - norm).exp() * sum - t))),
+        );
+    }
+    Ok(ds)
+}

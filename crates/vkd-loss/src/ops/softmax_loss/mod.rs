@@ -1,0 +1,144 @@
+//! Losses between the softmax of logits and a fixed target, fused.
+
+mod cpu;
+pub(crate) mod reference;
+#[cfg(test)]
+mod tests;
+
+use crate::dense::{Real, check_logits, check_pair, check_positive, dense, with_storage};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use cpu::Values;
+
+/// What the softmax is compared with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    /// Class indices, smoothed.
+    Labels { smoothing: f64 },
+    /// A distribution per row.
+    Probabilities,
+    /// Logits, both sides divided by the temperature: a divergence.
+    Logits { temperature: f64 },
+}
+
+impl Target {
+    fn op(self) -> &'static str {
+        match self {
+            Self::Labels { .. } => "cross_entropy",
+            Self::Probabilities => "soft_cross_entropy",
+            Self::Logits { .. } => "kl",
+        }
+    }
+
+    fn temperature(self) -> f64 {
+        match self {
+            Self::Logits { temperature } => temperature,
+            _ => 1.,
+        }
+    }
+
+    /// Keeps the size of the gradient independent of the temperature.
+    fn factor(self) -> f64 {
+        self.temperature() * self.temperature()
+    }
+}
+
+/// Checks the arguments and applies the fused op, on the CPU, or its twin elsewhere.
+pub(crate) fn softmax_loss(kind: Target, logits: &Tensor, target: &Tensor) -> Result<Tensor> {
+    let op = kind.op();
+    let (batch, classes) = check_logits(op, logits)?;
+    match kind {
+        Target::Labels { smoothing } => {
+            if !(0. ..1.).contains(&smoothing) {
+                bail!("{op}: expected 0 <= smoothing < 1, got {smoothing}")
+            }
+            if target.dtype() != DType::U32 || target.dims() != [batch] {
+                bail!(
+                    "{op}: expected U32 labels of shape [{batch}], got {:?} {:?}",
+                    target.dtype(),
+                    target.dims()
+                )
+            }
+        }
+        Target::Probabilities => check_pair(op, logits, target, "probabilities")?,
+        Target::Logits { temperature } => {
+            check_positive(op, "temperature", temperature)?;
+            check_pair(op, logits, target, "teacher logits")?;
+        }
+    }
+    if !logits.device().is_cpu() {
+        return reference::softmax_loss(kind, logits, target);
+    }
+    logits.contiguous()?.apply_op2(&target.contiguous()?, SoftmaxLoss { kind, classes })
+}
+
+struct SoftmaxLoss {
+    kind: Target,
+    classes: usize,
+}
+
+impl CustomOp2 for SoftmaxLoss {
+    fn name(&self) -> &'static str {
+        self.kind.op()
+    }
+
+    fn cpu_fwd(
+        &self,
+        logits: &CpuStorage,
+        logits_layout: &Layout,
+        target: &CpuStorage,
+        target_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (logits, target) = ((logits, logits_layout), (target, target_layout));
+        let loss = match logits.0 {
+            CpuStorage::F32(_) => self.forward::<f32>(logits, target)?,
+            _ => self.forward::<f64>(logits, target)?,
+        };
+        Ok((loss, Shape::from(())))
+    }
+
+    fn bwd(
+        &self,
+        logits: &Tensor,
+        target: &Tensor,
+        _loss: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let ds = match logits.dtype() {
+            DType::F32 => self.backward::<f32>(logits, target, grad)?,
+            _ => self.backward::<f64>(logits, target, grad)?,
+        };
+        // The target is checked to be untracked; zeros keep candle from panicking all the same.
+        let dt = if target.track_op() { Some(target.zeros_like()?) } else { None };
+        Ok((Some(ds), dt))
+    }
+}
+
+type Stored<'a> = (&'a CpuStorage, &'a Layout);
+
+impl SoftmaxLoss {
+    fn values<'a, T: Real>(&self, target: Stored<'a>) -> Result<Values<'a, T>> {
+        let op = self.kind.op();
+        Ok(match target.0 {
+            CpuStorage::U32(_) => Values::Labels(dense(op, target.0, target.1)?),
+            _ => Values::Dense(dense(op, target.0, target.1)?),
+        })
+    }
+
+    fn forward<T: Real>(&self, logits: Stored<'_>, target: Stored<'_>) -> Result<CpuStorage> {
+        let xs = dense::<T>(self.kind.op(), logits.0, logits.1)?;
+        let loss = cpu::forward(self.kind, xs, self.values(target)?, self.classes)?;
+        Ok(T::to_cpu_storage_owned(vec![T::narrow(loss)]))
+    }
+
+    fn backward<T: Real>(&self, logits: &Tensor, target: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let op = self.kind.op();
+        let grad = grad.to_scalar::<T>()?.wide();
+        let ds = with_storage(op, logits, |x, x_layout| {
+            with_storage(op, target, |t, t_layout| {
+                let xs = dense::<T>(op, x, x_layout)?;
+                cpu::backward(self.kind, xs, self.values((t, t_layout))?, self.classes, grad)
+            })
+        })?;
+        Tensor::from_vec(ds, logits.shape(), logits.device())
+    }
+}

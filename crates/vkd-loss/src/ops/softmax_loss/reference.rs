@@ -1,0 +1,23 @@
+//! The losses on logits from plain tensor ops: slow, differentiable, any device; values are not checked.
+
+use super::Target;
+use crate::ops::log_softmax::reference::log_softmax;
+use candle_core::{D, Result, Tensor};
+
+/// Twin of [`super::softmax_loss`].
+pub(crate) fn softmax_loss(kind: Target, logits: &Tensor, target: &Tensor) -> Result<Tensor> {
+    let log_probabilities = log_softmax(&(logits / kind.temperature())?)?;
+    let rows = match kind {
+        Target::Labels { smoothing } => {
+            let own = log_probabilities.gather(&target.unsqueeze(1)?, 1)?.squeeze(1)?;
+            let all = log_probabilities.mean(D::Minus1)?;
+            (own.affine(smoothing - 1., 0.)? - all.affine(smoothing, 0.)?)?
+        }
+        Target::Probabilities => (target * log_probabilities)?.sum(D::Minus1)?.neg()?,
+        Target::Logits { temperature } => {
+            let log_target = log_softmax(&(target / temperature)?)?;
+            (log_target.exp()? * (log_target - log_probabilities)?)?.sum(D::Minus1)?
+        }
+    };
+    rows.mean_all()? * kind.factor()
+}

@@ -1,0 +1,137 @@
+//! Softmax loss: against its twin, finite differences, in every layout, and at its edges.
+
+use super::{Target, reference, softmax_loss};
+use crate::{cross_entropy, kl, soft_cross_entropy};
+use candle_core::{D, DType, Device, Result, Tensor, Var};
+use vkd_testkit::OpCase;
+use vkd_testkit::{normal, normal_scaled, to_f64};
+
+fn labels(batch: usize, classes: usize) -> Result<Tensor> {
+    let labels: Vec<u32> = (0..batch).map(|i| ((5 * i + 2) % classes) as u32).collect();
+    Tensor::new(labels, &Device::Cpu)
+}
+
+fn probabilities(dims: &[usize], seed: u64) -> Result<Tensor> {
+    let weights = normal(dims, DType::F64, seed)?.exp()?;
+    weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)
+}
+
+/// Every kind with inputs for it.
+fn cases(batch: usize, classes: usize) -> Result<Vec<(Target, [Tensor; 2])>> {
+    let dims = [batch, classes];
+    let logits = normal_scaled(&dims, DType::F64, 1, 3.)?;
+    let teacher = normal_scaled(&dims, DType::F64, 2, 3.)?;
+    Ok(vec![
+        (Target::Labels { smoothing: 0. }, [logits.clone(), labels(batch, classes)?]),
+        (Target::Labels { smoothing: 0.1 }, [logits.clone(), labels(batch, classes)?]),
+        (Target::Probabilities, [logits.clone(), probabilities(&dims, 3)?]),
+        (Target::Logits { temperature: 1. }, [logits.clone(), teacher.clone()]),
+        (Target::Logits { temperature: 4. }, [logits, teacher]),
+    ])
+}
+
+fn case<'a>(what: &'a str, inputs: &'a [Tensor]) -> OpCase<'a> {
+    OpCase { what, inputs, active: 1, f64_tolerance: 1e-12, f32_tolerance: 1e-6 }
+}
+
+#[test]
+fn agrees_with_its_twin() -> Result<()> {
+    for (batch, classes) in [(1, 1), (1, 7), (7, 33), (33, 7)] {
+        for (kind, inputs) in cases(batch, classes)? {
+            case(kind.op(), &inputs).check(
+                |x| softmax_loss(kind, &x[0], &x[1]),
+                |x| reference::softmax_loss(kind, &x[0], &x[1]),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn harness_has_teeth() -> Result<()> {
+    for (batch, classes) in [(2, 3), (33, 7)] {
+        for (kind, inputs) in cases(batch, classes)? {
+            case(kind.op(), &inputs).has_teeth(
+                |x| softmax_loss(kind, &x[0], &x[1]),
+                |x| reference::softmax_loss(kind, &x[0], &x[1]),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn extremes_stay_finite() -> Result<()> {
+    let logits = [[1e4f32, -1e4, 0., 1.], [-1e4, -1e4, 1e4, 1e4]];
+    let student = Var::new(&logits, &Device::Cpu)?;
+    let teacher = (student.detach() * -1.)?;
+    let even = Tensor::full(0.25f32, (2, 4), &Device::Cpu)?;
+    let labels = Tensor::new(&[1u32, 0], &Device::Cpu)?;
+    for loss in [
+        kl(&student, &teacher, 1.)?,
+        kl(&student, &teacher, 4.)?,
+        cross_entropy(&student, &labels, 0.)?,
+        cross_entropy(&student, &labels, 0.1)?,
+        soft_cross_entropy(&student, &even)?,
+    ] {
+        assert!(loss.to_scalar::<f32>()?.is_finite(), "{loss}");
+        let grads = loss.backward()?;
+        assert!(to_f64(grads.get(&student).unwrap())?.iter().all(|g| g.is_finite()));
+    }
+    Ok(())
+}
+
+#[test]
+fn masked_classes_count_nothing_and_nan_is_not_hidden() -> Result<()> {
+    let masked = Tensor::new(&[[1f64, f64::NEG_INFINITY, 3.]], &Device::Cpu)?;
+    let plain = Tensor::new(&[[1f64, 3.]], &Device::Cpu)?;
+    let teacher = Tensor::new(&[[2f64, f64::NEG_INFINITY, 1.]], &Device::Cpu)?;
+    let got = kl(&masked, &teacher, 1.)?.to_scalar::<f64>()?;
+    let want = kl(&plain, &Tensor::new(&[[2f64, 1.]], &Device::Cpu)?, 1.)?.to_scalar::<f64>()?;
+    assert!((got - want).abs() < 1e-15, "{got} {want}");
+    let label = Tensor::new(&[2u32], &Device::Cpu)?;
+    assert!(cross_entropy(&masked, &label, 0.)?.to_scalar::<f64>()?.is_finite());
+    assert_eq!(cross_entropy(&masked, &label, 0.1)?.to_scalar::<f64>()?, f64::INFINITY);
+    for bad in [f64::NAN, f64::INFINITY] {
+        let xs = Tensor::new(&[[bad, 0., 1.]], &Device::Cpu)?;
+        let finite = Tensor::new(&[[0f64, 0., 1.]], &Device::Cpu)?;
+        assert!(cross_entropy(&xs, &label, 0.)?.to_scalar::<f64>()?.is_nan());
+        assert!(kl(&finite, &xs, 1.)?.to_scalar::<f64>()?.is_nan());
+        assert!(kl(&xs, &finite, 1.)?.to_scalar::<f64>()?.is_nan());
+    }
+    Ok(())
+}
+
+#[test]
+fn bad_arguments_are_named() -> Result<()> {
+    let xs = normal(&[3, 4], DType::F32, 1)?;
+    let text = |r: Result<Tensor>| r.unwrap_err().to_string();
+    let dev = &Device::Cpu;
+    let good = Tensor::new(&[0u32, 3, 1], dev)?;
+    let e = text(cross_entropy(&xs, &Tensor::new(&[0u32, 4, 1], dev)?, 0.));
+    assert!(e.contains("cross_entropy: expected labels below 4, got 4 in row 1"), "{e}");
+    let e = text(cross_entropy(&xs, &Tensor::new(&[0u32, 1], dev)?, 0.));
+    assert!(e.contains("expected U32 labels of shape [3], got U32 [2]"), "{e}");
+    assert!(text(cross_entropy(&xs, &good.to_dtype(DType::I64)?, 0.)).contains("got I64 [3]"));
+    for smoothing in [-0.1, 1., f64::NAN] {
+        assert!(text(cross_entropy(&xs, &good, smoothing)).contains("0 <= smoothing < 1"));
+    }
+    for temperature in [0., -1., f64::NAN, f64::INFINITY] {
+        assert!(text(kl(&xs, &xs, temperature)).contains("kl: expected a finite temperature > 0"));
+    }
+    let none = xs.narrow(0, 0, 0)?;
+    assert!(text(kl(&none, &none, 1.)).contains("kl: expected logits (B, C) with B, C >= 1"));
+    assert!(text(kl(&xs, &xs.narrow(1, 0, 3)?, 1.)).contains("shape [3, 4], got [3, 3]"));
+    assert!(text(kl(&xs, &xs.to_dtype(DType::F64)?, 1.)).contains("dtype F32, got F64"));
+    assert!(
+        text(kl(&xs, Var::from_tensor(&xs)?.as_tensor(), 1.))
+            .contains("teacher logits without gradient")
+    );
+    let off = Tensor::new(&[[0.25f32; 4], [0.25, 0.25, 0.25, 0.26], [0.25; 4]], dev)?;
+    let e = text(soft_cross_entropy(&xs, &off));
+    assert!(e.contains("sum to 1") && e.contains("in row 1 (off by 9.99"), "{e}");
+    let negative = Tensor::new(&[[0.25f32; 4], [0.25; 4], [0.5, 0.75, -0.25, 0.]], dev)?;
+    let e = text(soft_cross_entropy(&xs, &negative));
+    assert!(e.contains("got -0.25 in row 2, class 2"), "{e}");
+    Ok(())
+}

@@ -1,0 +1,232 @@
+//! Variables by name, in sorted order, with seeded initial values.
+
+use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
+use candle_nn::init::{Init, NormalOrUniform};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{VarBuilder, init};
+use rand::Rng;
+use rand_distr::StandardNormal;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use vkd_norm::stream;
+
+/// The variables of a model: what candle's `VarMap` is for, but seeded and ordered.
+///
+/// An initial value is a function of the store's seed and of the variable's full name, so two stores with the same
+/// seed agree whatever the order of construction. Buffers ([`is_buffer`]) are saved with the rest and never trained.
+///
+/// Cloning is cheap and shares the variables.
+#[derive(Clone)]
+pub struct VarStore {
+    seed: u64,
+    dtype: DType,
+    device: Device,
+    vars: Arc<Mutex<BTreeMap<String, Var>>>,
+}
+
+/// Whether a variable is state that no gradient reaches: the last part of its name is `base` (the fixed frame of an
+/// orthogonal projector), `running_mean`, `running_var` or `num_batches_tracked`.
+pub fn is_buffer(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    matches!(last, "base" | "running_mean" | "running_var" | "num_batches_tracked")
+}
+
+impl VarStore {
+    /// An empty store; variables appear as layers ask its [`builder`](Self::builder) for them.
+    pub fn new(seed: u64, dtype: DType, device: &Device) -> Self {
+        Self { seed, dtype, device: device.clone(), vars: Arc::default() }
+    }
+
+    /// A builder that creates a variable at its first request and returns the same one afterwards.
+    pub fn builder(&self) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(self.clone()), self.dtype, self.device.clone())
+    }
+
+    /// The trainable variables, sorted by name.
+    pub fn parameters(&self) -> Vec<(String, Var)> {
+        self.lock()
+            .iter()
+            .filter(|(name, _)| !is_buffer(name))
+            .map(|(n, v)| (n.clone(), v.clone()))
+            .collect()
+    }
+
+    /// Everything that a checkpoint must hold, parameters and buffers, sorted by name and off the tape.
+    pub fn tensors(&self) -> BTreeMap<String, Tensor> {
+        self.lock().iter().map(|(n, v)| (n.clone(), v.as_detached_tensor())).collect()
+    }
+
+    /// Number of trainable values.
+    pub fn parameter_count(&self) -> usize {
+        self.parameters().iter().map(|(_, v)| v.elem_count()).sum()
+    }
+
+    /// Sets every variable from `tensors`, by name.
+    ///
+    /// # Errors
+    /// If a variable is missing there, if a tensor belongs to no variable, or if a shape differs: all names are
+    /// listed and nothing is changed. Values are converted to the store's dtype.
+    pub fn load(&self, tensors: &HashMap<String, Tensor>) -> Result<()> {
+        let vars = self.lock();
+        let mut faults: Vec<String> = Vec::new();
+        for (name, var) in vars.iter() {
+            match tensors.get(name) {
+                None => faults.push(format!("missing {name} {:?}", var.dims())),
+                Some(t) if t.dims() != var.dims() => {
+                    faults.push(format!("{name}: expected {:?}, got {:?}", var.dims(), t.dims()));
+                }
+                Some(_) => {}
+            }
+        }
+        let mut unexpected: Vec<_> = tensors.keys().filter(|n| !vars.contains_key(*n)).collect();
+        unexpected.sort_unstable();
+        faults.extend(unexpected.into_iter().map(|n| format!("unexpected {n}")));
+        if !faults.is_empty() {
+            bail!("load: the tensors don't fit the model: {}", faults.join("; "))
+        }
+        for (name, var) in vars.iter() {
+            if let Some(t) = tensors.get(name) {
+                // A copy: `Var::set` refuses a tensor that shares the variable's storage.
+                var.set(&t.to_dtype(var.dtype())?.to_device(var.device())?.copy()?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Var>> {
+        // A panic while the lock is held can't leave a map half changed: inserts are single calls.
+        self.vars.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn initial(
+        &self,
+        shape: &Shape,
+        name: &str,
+        init: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
+        let mut rng = stream(self.seed, name, 0, 0);
+        let count = shape.elem_count();
+        let mut normal = |mean: f64, stdev: f64| -> Vec<f64> {
+            (0..count).map(|_| mean + stdev * rng.sample::<f64, _>(StandardNormal)).collect()
+        };
+        let mut rng_uniform = stream(self.seed, name, 0, 0);
+        let mut uniform = |lo: f64, up: f64| -> Vec<f64> {
+            (0..count).map(|_| lo + (up - lo) * rng_uniform.random::<f64>()).collect()
+        };
+        let values = match init {
+            Init::Const(value) => vec![value; count],
+            Init::Randn { mean, stdev } => normal(mean, stdev),
+            Init::Uniform { lo, up } => uniform(lo, up),
+            Init::Kaiming { dist, fan, non_linearity } => {
+                let stdev = non_linearity.gain() / (fan.for_shape(shape).max(1) as f64).sqrt();
+                match dist {
+                    NormalOrUniform::Normal => normal(0., stdev),
+                    NormalOrUniform::Uniform => uniform(-3f64.sqrt() * stdev, 3f64.sqrt() * stdev),
+                }
+            }
+        };
+        Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+    }
+}
+
+fn handed_out(name: &str, var: &Var) -> Tensor {
+    // A buffer shares its storage with the variable, but no tape starts there.
+    if is_buffer(name) { var.as_detached_tensor() } else { var.as_tensor().clone() }
+}
+
+impl SimpleBackend for VarStore {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        init: init::Init,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
+        if let Some(var) = self.lock().get(name) {
+            if var.shape() != &shape {
+                bail!("variable {name}: expected shape {shape:?}, got {:?}", var.shape())
+            }
+            return Ok(handed_out(name, var));
+        }
+        let var = Var::from_tensor(&self.initial(&shape, name, init, dtype, device)?)?;
+        let tensor = handed_out(name, &var);
+        self.lock().insert(name.to_owned(), var);
+        Ok(tensor)
+    }
+
+    fn get_unchecked(&self, name: &str, _dtype: DType, _device: &Device) -> Result<Tensor> {
+        match self.lock().get(name) {
+            Some(var) => Ok(handed_out(name, var)),
+            None => {
+                bail!("variable {name}: expected to exist already, got no shape to create it with")
+            }
+        }
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.lock().contains_key(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(seed: u64) -> VarStore {
+        VarStore::new(seed, DType::F64, &Device::Cpu)
+    }
+
+    #[test]
+    fn values_depend_on_seed_and_name_only() -> Result<()> {
+        let init = init::DEFAULT_KAIMING_UNIFORM;
+        let (a, b) = (store(1), store(1));
+        let x = a.builder().pp("x").get_with_hints((3, 4), "weight", init)?;
+        let y = a.builder().pp("y").get_with_hints((3, 4), "weight", init)?;
+        b.builder().pp("y").get_with_hints((3, 4), "weight", init)?;
+        let again = b.builder().pp("x").get_with_hints((3, 4), "weight", init)?;
+        assert_eq!(x.to_vec2::<f64>()?, again.to_vec2::<f64>()?);
+        assert_ne!(x.to_vec2::<f64>()?, y.to_vec2::<f64>()?);
+        let other = store(2).builder().pp("x").get_with_hints((3, 4), "weight", init)?;
+        assert_ne!(x.to_vec2::<f64>()?, other.to_vec2::<f64>()?);
+        assert_eq!(
+            a.parameters().iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(),
+            ["x.weight", "y.weight"]
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn buffers_are_saved_but_not_trained() -> Result<()> {
+        let s = store(1);
+        let base = s.builder().get_with_hints((2, 2), "base", Init::Const(0.))?;
+        s.builder().get_with_hints((2, 2), "raw", Init::Const(0.))?;
+        assert!(!base.track_op() && !base.is_variable());
+        base.slice_set(&Tensor::ones((2, 2), DType::F64, &Device::Cpu)?, 0, 0)?;
+        assert_eq!(s.parameters().len(), 1);
+        assert_eq!(s.tensors()["base"].to_vec2::<f64>()?, [[1., 1.], [1., 1.]]);
+        Ok(())
+    }
+
+    #[test]
+    fn load_lists_every_fault_and_changes_nothing() -> Result<()> {
+        let s = store(1);
+        s.builder().get_with_hints(2, "a", Init::Const(1.))?;
+        s.builder().get_with_hints(3, "b", Init::Const(1.))?;
+        let wrong = HashMap::from([
+            ("a".to_owned(), Tensor::zeros(2, DType::F64, &Device::Cpu)?),
+            ("b".to_owned(), Tensor::zeros(4, DType::F64, &Device::Cpu)?),
+            ("c".to_owned(), Tensor::zeros(1, DType::F64, &Device::Cpu)?),
+        ]);
+        let message = s.load(&wrong).unwrap_err().to_string();
+        assert!(
+            message.contains("b: expected [3], got [4]") && message.contains("unexpected c"),
+            "{message}"
+        );
+        assert_eq!(s.tensors()["a"].to_vec1::<f64>()?, [1., 1.]);
+        let own: HashMap<_, _> = s.tensors().into_iter().collect();
+        s.load(&own)
+    }
+}

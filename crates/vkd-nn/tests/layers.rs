@@ -1,0 +1,141 @@
+//! Layers: gradients of every variable, construction errors, and the optimiser against its formula.
+
+use candle_core::{DType, Device, Module, Result, Tensor, Var};
+use std::collections::HashMap;
+use vkd_nn::{
+    AdamW, AdamWConfig, Conv2dConfig, VarStore, conv2d, layer_norm, linear, self_attention,
+};
+use vkd_testkit::{Tolerance, assert_close, gradcheck_variables, normal};
+
+fn store() -> VarStore {
+    VarStore::new(11, DType::F64, &Device::Cpu)
+}
+
+#[test]
+fn gradients_of_every_variable() -> Result<()> {
+    let s = store();
+    let vb = s.builder();
+    let xs = normal(&[2, 4, 8], DType::F64, 1)?;
+    let (norm, attention, head) = (
+        layer_norm(8, 1e-6, vb.pp("n"))?,
+        self_attention(8, 2, vb.pp("a"))?,
+        linear(8, 3, vb.pp("l"))?,
+    );
+    gradcheck_variables(&s.parameters(), || {
+        head.forward(&attention.forward(&norm.forward(&xs)?)?)?.sqr()?.mean_all()
+    })?;
+
+    let s = store();
+    let conv = conv2d(2, 3, 3, Conv2dConfig { stride: 2, padding: 1 }, s.builder())?;
+    let xs = normal(&[2, 5, 6, 2], DType::F64, 2)?;
+    gradcheck_variables(&s.parameters(), || conv.forward(&xs)?.sqr()?.mean_all())
+}
+
+#[test]
+fn convolution_equals_candles_forward() -> Result<()> {
+    let s = store();
+    let conv = conv2d(2, 3, 3, Conv2dConfig { stride: 2, padding: 1 }, s.builder())?;
+    let xs = normal(&[2, 2, 7, 6], DType::F64, 3)?;
+    let ours = conv.forward(&xs.permute((0, 2, 3, 1))?)?.permute((0, 3, 1, 2))?;
+    let candles = xs.conv2d(&s.tensors()["weight"], 1, 2, 1, 1)?;
+    assert_close("conv2d", &ours, &candles, Tolerance::for_op(DType::F64, DType::F64, 18))
+}
+
+#[test]
+fn construction_errors_name_the_layer() {
+    let vb = store().builder().pp("blocks.0");
+    let zero = Conv2dConfig { stride: 0, padding: 0 };
+    for message in [
+        linear(0, 3, vb.clone()).err(),
+        layer_norm(4, 0., vb.clone()).err(),
+        layer_norm(4, f64::NAN, vb.clone()).err().or_else(|| layer_norm(0, 1., vb.clone()).err()),
+        self_attention(8, 3, vb.clone()).err(),
+        self_attention(8, 0, vb.clone()).err(),
+        conv2d(1, 1, 3, zero, vb.clone()).err(),
+    ] {
+        let message = message.map(|e| e.to_string()).unwrap_or_default();
+        assert!(message.contains("blocks.0") && message.contains("expected"), "{message}");
+    }
+}
+
+#[test]
+fn adamw_follows_its_formula_and_resumes_exactly() -> Result<()> {
+    let config = AdamWConfig { beta1: 0.9, beta2: 0.99, eps: 1e-6, weight_decay: 0.1 };
+    let start = [0.5f64, -2., 3.];
+    let gradient = |p: f64| 2. * p - 1.;
+    let (mut p, mut m, mut v) = (start.to_vec(), vec![0f64; 3], vec![0f64; 3]);
+    let var = Var::new(&start, &Device::Cpu)?;
+    let free = Var::new(&start, &Device::Cpu)?;
+    let named = |var: &Var| vec![("w".to_owned(), var.clone())];
+    let mut adamw = AdamW::new(
+        [named(&var), vec![("b".to_owned(), free.clone())]].concat(),
+        config,
+        |n, _| n == "w",
+    )?;
+    let step = |adamw: &mut AdamW, var: &Var| -> Result<()> {
+        let x = var.as_tensor();
+        let loss = ((x.sqr()? - x)?.sum_all()? + free.as_tensor().sum_all()?)?;
+        adamw.step(&loss.backward()?, 0.05)
+    };
+    let lr = 0.05;
+    for t in 1..=5 {
+        step(&mut adamw, &var)?;
+        for i in 0..3 {
+            let g = gradient(p[i]);
+            m[i] = 0.9 * m[i] + 0.1 * g;
+            v[i] = 0.99 * v[i] + 0.01 * g * g;
+            let (mh, vh) = (m[i] / (1. - 0.9f64.powi(t)), v[i] / (1. - 0.99f64.powi(t)));
+            p[i] -= lr * (0.1 * p[i] + mh / (vh.sqrt() + 1e-6));
+        }
+    }
+    assert_close(
+        "adamw",
+        var.as_tensor(),
+        &Tensor::new(&p[..], &Device::Cpu)?,
+        Tolerance::relative(1e-13),
+    )?;
+    // The undecayed variable has a constant gradient of one: each step moves it by lr.
+    let moved: Vec<f64> = start.iter().map(|s| s - 5. * lr).collect();
+    assert_close(
+        "no decay",
+        free.as_tensor(),
+        &Tensor::new(&moved[..], &Device::Cpu)?,
+        Tolerance::relative(1e-5),
+    )?;
+
+    // Save, take up elsewhere, go on: the same bits.
+    let (count, state) = adamw.state()?;
+    let copy = Var::from_tensor(&var.as_detached_tensor().copy()?)?;
+    let other_free = Var::from_tensor(&free.as_detached_tensor().copy()?)?;
+    let mut resumed =
+        AdamW::new([named(&copy), vec![("b".to_owned(), other_free)]].concat(), config, |n, _| {
+            n == "w"
+        })?;
+    assert!(resumed.load_state(count, &HashMap::new()).is_err());
+    resumed.load_state(count, &state.into_iter().collect())?;
+    step(&mut adamw, &var)?;
+    step(&mut resumed, &copy)?;
+    assert_eq!(var.to_vec1::<f64>()?, copy.to_vec1::<f64>()?);
+    Ok(())
+}
+
+#[test]
+fn adamw_refuses_bad_settings() -> Result<()> {
+    let var = Var::new(&[1f32], &Device::Cpu)?;
+    let with = |c: AdamWConfig| AdamW::new(vec![("w".to_owned(), var.clone())], c, |_, _| true);
+    let good = AdamWConfig::default();
+    for bad in [
+        AdamWConfig { beta1: 1., ..good },
+        AdamWConfig { eps: 0., ..good },
+        AdamWConfig { weight_decay: f64::NAN, ..good },
+    ] {
+        assert!(with(bad).is_err());
+    }
+    let grads = var.as_tensor().sqr()?.sum_all()?.backward()?;
+    for lr in [-1., f64::NAN, f64::INFINITY] {
+        assert!(with(good)?.step(&grads, lr).is_err());
+    }
+    let half = Var::zeros(2, DType::BF16, &Device::Cpu)?;
+    assert!(AdamW::new(vec![("h".to_owned(), half)], good, |_, _| true).is_err());
+    Ok(())
+}

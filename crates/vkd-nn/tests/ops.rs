@@ -1,0 +1,206 @@
+//! Every op against its twin, against finite differences, in every layout, and against its own edge cases.
+
+use candle_core::{DType, Device, Result, Tensor};
+use proptest::prelude::*;
+use vkd_nn::ops::reference;
+use vkd_nn::{add_bias, gelu, multi_head_attention, relu, unfold2d};
+use vkd_testkit::{
+    OpCase, Tolerance, assert_close, gradcheck, has_gradient, layouts, normal, normal_scaled,
+};
+
+/// One case: name, op, twin, input shape, terms of the longest sum.
+type Op = Box<dyn Fn(&Tensor) -> Result<Tensor>>;
+
+fn cases() -> Vec<(&'static str, Op, Op, Vec<usize>, usize)> {
+    let mut all: Vec<(&'static str, Op, Op, Vec<usize>, usize)> = vec![];
+    for dims in [vec![1], vec![7, 33], vec![3, 1, 5], vec![300, 300]] {
+        all.push(("gelu", Box::new(gelu), Box::new(reference::gelu), dims.clone(), 1));
+        all.push(("relu", Box::new(relu), Box::new(reference::relu), dims, 1));
+    }
+    for (dims, heads) in
+        [([1, 1, 3], 1), ([2, 5, 24], 2), ([3, 33, 18], 3), ([2, 7, 96], 4), ([9, 50, 192], 4)]
+    {
+        all.push((
+            "attention",
+            Box::new(move |x| multi_head_attention(x, heads)),
+            Box::new(move |x| reference::multi_head_attention(x, heads)),
+            dims.to_vec(),
+            dims[1] * 8,
+        ));
+    }
+    for (dims, k, s, p) in [
+        ([1, 1, 1, 1], 1, 1, 0),
+        ([2, 5, 7, 3], 3, 1, 1),
+        ([2, 8, 8, 2], 2, 2, 0),
+        ([1, 7, 6, 2], 3, 2, 1),
+        ([3, 4, 4, 1], 4, 3, 2),
+        ([8, 28, 28, 4], 3, 1, 1),
+    ] {
+        all.push((
+            "unfold2d",
+            Box::new(move |x| unfold2d(x, k, s, p)),
+            Box::new(move |x| reference::unfold2d(x, k, s, p)),
+            dims.to_vec(),
+            1,
+        ));
+    }
+    all
+}
+
+#[test]
+fn agrees_with_its_twin_in_every_layout_and_dtype() -> Result<()> {
+    for (name, op, twin, dims, terms) in cases() {
+        for dtype in [DType::F32, DType::F64] {
+            let xs = normal(&dims, dtype, 1)?;
+            let want = twin(&xs)?;
+            for (layout, laid) in layouts(&xs)? {
+                let what = format!("{name} {dims:?} {layout}");
+                let got = op(&laid)?;
+                assert!(got.is_contiguous(), "{what}: output must be contiguous");
+                assert_close(&what, &got, &want, Tolerance::for_op(dtype, dtype, terms))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn gradients_equal_differences() -> Result<()> {
+    for (name, op, _, dims, _) in cases() {
+        if dims.iter().product::<usize>() > 2000 {
+            continue;
+        }
+        let xs = normal(&dims, DType::F64, 2)?;
+        gradcheck(|x| op(&x[0]), &[xs]).map_err(|e| e.context(format!("{name} {dims:?}")))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn gradients_agree_with_the_twin_in_every_layout_and_dtype() -> Result<()> {
+    for (name, op, twin, dims, terms) in cases() {
+        for dtype in [DType::F32, DType::F64] {
+            let xs = normal(&dims, dtype, 3)?;
+            let grad = |f: &Op, layout: usize| -> Result<Tensor> {
+                let var = candle_core::Var::from_tensor(&xs)?;
+                let laid = layouts(var.as_tensor())?.swap_remove(layout).1;
+                let ys = f(&laid)?;
+                let cotangent = normal(ys.dims(), dtype, 4)?;
+                let grads = (ys * cotangent)?.sum_all()?.backward()?;
+                match grads.get(&var) {
+                    Some(g) => Ok(g.clone()),
+                    None => candle_core::bail!("{name} {dims:?}: no gradient"),
+                }
+            };
+            let want = grad(&twin, 0)?;
+            for layout in 0..layouts(&xs)?.len() {
+                let what = format!("{name} {dims:?} gradient, layout {layout}");
+                // candle's own erf derivative in the GELU twin is good to 1e-6 only.
+                let mut tolerance = Tolerance::for_op(dtype, dtype, 4 * terms);
+                if name == "gelu" {
+                    tolerance.relative = tolerance.relative.max(2e-6);
+                }
+                assert_close(&what, &grad(&op, layout)?, &want, tolerance)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_bias_passes_the_op_harness() -> Result<()> {
+    for dims in [vec![1], vec![5, 3], vec![2, 7, 33], vec![300, 8]] {
+        let width = dims[dims.len() - 1];
+        let inputs = [normal(&dims, DType::F64, 1)?, normal(&[width], DType::F64, 2)?];
+        let case = OpCase {
+            what: "add_bias",
+            inputs: &inputs,
+            active: 2,
+            f64_tolerance: 1e-13,
+            f32_tolerance: 1e-6,
+        };
+        let op = |x: &[Tensor]| add_bias(&x[0], &x[1]);
+        case.check(op, |x| reference::add_bias(&x[0], &x[1]))?;
+        case.has_teeth(op, |x| reference::add_bias(&x[0], &x[1]))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_cut_tape_would_be_noticed() -> Result<()> {
+    let xs = normal(&[2, 3, 6], DType::F32, 1)?;
+    assert!(has_gradient(|x| multi_head_attention(x, 1), &xs)?);
+    assert!(!has_gradient(|x| multi_head_attention(&x.detach(), 1), &xs)?);
+    Ok(())
+}
+
+#[test]
+fn an_empty_batch_is_an_empty_result() -> Result<()> {
+    let empty = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu);
+    assert_eq!(multi_head_attention(&empty(&[0, 4, 6])?, 1)?.dims(), [0, 4, 2]);
+    assert_eq!(multi_head_attention(&empty(&[2, 0, 6])?, 1)?.dims(), [2, 0, 2]);
+    assert_eq!(unfold2d(&empty(&[0, 4, 4, 2])?, 3, 1, 1)?.dims(), [0, 4, 4, 18]);
+    assert_eq!(gelu(&empty(&[0, 4])?)?.dims(), [0, 4]);
+    assert!(has_gradient(relu, &empty(&[0, 4])?)?);
+    Ok(())
+}
+
+#[test]
+fn edge_values() -> Result<()> {
+    let at = Tensor::new(&[-3f64, -0., 0., 2.], &Device::Cpu)?;
+    let var = candle_core::Var::from_tensor(&at)?;
+    let grads = relu(var.as_tensor())?.sum_all()?.backward()?;
+    let grad = grads.get(&var).map(Tensor::to_vec1::<f64>).transpose()?;
+    assert_eq!(grad, Some(vec![0., 0., 0., 1.]), "the gradient of ReLU at zero is zero");
+    let nan = relu(&Tensor::new(&[f32::NAN], &Device::Cpu)?)?.to_vec1::<f32>()?;
+    assert!(nan[0].is_nan(), "NaN stays visible");
+    let big = multi_head_attention(&normal_scaled(&[2, 5, 12], DType::F32, 5, 1e4)?, 2)?;
+    assert!(big.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.is_finite()));
+    let far = gelu(&Tensor::new(&[-1e4f32, 1e4], &Device::Cpu)?)?.to_vec1::<f32>()?;
+    assert_eq!(far, [0., 1e4]);
+    Ok(())
+}
+
+#[test]
+fn bad_input_is_named() -> Result<()> {
+    let xs = Tensor::zeros((2, 3, 10), DType::F32, &Device::Cpu)?;
+    let message = multi_head_attention(&xs, 2).unwrap_err().to_string();
+    assert!(message.contains("attention: expected") && message.contains("[2, 3, 10]"), "{message}");
+    let image = Tensor::zeros((1, 4, 4, 1), DType::F32, &Device::Cpu)?;
+    for (k, s) in [(0, 1), (1, 0), (7, 1)] {
+        assert!(unfold2d(&image, k, s, 1).unwrap_err().to_string().contains("unfold2d: expected"));
+    }
+    assert!(gelu(&Tensor::zeros(3, DType::U32, &Device::Cpu)?).is_err());
+    assert!(relu(&Tensor::zeros(3, DType::BF16, &Device::Cpu)?).is_err());
+    Ok(())
+}
+
+proptest! {
+    /// Each output row is a convex combination of the head's values: it lies within their range.
+    #[test]
+    fn attention_averages_values(tokens in 1usize..12, dim in 1usize..6, scale in 0.01f64..30., seed in 0u64..1000) {
+        let qkv = normal_scaled(&[1, tokens, 3 * dim], DType::F64, seed, scale).unwrap();
+        let out = multi_head_attention(&qkv, 1).unwrap().squeeze(0).unwrap().to_vec2::<f64>().unwrap();
+        let values = qkv.narrow(2, 2 * dim, dim).unwrap().squeeze(0).unwrap().to_vec2::<f64>().unwrap();
+        for c in 0..dim {
+            let low = values.iter().map(|v| v[c]).fold(f64::INFINITY, f64::min);
+            let high = values.iter().map(|v| v[c]).fold(f64::NEG_INFINITY, f64::max);
+            let slack = 1e-12 * scale;
+            prop_assert!(out.iter().all(|o| o[c] >= low - slack && o[c] <= high + slack));
+        }
+    }
+
+    /// `<unfold(x), y> = <x, fold(y)>`: the scatter is the exact adjoint of the gather.
+    #[test]
+    fn fold_is_the_adjoint(h in 1usize..9, w in 1usize..9, k in 1usize..5, s in 1usize..4, p in 0usize..3, seed in 0u64..1000) {
+        prop_assume!(k <= h + 2 * p && k <= w + 2 * p);
+        let x = candle_core::Var::from_tensor(&normal(&[2, h, w, 3], DType::F64, seed).unwrap()).unwrap();
+        let ys = unfold2d(x.as_tensor(), k, s, p).unwrap();
+        let y = normal(ys.dims(), DType::F64, seed + 1).unwrap();
+        let left = (&ys * &y).unwrap().sum_all().unwrap();
+        let grads = left.backward().unwrap();
+        let right = (x.as_tensor() * grads.get(&x).unwrap()).unwrap().sum_all().unwrap();
+        let (left, right) = (left.to_scalar::<f64>().unwrap(), right.to_scalar::<f64>().unwrap());
+        prop_assert!((left - right).abs() < 1e-10);
+    }
+}

@@ -1,0 +1,62 @@
+//! From tensors to dense slices and back: the only place where kernels meet storage.
+
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, WithDType, bail};
+
+/// Element types of the CPU kernels.
+pub(crate) trait Real: WithDType + Send + Sync {
+    fn wide(self) -> f64;
+    fn narrow(value: f64) -> Self;
+}
+
+impl Real for f32 {
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        f64::from(self)
+    }
+
+    #[inline(always)]
+    fn narrow(value: f64) -> Self {
+        value as f32
+    }
+}
+
+impl Real for f64 {
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(value: f64) -> Self {
+        value
+    }
+}
+
+/// The values behind a contiguous layout, which may start at an offset.
+pub(crate) fn dense<'a, T: WithDType>(
+    op: &'static str,
+    storage: &'a CpuStorage,
+    layout: &Layout,
+) -> Result<&'a [T]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<T>()?[start..end]),
+        None => bail!("{op}: expected a contiguous layout, got {layout:?}"),
+    }
+}
+
+/// Hands `f` the values of contiguous CPU tensors; used by backward passes, which see tensors.
+pub(crate) fn with_slices<T: WithDType, R, const N: usize>(
+    op: &'static str,
+    tensors: [&Tensor; N],
+    f: impl FnOnce([&[T]; N]) -> Result<R>,
+) -> Result<R> {
+    let guards = tensors.map(Tensor::storage_and_layout);
+    let mut slices = [&[] as &[T]; N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
+        match &**storage {
+            Storage::Cpu(storage) => *slice = dense(op, storage, layout)?,
+            other => bail!("{op}: expected a CPU tensor, got one on {:?}", other.device()),
+        }
+    }
+    f(slices)
+}

@@ -1,0 +1,145 @@
+//! Layer norm: against its twin, finite differences, in every layout, and at its edges.
+
+use super::{layer_norm, layer_norm_affine, reference};
+use candle_core::{DType, Device, Result, Tensor, Var};
+use vkd_testkit::OpCase;
+use vkd_testkit::{Tolerance, assert_close, normal, normal_scaled, to_f64};
+
+const EPS: f64 = 1e-5;
+
+fn case<'a>(what: &'a str, inputs: &'a [Tensor]) -> OpCase<'a> {
+    OpCase { what, inputs, active: inputs.len(), f64_tolerance: 1e-12, f32_tolerance: 2e-6 }
+}
+
+#[test]
+fn plain_agrees_with_its_twin() -> Result<()> {
+    for (dims, seed) in
+        [(vec![1, 1], 1), (vec![7], 2), (vec![33, 7], 3), (vec![2, 7, 33], 4), (vec![5, 64], 5)]
+    {
+        let xs = (normal(&dims, DType::F64, seed)? + 0.5)?;
+        let inputs = [xs];
+        case("layer_norm", &inputs)
+            .check(|x| layer_norm(&x[0], EPS), |x| reference::layer_norm(&x[0], EPS))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn affine_agrees_with_its_twin() -> Result<()> {
+    for (dims, seed) in [(vec![1, 1], 1), (vec![33, 7], 3), (vec![2, 7, 33], 4), (vec![70, 64], 5)]
+    {
+        let channels = dims[dims.len() - 1];
+        let inputs = [
+            normal(&dims, DType::F64, seed)?,
+            (normal(&[channels], DType::F64, seed + 10)? + 1.)?,
+            normal(&[channels], DType::F64, seed + 20)?,
+        ];
+        case("layer_norm_affine", &inputs).check(
+            |x| layer_norm_affine(&x[0], &x[1], &x[2], EPS),
+            |x| reference::layer_norm_affine(&x[0], &x[1], &x[2], EPS),
+        )?;
+    }
+    Ok(())
+}
+
+#[test]
+fn harness_has_teeth() -> Result<()> {
+    for dims in [[2, 3], [33, 7]] {
+        let plain = [normal(&dims, DType::F64, 1)?];
+        case("layer_norm", &plain)
+            .has_teeth(|x| layer_norm(&x[0], EPS), |x| reference::layer_norm(&x[0], EPS))?;
+        let channels = dims[1];
+        let affine = [
+            normal(&dims, DType::F64, 1)?,
+            normal(&[channels], DType::F64, 2)?,
+            normal(&[channels], DType::F64, 3)?,
+        ];
+        case("layer_norm_affine", &affine).has_teeth(
+            |x| layer_norm_affine(&x[0], &x[1], &x[2], EPS),
+            |x| reference::layer_norm_affine(&x[0], &x[1], &x[2], EPS),
+        )?;
+    }
+    Ok(())
+}
+
+#[test]
+fn large_tensors_take_the_parallel_path_with_the_same_bits() -> Result<()> {
+    // Above the threshold; its first rows alone are below it.
+    let (rows, channels) = (1400, 192);
+    let weight = Var::from_tensor(&normal(&[channels], DType::F32, 2)?)?;
+    let bias = Var::from_tensor(&normal(&[channels], DType::F32, 3)?)?;
+    let xs = Var::from_tensor(&normal(&[rows, channels], DType::F32, 1)?)?;
+    let all = layer_norm_affine(&xs, &weight, &bias, EPS)?;
+    let grads = all.sqr()?.sum_all()?.backward()?;
+    let few = Var::from_tensor(&xs.narrow(0, 0, 100)?.copy()?)?;
+    let part = layer_norm_affine(&few, &weight, &bias, EPS)?;
+    assert_close("rows", &all.narrow(0, 0, 100)?, &part, Tolerance::EXACT)?;
+    let part_grads = part.sqr()?.sum_all()?.backward()?;
+    let (got, want) = (grads.get(&xs), part_grads.get(&few));
+    let (got, want) = (got.unwrap(), want.unwrap());
+    assert_close("gradient of rows", &got.narrow(0, 0, 100)?, want, Tolerance::EXACT)?;
+    // The sums over all rows, against f64.
+    let wide = |v: &Var| Var::from_tensor(&v.to_dtype(DType::F64)?);
+    let (xs64, weight64, bias64) = (wide(&xs)?, wide(&weight)?, wide(&bias)?);
+    let exact = reference::layer_norm_affine(&xs64, &weight64, &bias64, EPS)?
+        .sqr()?
+        .sum_all()?
+        .backward()?;
+    for (name, v, v64) in [("weight", &weight, &weight64), ("bias", &bias, &bias64)] {
+        let (got, want) = (grads.get(v).unwrap(), exact.get(v64).unwrap());
+        assert_close(name, got, want, Tolerance::relative(1e-6))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_mean_far_above_the_deviation_costs_nothing() -> Result<()> {
+    // 1e4 + noise: one pass over squares would lose everything, an uncorrected mean three digits.
+    let noise = normal_scaled(&[7, 384], DType::F32, 1, 1.)?;
+    let xs = (noise + 1e4)?;
+    let exact = reference::layer_norm(&xs.to_dtype(DType::F64)?, EPS)?;
+    assert_close("offset rows", &layer_norm(&xs, EPS)?, &exact, Tolerance::relative(1e-6))
+}
+
+#[test]
+fn constant_rows_and_huge_values_stay_finite() -> Result<()> {
+    for value in [0f32, 0.1, -3., 1e4, 1e30] {
+        for dtype in [DType::F32, DType::F64] {
+            let xs = Tensor::full(value, (3, 33), &Device::Cpu)?.to_dtype(dtype)?;
+            let worst =
+                to_f64(&layer_norm(&xs, EPS)?)?.into_iter().fold(0f64, |m, y| m.max(y.abs()));
+            assert!(worst <= 1e-6 && worst.is_finite(), "{value} {dtype:?}: {worst}");
+        }
+    }
+    // Squares overflow f32; the row's own scale does not matter once it dwarfs eps.
+    let xs = normal(&[3, 40], DType::F32, 5)?;
+    let huge = layer_norm(&(&xs * 1e30)?, EPS)?;
+    assert_close("huge", &huge, &layer_norm(&xs, EPS)?, Tolerance::relative(1e-4))?;
+    // One entry 1e8 times the others.
+    let mut row = vec![1f32; 33];
+    row[4] = 1e8;
+    let ys = to_f64(&layer_norm(&Tensor::new(row, &Device::Cpu)?, EPS)?)?;
+    assert!(
+        (ys[4] - 32f64.sqrt()).abs() < 1e-5 && (ys[0] + 1. / 32f64.sqrt()).abs() < 1e-6,
+        "{ys:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn bad_arguments_are_named() -> Result<()> {
+    let xs = normal(&[3, 4], DType::F32, 1)?;
+    for eps in [0., -1., f64::NAN, f64::INFINITY] {
+        let e = layer_norm(&xs, eps).unwrap_err().to_string();
+        assert!(e.contains("layer_norm: expected a finite eps"), "{e}");
+    }
+    assert!(layer_norm(&Tensor::new(1f32, &Device::Cpu)?, EPS).is_err());
+    assert!(layer_norm(&xs.narrow(1, 0, 0)?, EPS).is_err());
+    assert!(layer_norm(&xs.to_dtype(DType::F16)?, EPS).is_err());
+    assert_eq!(layer_norm(&xs.narrow(0, 0, 0)?, EPS)?.dims(), &[0, 4]);
+    let (w, b) = (normal(&[4], DType::F32, 1)?, normal(&[3], DType::F32, 1)?);
+    let e = layer_norm_affine(&xs, &w, &b, EPS).unwrap_err().to_string();
+    assert!(e.contains("expected bias of shape [4], got [3]"), "{e}");
+    assert!(layer_norm_affine(&xs, &w.to_dtype(DType::F64)?, &w, EPS).is_err());
+    Ok(())
+}

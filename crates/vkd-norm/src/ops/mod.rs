@@ -1,0 +1,9 @@
+//! The differentiable operations; one folder each: checks and tape, CPU kernel, slow reference.
+
+mod layer_norm;
+mod standardize;
+mod whiten;
+
+pub use layer_norm::{layer_norm, layer_norm_affine};
+pub use standardize::standardize;
+pub use whiten::whiten_cholesky;

@@ -1,0 +1,145 @@
+//! Identities that hold for every input.
+
+use candle_core::{DType, Device, Result, Tensor};
+use proptest::prelude::*;
+use vkd_norm::{Context, Normalizer, layer_norm, layer_norm_affine, standardize, whiten_cholesky};
+use vkd_testkit::{Tolerance, assert_close, dimension, gram_residual, normal, scale, to_f64};
+
+fn check(result: Result<()>) -> std::result::Result<(), TestCaseError> {
+    result.map_err(|e| TestCaseError::fail(e.to_string()))
+}
+
+/// A seeded order of `0..n`.
+fn order(n: usize, seed: u64) -> Result<Tensor> {
+    let keys = to_f64(&normal(&[n], DType::F64, seed)?)?;
+    let mut order: Vec<u32> = (0..n as u32).collect();
+    order.sort_by(|&a, &b| keys[a as usize].total_cmp(&keys[b as usize]));
+    Tensor::new(order, &Device::Cpu)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn layer_norm_rows_have_mean_zero_and_variance_one(
+        rows in dimension(40), channels in 2usize..200, seed: u64, size in scale(1e-2, 1e6), wide: bool,
+    ) {
+        let (dtype, accuracy) = if wide { (DType::F64, 1e-12) } else { (DType::F32, 2e-6) };
+        check((|| {
+            let xs = (normal(&[rows, channels], dtype, seed)? * size)?;
+            let eps = 1e-5;
+            let ys = layer_norm(&xs, eps)?.to_dtype(DType::F64)?;
+            let zero = Tensor::zeros(rows, DType::F64, &Device::Cpu)?;
+            assert_close("mean", &ys.mean(1)?, &zero, Tolerance { relative: 0., absolute: accuracy })?;
+            // variance v / (v + eps), which is one up to eps.
+            let xs = xs.to_dtype(DType::F64)?;
+            let v = xs.broadcast_sub(&xs.mean_keepdim(1)?)?.sqr()?.mean(1)?;
+            let want = (&v / (&v + eps)?)?;
+            assert_close("variance", &ys.sqr()?.mean(1)?, &want, Tolerance { relative: 0., absolute: accuracy })
+        })())?;
+    }
+
+    #[test]
+    fn layer_norm_ignores_shift_and_scale(
+        rows in dimension(20), channels in 3usize..100, seed: u64, size in scale(1e-3, 1e3), shift in -100f64..100.,
+    ) {
+        check((|| {
+            let xs = normal(&[rows, channels], DType::F64, seed)?;
+            // eps scales with the variance; a tiny one leaves only rounding.
+            let moved = layer_norm(&xs.affine(size, shift)?, 1e-5 * size * size)?;
+            let what = Tolerance::relative(1e-10 * (1. + shift.abs() / size));
+            assert_close("moved", &moved, &layer_norm(&xs, 1e-5)?, what)
+        })())?;
+    }
+
+    #[test]
+    fn layer_norm_affine_is_gain_and_bias_on_top(rows in dimension(20), channels in dimension(100), seed: u64) {
+        check((|| {
+            let xs = normal(&[rows, channels], DType::F64, seed)?;
+            let (w, b) = (normal(&[channels], DType::F64, seed ^ 1)?, normal(&[channels], DType::F64, seed ^ 2)?);
+            let want = layer_norm(&xs, 1e-5)?.broadcast_mul(&w)?.broadcast_add(&b)?;
+            assert_close("affine", &layer_norm_affine(&xs, &w, &b, 1e-5)?, &want, Tolerance::relative(1e-14))
+        })())?;
+    }
+
+    #[test]
+    fn standardized_channels_have_mean_zero_and_deviation_one(
+        rows in 3usize..60, channels in dimension(40), seed: u64, size in scale(1e-12, 1e12), wide: bool,
+    ) {
+        let (dtype, accuracy) = if wide { (DType::F64, 1e-10) } else { (DType::F32, 2e-6) };
+        check((|| {
+            let xs = (normal(&[rows, channels], dtype, seed)? * size)?;
+            let ys = standardize(&xs, 1e-6)?.to_dtype(DType::F64)?;
+            let zero = Tensor::zeros(channels, DType::F64, &Device::Cpu)?;
+            let tolerance = Tolerance { relative: 0., absolute: accuracy };
+            assert_close("mean", &ys.mean(0)?, &zero, tolerance)?;
+            let variance = (ys.sqr()?.sum(0)? / (rows - 1) as f64)?;
+            assert_close("variance", &variance, &zero.ones_like()?, tolerance)
+        })())?;
+    }
+
+    #[test]
+    fn whitened_covariance_is_the_identity(
+        channels in dimension(24), extra in 2usize..40, seed: u64, spread in scale(1., 1e8), wide: bool,
+    ) {
+        let rows = 2 * channels + extra;
+        let (dtype, accuracy) = if wide { (DType::F64, 1e-10) } else { (DType::F32, 1e-5) };
+        check((|| {
+            // Correlated channels with a mean, the last one `spread` times the others.
+            let mix = normal(&[channels, channels], DType::F64, seed ^ 7)?;
+            let xs = (normal(&[rows, channels], DType::F64, seed)?
+                + (normal(&[rows, channels], DType::F64, seed ^ 3)?.matmul(&mix)? * 0.3)?)?;
+            let mut factors = vec![1f64; channels];
+            factors[channels - 1] = spread;
+            let xs = (xs + 1.)?.broadcast_mul(&Tensor::new(factors, &Device::Cpu)?)?.to_dtype(dtype)?;
+            let ys = whiten_cholesky(&xs, 0.)?;
+            let residual = gram_residual(&(ys.to_dtype(DType::F64)? / ((rows - 1) as f64).sqrt())?)?;
+            if residual > accuracy { candle_core::bail!("max |cov - I| = {residual:e}") }
+            Ok(())
+        })())?;
+    }
+
+    #[test]
+    fn the_order_of_the_batch_does_not_matter(rows in 8usize..40, channels in 1usize..7, seed: u64) {
+        check((|| {
+            let xs = normal(&[rows, channels], DType::F64, seed)?;
+            let order = order(rows, seed ^ 5)?;
+            let ctx = Context::eval();
+            for name in ["identity", "layer_norm", "standardize", "whiten"] {
+                let normalizer: Normalizer = name.parse()?;
+                let after = normalizer.forward(&xs, &ctx)?.index_select(&order, 0)?;
+                let before = normalizer.forward(&xs.index_select(&order, 0)?, &ctx)?;
+                assert_close(name, &before, &after, Tolerance::relative(1e-10))?;
+            }
+            Ok(())
+        })())?;
+    }
+
+    #[test]
+    fn large_finite_values_stay_finite(rows in 1usize..9, channels in dimension(40), seed: u64, top in scale(1e-4, 1e30)) {
+        check((|| {
+            let xs = (normal(&[rows, channels], DType::F32, seed)? * top)?;
+            for ys in [layer_norm(&xs, 1e-5)?, standardize(&xs, 1e-6)?] {
+                if !to_f64(&ys)?.iter().all(|y| y.is_finite()) { candle_core::bail!("not finite") }
+            }
+            Ok(())
+        })())?;
+    }
+}
+
+#[test]
+fn normalizer_names_shapes_and_identity() -> Result<()> {
+    let xs = normal(&[9, 4], DType::F32, 1)?;
+    let ctx = Context::train(1, 2, [3]);
+    let same = Normalizer::Identity.forward(&xs, &ctx)?;
+    assert_close("identity", &same, &xs, Tolerance::EXACT)?;
+    assert_eq!("layer_norm".parse::<Normalizer>()?, Normalizer::LayerNorm { eps: 1e-5 });
+    let e = "zca".parse::<Normalizer>().unwrap_err().to_string();
+    assert!(e.contains("\"zca\"") && e.contains("whiten"), "{e}");
+    for name in ["identity", "layer_norm", "standardize", "whiten"] {
+        let normalizer: Normalizer = name.parse()?;
+        assert_eq!(normalizer.forward(&xs, &ctx)?.dims(), xs.dims());
+        assert!(normalizer.forward(&xs.unsqueeze(0)?, &ctx).is_err());
+    }
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! Exponential and Fréchet derivative from the eigenvalues of the reduced skew matrix.
+
+use super::NAME;
+use crate::linalg::{add_product, product};
+use crate::skew::{SkewEigen, parameter_gradient, real_product, sinc};
+use candle_core::Result;
+use faer::{Mat, MatRef, c64};
+
+pub(super) fn forward(lower: MatRef<'_, f64>) -> Result<Mat<f64>> {
+    let eigen = SkewEigen::new(NAME, lower)?;
+    Ok(eigen.lift(&eigen.orthonormal_columns(|lambda| phase(-lambda))))
+}
+
+/// `e^{i angle}`.
+fn phase(angle: f64) -> c64 {
+    let (sin, cos) = angle.sin_cos();
+    c64::new(cos, sin)
+}
+
+/// `(e^{ia} - e^{ib}) / (i(a - b))`, and its limit where `a = b`.
+fn divided_difference(a: f64, b: f64) -> c64 {
+    phase(0.5 * a + 0.5 * b) * sinc(0.5 * a - 0.5 * b)
+}
+
+/// `F = L(Kᵀ, Ĝ)` gives the gradient inside the span of the basis, `G₂⊥ φ₁(Kᵀ)₁₁` the part of `C` outside of it.
+pub(super) fn backward(lower: MatRef<'_, f64>, grad: MatRef<'_, f64>) -> Result<Mat<f64>> {
+    let eigen = SkewEigen::new(NAME, lower)?;
+    let (small, rest) = eigen.reduce(grad);
+    let (u1, u2) = eigen.split();
+
+    let mut inner = product(eigen.project(small.as_ref()).as_ref(), u1);
+    for (j, &b) in eigen.lambda.iter().enumerate() {
+        for (i, &a) in eigen.lambda.iter().enumerate() {
+            inner[(i, j)] *= divided_difference(a, b);
+        }
+    }
+    let outer = product(eigen.u.as_ref(), inner.as_ref());
+    let (outer1, outer2) = outer.as_ref().split_at_row(u1.nrows());
+    let (u1_adjoint, u2_adjoint) = (u1.adjoint().to_owned(), u2.adjoint().to_owned());
+    let f11 = real_product(outer1, u1_adjoint.as_ref());
+    let f12 = real_product(outer1, u2_adjoint.as_ref());
+    let f21 = real_product(outer2, u1_adjoint.as_ref());
+
+    let phi = eigen.first_columns(|lambda| divided_difference(lambda, 0.));
+    let phi11 = phi.as_ref().subrows(0, u1.nrows());
+    let mut c_grad = eigen.lift_tall((f21 - f12.transpose()).as_ref());
+    add_product(c_grad.as_mut(), 1., rest.as_ref(), phi11);
+    Ok(parameter_gradient(f11.as_ref(), c_grad.as_ref()))
+}

@@ -1,0 +1,107 @@
+//! The classification task.
+
+use crate::{
+    Batch, DistillTask, Distiller, Network, NetworkOutput, Phase, StepOutput, Teacher, Term,
+    weighted_sum,
+};
+use candle_core::{Result, Tensor, bail};
+use vkd_norm::Context;
+
+/// Trains a classifier on labels, a teacher, or both.
+///
+/// The loss is `label + Σ distillation terms` (V_kD, published code `engine.py`): cross entropy of the class head on the
+/// labelled images; divergence of the distillation head and features on all images. Without a distillation term
+/// on the logits both heads learn the labels, so that no head is left untrained.
+pub struct ClassificationTask {
+    student: Box<dyn Network>,
+    distillation: Option<(Teacher, Distiller)>,
+    smoothing: f64,
+    phases: [Phase; 1],
+}
+
+impl ClassificationTask {
+    /// A task for `student`, with a teacher and a distiller or alone. `smoothing` is the label smoothing.
+    ///
+    /// # Errors
+    /// A smoothing outside `[0, 1)`.
+    pub fn new(
+        student: impl Network + 'static,
+        distillation: Option<(Teacher, Distiller)>,
+        smoothing: f64,
+    ) -> Result<Self> {
+        if !(0. ..1.).contains(&smoothing) {
+            bail!("classification: expected a label smoothing in [0, 1), got {smoothing}")
+        }
+        // All variables: the student's and the projectors'.
+        let phases = [Phase { name: "student", prefix: "" }];
+        Ok(Self { student: Box::new(student), distillation, smoothing, phases })
+    }
+
+    /// The student's output in evaluation mode.
+    pub fn evaluate(&self, images: &Tensor) -> Result<NetworkOutput> {
+        self.student.forward(images, &Context::eval())
+    }
+
+    /// Runs both networks on `images` once and checks that they fit the distiller, before any training.
+    ///
+    /// # Errors
+    /// Those of [`Distiller::check`].
+    pub fn check(&self, images: &Tensor) -> Result<()> {
+        let student = self.evaluate(images)?;
+        match &self.distillation {
+            Some((teacher, distiller)) => distiller.check(&student, &teacher.forward(images)?),
+            None => Ok(()),
+        }
+    }
+
+    fn label_loss(
+        &self,
+        student: &NetworkOutput,
+        labels: &Tensor,
+        both_heads: bool,
+    ) -> Result<Tensor> {
+        let count = labels.dim(0)?;
+        let loss = |logits: &Tensor| {
+            vkd_loss::cross_entropy(&logits.narrow(0, 0, count)?, labels, self.smoothing)
+        };
+        match &student.distillation_logits {
+            Some(other) if both_heads => (loss(&student.logits)? + loss(other)?)? * 0.5,
+            _ => loss(&student.logits),
+        }
+    }
+}
+
+impl DistillTask for ClassificationTask {
+    fn phases(&self) -> &[Phase] {
+        &self.phases
+    }
+
+    fn step(&self, batch: &Batch, _phase: &Phase, ctx: &Context) -> Result<StepOutput> {
+        let (images, labels) = (batch.images.dim(0)?, batch.labels.dim(0)?);
+        if labels > images {
+            bail!("classification: expected at most {images} labels, one an image, got {labels}")
+        }
+        let student = self.student.forward(&batch.images, ctx)?;
+        let distilled = match &self.distillation {
+            Some((teacher, distiller)) => {
+                distiller.terms(&student, &teacher.forward(&batch.images)?, ctx)?
+            }
+            None => Vec::new(),
+        };
+        let mut terms = Vec::new();
+        if labels > 0 {
+            let both_heads = !distilled.iter().any(|t| t.name == "logits");
+            let value = self.label_loss(&student, &batch.labels, both_heads)?;
+            terms.push(Term { name: "label".to_owned(), weight: 1., value });
+        }
+        terms.extend(distilled);
+        Ok(StepOutput { loss: weighted_sum(&terms)?, output: student.prediction()?, terms })
+    }
+
+    fn residual(&self) -> Result<Option<f64>> {
+        match &self.distillation {
+            Some((_, distiller)) => distiller.residual(),
+            None => Ok(None),
+        }
+    }
+}

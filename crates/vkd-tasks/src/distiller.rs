@@ -1,0 +1,188 @@
+//! The distiller: named taps, each an adapter, a projector, two normaliser slots and a loss.
+
+use crate::{
+    ClassificationAdapter, FeatureAdapter, NetworkOutput, Projector, ProjectorConfig, Term,
+};
+use candle_core::{Module, Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use vkd_norm::{Context, Normalizer};
+
+/// Distance between the projected student and the normalised teacher.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum FeatureLoss {
+    /// Smooth-L1, mean over all elements; the published code has beta 1.
+    SmoothL1 {
+        /// Where the square turns into the absolute value.
+        beta: f64,
+    },
+    /// Mean squared difference, as on the paper's poster.
+    Mse,
+}
+
+/// One tap: which features are matched, and how.
+#[derive(Clone, Debug)]
+pub struct TapConfig {
+    /// Tap of the student.
+    pub student: String,
+    /// Its width Cs.
+    pub student_width: usize,
+    /// Tap of the teacher.
+    pub teacher: String,
+    /// Its width Ct.
+    pub teacher_width: usize,
+    /// Map from Cs to Ct.
+    pub projector: ProjectorConfig,
+    /// Applied to the projected student; `Identity` for classification.
+    pub student_normalizer: Normalizer,
+    /// Applied to the teacher; layer norm for classification.
+    pub teacher_normalizer: Normalizer,
+    /// Distance.
+    pub loss: FeatureLoss,
+    /// Factor in the loss.
+    pub weight: f64,
+}
+
+/// KL divergence to the teacher's logits (Hinton et al., arXiv:1503.02531).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogitLoss {
+    /// Temperature; the published V_kD code has 1.
+    pub temperature: f64,
+    /// Factor in the loss.
+    pub weight: f64,
+}
+
+struct Tap {
+    config: TapConfig,
+    projector: Projector,
+}
+
+/// Matches a student to a teacher; owns the projectors and nothing of the two networks.
+pub struct Distiller {
+    taps: Vec<Tap>,
+    logits: Option<LogitLoss>,
+    adapter: Box<dyn FeatureAdapter>,
+}
+
+impl Distiller {
+    /// Builds the projectors under `vb`, each at the name of its student tap, with the classification adapter.
+    ///
+    /// # Errors
+    /// A zero width, two taps on the same student features, a weight that is negative or not finite, a loss or
+    /// normaliser parameter out of range. Whether networks have these taps and widths shows at their first batch:
+    /// [`check`](Self::check) tells before any training.
+    pub fn new(taps: Vec<TapConfig>, logits: Option<LogitLoss>, vb: VarBuilder) -> Result<Self> {
+        let weights = taps
+            .iter()
+            .map(|t| (t.student.as_str(), t.weight))
+            .chain(logits.map(|l| ("logits", l.weight)));
+        for (name, weight) in weights {
+            if !(weight >= 0. && weight.is_finite()) {
+                bail!("distiller: {name}: expected a weight of at least 0, got {weight}")
+            }
+        }
+        if let Some(LogitLoss { temperature, .. }) = logits
+            && !(temperature > 0. && temperature.is_finite())
+        {
+            bail!("distiller: logits: expected a temperature above 0, got {temperature}")
+        }
+        let mut built: Vec<Tap> = Vec::new();
+        for config in taps {
+            if built.iter().any(|t| t.config.student == config.student) {
+                bail!("distiller: expected one tap on {}, got two", config.student)
+            }
+            if let FeatureLoss::SmoothL1 { beta } = config.loss
+                && !(beta > 0. && beta.is_finite())
+            {
+                bail!("distiller: {}: expected a beta above 0, got {beta}", config.student)
+            }
+            let projector = Projector::new(
+                config.student_width,
+                config.teacher_width,
+                &config.projector,
+                vb.pp(&config.student),
+            )?;
+            built.push(Tap { config, projector });
+        }
+        Ok(Self { taps: built, logits, adapter: Box::new(ClassificationAdapter) })
+    }
+
+    /// Checks that two networks fit, from one output of each (any batch will do).
+    ///
+    /// # Errors
+    /// A missing tap, a width other than the tap's, or different numbers of classes; names and both values are given.
+    pub fn check(&self, student: &NetworkOutput, teacher: &NetworkOutput) -> Result<()> {
+        for Tap { config, .. } in &self.taps {
+            let sides = [
+                ("student", student, &config.student, config.student_width),
+                ("teacher", teacher, &config.teacher, config.teacher_width),
+            ];
+            for (owner, output, name, width) in sides {
+                let got = output.tap(owner, name)?.width();
+                if got != width {
+                    bail!("{owner} tap {name}: expected width {width}, got {got}")
+                }
+            }
+        }
+        let (s, t) = (student.logits.dims2()?.1, teacher.logits.dims2()?.1);
+        if self.logits.is_some() && s != t {
+            bail!("logits: expected the student to have the teacher's {t} classes, got {s}")
+        }
+        Ok(())
+    }
+
+    /// The distillation terms of one batch: `logits`, then `feature.TAP` for each tap.
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check), and those of the losses.
+    pub fn terms(
+        &self,
+        student: &NetworkOutput,
+        teacher: &NetworkOutput,
+        ctx: &Context,
+    ) -> Result<Vec<Term>> {
+        self.check(student, teacher)?;
+        let mut terms = Vec::new();
+        if let Some(LogitLoss { temperature, weight }) = self.logits {
+            let logits = student.distillation_logits.as_ref().unwrap_or(&student.logits);
+            let value = vkd_loss::kl(logits, &teacher.logits, temperature)?;
+            terms.push(Term { name: "logits".to_owned(), weight, value });
+        }
+        for tap in &self.taps {
+            let name = format!("feature.{}", tap.config.student);
+            let value = self.tap_loss(tap, student, teacher, ctx)?;
+            terms.push(Term { name, weight: tap.config.weight, value });
+        }
+        Ok(terms)
+    }
+
+    fn tap_loss(
+        &self,
+        tap: &Tap,
+        student: &NetworkOutput,
+        teacher: &NetworkOutput,
+        ctx: &Context,
+    ) -> Result<Tensor> {
+        let c = &tap.config;
+        let projected =
+            tap.projector.forward(&self.adapter.adapt(student.tap("student", &c.student)?)?)?;
+        let student = c.student_normalizer.forward(&projected, ctx)?;
+        let target = self.adapter.adapt(teacher.tap("teacher", &c.teacher)?)?;
+        let target = c.teacher_normalizer.forward(&target, ctx)?;
+        match c.loss {
+            FeatureLoss::SmoothL1 { beta } => vkd_loss::smooth_l1(&student, &target, beta),
+            FeatureLoss::Mse => vkd_loss::mse(&student, &target),
+        }
+    }
+
+    /// Largest `max|WᵀW − I|` of the orthogonal projectors, in f64; `None` without one.
+    pub fn residual(&self) -> Result<Option<f64>> {
+        let mut worst = None;
+        for tap in &self.taps {
+            if let Some(r) = tap.projector.residual()? {
+                // NaN wins: a broken projector must show.
+                worst = Some(worst.map_or(r, |w: f64| if r > w || r.is_nan() { r } else { w }));
+            }
+        }
+        Ok(worst)
+    }
+}

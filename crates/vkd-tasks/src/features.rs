@@ -1,0 +1,136 @@
+//! What a network hands over.
+
+use candle_core::{Result, Tensor, bail};
+use std::collections::BTreeMap;
+use vkd_norm::Context;
+
+/// How the dimensions of a feature tensor are to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// `(B, N, C)`: N tokens.
+    Tokens,
+    /// `(B, C, H, W)`: a map, channels first as in PyTorch.
+    Grid,
+    /// `(B, C)`: pooled already.
+    Pooled,
+}
+
+/// Features with their layout.
+#[derive(Clone, Debug)]
+pub struct FeatureMap {
+    tensor: Tensor,
+    layout: Layout,
+}
+
+impl FeatureMap {
+    /// Features of the given layout.
+    ///
+    /// # Errors
+    /// A rank that doesn't belong to the layout.
+    pub fn new(tensor: Tensor, layout: Layout) -> Result<Self> {
+        let rank = match layout {
+            Layout::Tokens => 3,
+            Layout::Grid => 4,
+            Layout::Pooled => 2,
+        };
+        if tensor.rank() != rank {
+            bail!("feature map: expected {rank} dimensions for {layout:?}, got {:?}", tensor.dims())
+        }
+        Ok(Self { tensor, layout })
+    }
+
+    /// The features themselves.
+    pub fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// Their layout.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Number of channels C.
+    pub fn width(&self) -> usize {
+        let dims = self.tensor.dims();
+        match self.layout {
+            Layout::Tokens => dims[2],
+            Layout::Grid | Layout::Pooled => dims[1],
+        }
+    }
+
+    fn detach(&self) -> Self {
+        Self { tensor: self.tensor.detach(), layout: self.layout }
+    }
+}
+
+/// Result of one forward pass of a classifier.
+#[derive(Clone, Debug)]
+pub struct NetworkOutput {
+    /// Class logits `(B, K)`.
+    pub logits: Tensor,
+    /// Logits `(B, K)` of a head of its own for the teacher's logits, as in DeiT; `None` where the network has one head.
+    pub distillation_logits: Option<Tensor>,
+    /// Features by tap name.
+    pub taps: BTreeMap<String, FeatureMap>,
+}
+
+impl NetworkOutput {
+    /// Output with one head and no taps.
+    pub fn new(logits: Tensor) -> Self {
+        Self { logits, distillation_logits: None, taps: BTreeMap::new() }
+    }
+
+    /// Adds the logits of a distillation head.
+    pub fn with_distillation_logits(mut self, logits: Tensor) -> Self {
+        self.distillation_logits = Some(logits);
+        self
+    }
+
+    /// Adds a tap.
+    pub fn with_tap(mut self, name: &str, features: FeatureMap) -> Self {
+        self.taps.insert(name.to_owned(), features);
+        self
+    }
+
+    /// The logits to predict with: the mean of the two heads' where there are two (DeiT, arXiv:2012.12877).
+    pub fn prediction(&self) -> Result<Tensor> {
+        match &self.distillation_logits {
+            Some(other) => (&self.logits + other)? * 0.5,
+            None => Ok(self.logits.clone()),
+        }
+    }
+
+    /// The features of tap `name`.
+    ///
+    /// # Errors
+    /// An unknown name; the message lists the known ones. `owner` is `student` or `teacher`.
+    pub fn tap(&self, owner: &str, name: &str) -> Result<&FeatureMap> {
+        match self.taps.get(name) {
+            Some(features) => Ok(features),
+            None => {
+                let known: Vec<&str> = self.taps.keys().map(String::as_str).collect();
+                bail!("{owner}: expected a tap named {name}, got {}", known.join(", "))
+            }
+        }
+    }
+
+    pub(crate) fn detach(&self) -> Self {
+        Self {
+            logits: self.logits.detach(),
+            distillation_logits: self.distillation_logits.as_ref().map(Tensor::detach),
+            taps: self.taps.iter().map(|(n, f)| (n.clone(), f.detach())).collect(),
+        }
+    }
+}
+
+/// A student or teacher: images `(B, ..)` to a [`NetworkOutput`]. Every closure of this form is one.
+pub trait Network {
+    /// One forward pass.
+    fn forward(&self, images: &Tensor, ctx: &Context) -> Result<NetworkOutput>;
+}
+
+impl<F: Fn(&Tensor, &Context) -> Result<NetworkOutput>> Network for F {
+    fn forward(&self, images: &Tensor, ctx: &Context) -> Result<NetworkOutput> {
+        self(images, ctx)
+    }
+}

@@ -1,0 +1,80 @@
+//! What a trainer drives: phases, steps and named loss terms.
+
+use candle_core::{Result, Tensor, bail};
+use std::sync::Arc;
+use vkd_norm::Context;
+
+/// One batch. The first `labels.len()` images are labelled, the rest have no label.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Images `(B, ..)`.
+    pub images: Tensor,
+    /// Class indices, u32 `(L)` with `L <= B`.
+    pub labels: Tensor,
+    /// Identity of each image in its data set, `B` of them.
+    pub sample_ids: Arc<[u64]>,
+}
+
+/// A part of a step with an optimiser of its own: one for classification and detection, two for a GAN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Phase {
+    /// Name for the log.
+    pub name: &'static str,
+    /// The phase trains the variables whose names start so.
+    pub prefix: &'static str,
+}
+
+/// One named part of the loss.
+#[derive(Clone, Debug)]
+pub struct Term {
+    /// Name for the log: `label`, `logits`, `feature.TAP`.
+    pub name: String,
+    /// Factor in the sum.
+    pub weight: f64,
+    /// Value before the factor, rank 0, on the tape.
+    pub value: Tensor,
+}
+
+/// Result of one step, before any update.
+#[derive(Clone, Debug)]
+pub struct StepOutput {
+    /// The weighted sum of the terms, rank 0.
+    pub loss: Tensor,
+    /// Logits to predict with, `(B, K)`.
+    pub output: Tensor,
+    /// The parts of the loss.
+    pub terms: Vec<Term>,
+}
+
+/// A task that a trainer can run.
+pub trait DistillTask {
+    /// The phases of a step, in order.
+    fn phases(&self) -> &[Phase];
+
+    /// Loss and terms of one phase on one batch.
+    fn step(&self, batch: &Batch, phase: &Phase, ctx: &Context) -> Result<StepOutput>;
+
+    /// Largest `max|WᵀW − I|` of the task's orthogonal projectors now, in f64; `None` without one.
+    fn residual(&self) -> Result<Option<f64>> {
+        Ok(None)
+    }
+}
+
+/// `Σ weight · value`.
+///
+/// # Errors
+/// No term at all: there would be nothing to train on.
+pub fn weighted_sum(terms: &[Term]) -> Result<Tensor> {
+    let mut sum: Option<Tensor> = None;
+    for term in terms {
+        let part = (&term.value * term.weight)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + part)?,
+            None => part,
+        });
+    }
+    match sum {
+        Some(sum) => Ok(sum),
+        None => bail!("weighted sum: expected at least one loss term, got none"),
+    }
+}

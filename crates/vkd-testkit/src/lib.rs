@@ -1,0 +1,23 @@
+//! Test tools of vkd: tolerances, finite differences, laws, strategies and golden files.
+//!
+//! Invariant: this crate knows candle and proptest and never a vkd crate. What is tested comes in as
+//! a closure, so the tools can't share a fault with what they test. Failures are [`Err`] values
+//! that carry the place, what was got and what was wanted; tests return them.
+
+mod golden;
+mod gradcheck;
+mod layouts;
+mod linalg;
+mod op_case;
+mod random;
+mod strategies;
+mod tolerance;
+
+pub use golden::Golden;
+pub use gradcheck::{GradCheck, gradcheck, gradcheck_variables, has_gradient};
+pub use layouts::layouts;
+pub use linalg::{gram_residual, matmul, solve, transpose};
+pub use op_case::OpCase;
+pub use random::{normal, normal_scaled, uniform};
+pub use strategies::{dimension, scale};
+pub use tolerance::{Tolerance, assert_close, max_abs_difference, to_f64};

@@ -1,0 +1,167 @@
+//! MNIST's own format (IDX), gzipped or not.
+
+use super::Dataset;
+use crate::recipe::DataConfig;
+use candle_core::{Result, bail};
+use flate2::read::GzDecoder;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+const CLASSES: usize = 10;
+
+/// Reads `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the two `t10k` files, each plain or with `.gz`.
+pub(super) fn read(config: &DataConfig, dir: &Path) -> Result<Dataset> {
+    let (size, mut images, mut labels) = pair(dir, "train")?;
+    let (test_size, test_images, test_labels) = pair(dir, "t10k")?;
+    if size != test_size {
+        bail!(
+            "{}: expected test images of {size}x{size} as in training, got {test_size}x{test_size}",
+            dir.display()
+        )
+    }
+    let count = labels.len();
+    let (train, validation, _) = Dataset::cut(config, (0..count).collect(), "training images")?;
+    images.extend(test_images);
+    labels.extend(test_labels);
+    Ok(Dataset {
+        name: "MNIST".to_owned(),
+        size,
+        class_names: (0..CLASSES).map(|d| d.to_string()).collect(),
+        divisor: 255.,
+        train,
+        validation,
+        test: (count..labels.len()).collect(),
+        images,
+        labels,
+    })
+}
+
+fn pair(dir: &Path, part: &str) -> Result<(usize, Vec<u8>, Vec<u8>)> {
+    let (image_file, images) = file(dir, &format!("{part}-images-idx3-ubyte"), 3)?;
+    let (label_file, labels) = file(dir, &format!("{part}-labels-idx1-ubyte"), 1)?;
+    let [count, height, width] = images.dims[..] else {
+        bail!("{}: expected three dimensions, got {:?}", image_file.display(), images.dims)
+    };
+    if height != width || count == 0 || height == 0 {
+        bail!("{}: expected square images, got {count} of {height}x{width}", image_file.display())
+    }
+    if labels.dims != [count] {
+        bail!(
+            "{}: expected {count} labels, one for each image of {}, got {}",
+            label_file.display(),
+            image_file.display(),
+            labels.values.len()
+        )
+    }
+    if let Some(at) = labels.values.iter().position(|l| usize::from(*l) >= CLASSES) {
+        let offset = labels.start + at;
+        bail!(
+            "{}: offset {offset}: expected a label of 0 to 9, got {}",
+            label_file.display(),
+            labels.values[at]
+        )
+    }
+    Ok((height, images.values, labels.values))
+}
+
+struct Idx {
+    dims: Vec<usize>,
+    values: Vec<u8>,
+    /// Offset of the first value, for messages.
+    start: usize,
+}
+
+fn file(dir: &Path, name: &str, rank: usize) -> Result<(PathBuf, Idx)> {
+    let (plain, zipped) = (dir.join(name), dir.join(format!("{name}.gz")));
+    let path = if plain.exists() { plain } else { zipped };
+    let open = File::open(&path).map_err(|e| {
+        candle_core::Error::Msg(format!("{}: expected {name} or {name}.gz: {e}", path.display()))
+    })?;
+    let mut start = [0u8; 2];
+    let gzipped = (&open).read_exact(&mut start).is_ok() && start == [0x1f, 0x8b];
+    // A second handle instead of a seek: pipes and the like have no way back.
+    let reader = BufReader::new(File::open(&path)?);
+    let idx = if gzipped { parse(GzDecoder::new(reader), rank) } else { parse(reader, rank) };
+    match idx {
+        Ok(idx) => Ok((path, idx)),
+        Err(e) => bail!("{}: {}", path.display(), crate::plain(&e)),
+    }
+}
+
+/// Reads exactly what the header announces and checks that nothing follows.
+fn parse(mut reader: impl Read, rank: usize) -> Result<Idx> {
+    let mut word = |offset: usize| -> Result<u32> {
+        let mut bytes = [0u8; 4];
+        match reader.read_exact(&mut bytes) {
+            Ok(()) => Ok(u32::from_be_bytes(bytes)),
+            Err(e) => bail!("offset {offset}: expected four bytes of header: {e}"),
+        }
+    };
+    let magic = word(0)?;
+    // Two zero bytes, the type (8 is unsigned byte), the number of dimensions.
+    let expected = 0x0800 + rank as u32;
+    if magic != expected {
+        bail!("offset 0: expected the IDX magic {expected:#010x}, got {magic:#010x}")
+    }
+    let dims = (0..rank).map(|i| Ok(word(4 + 4 * i)? as usize)).collect::<Result<Vec<_>>>()?;
+    let start = 4 + 4 * rank;
+    let Some(count) = dims.iter().try_fold(1usize, |n, d| n.checked_mul(*d)) else {
+        bail!("offset 4: expected sizes that fit in memory, got {dims:?}")
+    };
+    // Grows with what is really there: a false header can't make it reserve gigabytes.
+    let mut values = Vec::new();
+    let read = (&mut reader).take(count as u64).read_to_end(&mut values);
+    if let Err(e) = read {
+        bail!("offset {}: expected {count} values for {dims:?}: {e}", start + values.len())
+    }
+    if values.len() < count {
+        bail!(
+            "offset {}: expected {count} values for {dims:?}, got {}",
+            start + values.len(),
+            values.len()
+        )
+    }
+    let mut more = [0u8; 1];
+    match reader.read(&mut more) {
+        Ok(0) => Ok(Idx { dims, values, start }),
+        Ok(_) => bail!(
+            "offset {}: expected the end of the file after {dims:?}, got more bytes",
+            start + count
+        ),
+        Err(e) => bail!("offset {}: expected the end of the file: {e}", start + count),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(dims: &[u32], values: usize) -> Vec<u8> {
+        let mut all = (0x0800 + dims.len() as u32).to_be_bytes().to_vec();
+        all.extend(dims.iter().flat_map(|d| d.to_be_bytes()));
+        all.extend((0..values).map(|i| (i % 10) as u8));
+        all
+    }
+
+    #[test]
+    fn reads_what_the_header_announces() -> Result<()> {
+        let idx = parse(&bytes(&[2, 3, 3], 18)[..], 3)?;
+        assert_eq!((idx.dims, idx.values.len(), idx.start), (vec![2, 3, 3], 18, 16));
+        Ok(())
+    }
+
+    #[test]
+    fn faults_carry_offset_expected_and_got() {
+        let say = |bytes: &[u8], rank| parse(bytes, rank).map(|_| ()).unwrap_err().to_string();
+        assert!(say(&bytes(&[2, 3, 3], 17), 3).contains("offset 33: expected 18 values"));
+        assert!(say(&bytes(&[2, 3, 3], 19), 3).contains("offset 34: expected the end"));
+        assert!(
+            say(&bytes(&[5], 5), 3).contains("expected the IDX magic 0x00000803, got 0x00000801")
+        );
+        assert!(say(&bytes(&[2, 3, 3], 18)[..9], 3).contains("offset 8"));
+        assert!(say(&[], 1).contains("offset 0"));
+        let huge = bytes(&[u32::MAX, u32::MAX, u32::MAX], 4);
+        assert!(say(&huge, 3).contains("expected"));
+    }
+}

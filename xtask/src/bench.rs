@@ -1,0 +1,141 @@
+//! `cargo xtask bench`: runs the criterion benches and gathers their rows.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::Result;
+use crate::args::{Command, Flag};
+use crate::{rows, shell};
+
+pub(crate) const COMMAND: Command = Command {
+    name: "bench",
+    summary: "Measure the works of benches/shapes.toml beside their floors",
+    details: "Prints a table. A floor is the same FLOPs and bytes as candle matmuls and plain\n\
+              copies, timed in the same run; median and spread (the median absolute deviation,\n\
+              scaled to a standard deviation) are criterion's.",
+    flags: &[
+        Flag { name: "--quick", value: None, help: "few samples: does it run, not how fast" },
+        Flag { name: "--json", value: Some("FILE"), help: "also write the rows" },
+        Flag { name: "--filter", value: Some("S"), help: "only works whose name contains S" },
+        Flag {
+            name: "--baseline",
+            value: Some("FILE"),
+            help: "fail where median / floor got 20 % worse than in FILE",
+        },
+    ],
+    run: |args| {
+        let request = Request {
+            quick: args.has("--quick"),
+            json: args.value("--json").map(PathBuf::from),
+            filter: args.value("--filter").map(str::to_owned),
+            baseline: args.value("--baseline").map(PathBuf::from),
+        };
+        measure(&shell::root()?, &request)
+    },
+};
+
+/// What to measure, and what to do with the rows.
+#[derive(Default)]
+pub(crate) struct Request {
+    pub(crate) quick: bool,
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) filter: Option<String>,
+    pub(crate) baseline: Option<PathBuf>,
+}
+
+pub(crate) fn measure(root: &Path, request: &Request) -> Result<()> {
+    // Before minutes of measuring: a wrong file name or filter should cost nothing.
+    let baseline = request.baseline.as_deref().map(rows::read).transpose()?;
+    let works = works(root)?;
+    let filter = request.filter.as_deref().unwrap_or_default();
+    let wanted: Vec<&String> = works.iter().filter(|work| work.contains(filter)).collect();
+    if wanted.is_empty() {
+        return Err(format!("no work contains `{filter}`; known:\n  {}", works.join("\n  ")));
+    }
+    let metadata = shell::metadata(root)?;
+    let folder = shell::target_directory(&metadata)?.join("vkd-bench");
+    std::fs::create_dir_all(&folder).map_err(|error| format!("vkd-bench folder: {error}"))?;
+    let gathered = folder.join("rows.jsonl");
+    std::fs::write(&gathered, "").map_err(|error| format!("rows.jsonl: {error}"))?;
+
+    let mut command = shell::cargo(root);
+    // The whole workspace, so that candle keeps the features it has in `cargo test --workspace`
+    // and is not compiled again; the named targets, so that nothing else is built.
+    command.args(["bench", "--workspace"]);
+    for target in targets(&metadata) {
+        command.args(["--bench", target]);
+    }
+    command.arg("--");
+    if request.quick {
+        command.arg("--quick");
+    }
+    if !filter.is_empty() {
+        command.args(["--filter", filter]);
+    }
+    // By environment, so that the printed line names no folder of this machine.
+    command.env("VKD_BENCH_FOLDER", &folder);
+    shell::run(&mut command)?;
+
+    let text =
+        std::fs::read_to_string(&gathered).map_err(|error| format!("rows.jsonl: {error}"))?;
+    let rows = text
+        .lines()
+        .map(|line| serde_json::from_str(line).map_err(|error| format!("rows.jsonl: {error}")))
+        .collect::<Result<Vec<Value>>>()?;
+    rows.iter().try_for_each(rows::check)?;
+    println!("\n{}", rows::table(&rows));
+    if let Some(path) = &request.json {
+        std::fs::write(path, rows::to_json(&rows))
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        println!("{} rows written to {}", rows.len(), path.display());
+    }
+    let missing: Vec<&str> = wanted
+        .into_iter()
+        .filter(|work| !rows.iter().any(|row| row["name"] == **work))
+        .map(String::as_str)
+        .collect();
+    if !missing.is_empty() {
+        return Err(format!("in shapes.toml but measured by no bench: {}", missing.join(", ")));
+    }
+    match &baseline {
+        Some(baseline) => rows::compare(baseline, &rows),
+        None => Ok(()),
+    }
+}
+
+/// The bench targets of vkd-benches.
+fn targets(metadata: &Value) -> Vec<&str> {
+    let packages = shell::packages(metadata).iter().filter(|p| p["name"] == "vkd-benches");
+    packages
+        .flat_map(|package| package["targets"].as_array().map_or(&[][..], Vec::as_slice))
+        .filter(|target| target["kind"] == serde_json::json!(["bench"]))
+        .filter_map(|target| target["name"].as_str())
+        .collect()
+}
+
+/// The names of all works: the lines `name = ".."` of benches/shapes.toml.
+fn works(root: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(root.join("benches/shapes.toml"))
+        .map_err(|error| format!("benches/shapes.toml: {error}"))?;
+    Ok(names(&text))
+}
+
+fn names(shapes: &str) -> Vec<String> {
+    shapes
+        .lines()
+        .filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::names;
+
+    #[test]
+    fn works_are_read_from_their_lines() {
+        let text = "# name = \"no\"\n[[work]]\nname = \"a/b/c/d\"\nreason = \"x\"\n";
+        assert_eq!(names(text), ["a/b/c/d"]);
+    }
+}

@@ -1,0 +1,87 @@
+//! `cargo xtask ci`: the one list of checks, cheapest first; the server runs the same command.
+
+use std::path::Path;
+
+use crate::Result;
+use crate::args::{Args, Command, Flag};
+use crate::shell::{self, Outcome, Steps, cargo};
+
+pub(crate) const COMMAND: Command = Command {
+    name: "ci",
+    summary: "Run every check, cheapest first, and stop at the first that fails",
+    details: "fmt, tidy, docs --check, typos, deny, clippy, tests, examples, rustdoc.\n\
+              typos and cargo-deny are optional: where they are absent the step prints SKIPPED.\n\
+              With --full: also standalone and bench --quick, which take longer.",
+    flags: &[Flag { name: "--full", value: None, help: "also what takes long" }],
+    run,
+};
+
+fn run(args: &Args) -> Result<()> {
+    let root = &shell::root()?;
+    let mut steps = Steps::default();
+    steps.step("fmt", || passed(cargo(root).args(["fmt", "--all", "--", "--check"])))?;
+    steps.step("tidy", || crate::tidy::check(root).map(|()| Outcome::Passed))?;
+    steps.step("docs --check", || crate::docs::check(root).map(|()| Outcome::Passed))?;
+    steps.step("typos", || optional(root, "typos", "typos", &[]))?;
+    steps.step("deny", || {
+        let arguments = ["check", "--hide-inclusion-graph", "licenses", "bans", "sources"];
+        optional(root, "cargo-deny", "cargo-deny", &arguments)
+    })?;
+    steps.step("clippy", || {
+        let arguments = ["clippy", "--workspace", "--all-targets", "--release", "--"];
+        passed(cargo(root).args(arguments).args(["-D", "warnings"]))
+    })?;
+    steps.step("test", || {
+        // A red server must be red again at home; `cargo test` by hand draws a new seed each time.
+        let seed = ("PROPTEST_RNG_SEED", "0");
+        passed(cargo(root).args(["test", "--workspace", "--release"]).env(seed.0, seed.1))
+    })?;
+    steps.step("examples", || examples(root))?;
+    steps.step("doc", || {
+        // Release, so that the metadata clippy made of the dependencies serves again.
+        let arguments = ["doc", "--workspace", "--no-deps", "--release"];
+        passed(cargo(root).args(arguments).env("RUSTDOCFLAGS", "-D warnings"))
+    })?;
+    if args.has("--full") {
+        steps.step("standalone", || crate::standalone::check(root).map(|()| Outcome::Passed))?;
+        steps.step("bench --quick", || {
+            let request = crate::bench::Request { quick: true, ..Default::default() };
+            crate::bench::measure(root, &request).map(|()| Outcome::Passed)
+        })?;
+    }
+    steps.summary();
+    Ok(())
+}
+
+fn passed(command: &mut std::process::Command) -> Result<Outcome> {
+    shell::run(command).map(|()| Outcome::Passed)
+}
+
+/// Runs a tool that a contributor need not have.
+fn optional(root: &Path, program: &str, package: &str, arguments: &[&str]) -> Result<Outcome> {
+    if !shell::exists(program) {
+        return Ok(Outcome::Skipped(format!("`{package}` is not installed")));
+    }
+    passed(std::process::Command::new(program).args(arguments).current_dir(root))
+}
+
+/// Runs each example that `cargo test` has just built: an example that only compiles may still lie.
+fn examples(root: &Path) -> Result<Outcome> {
+    let metadata = shell::metadata(root)?;
+    let folder = shell::target_directory(&metadata)?.join("release").join("examples");
+    let mut count = 0;
+    for package in shell::packages(&metadata) {
+        let targets = package["targets"].as_array().map_or(&[][..], Vec::as_slice);
+        for target in targets {
+            if !target["kind"].as_array().is_some_and(|kinds| kinds.contains(&"example".into())) {
+                continue;
+            }
+            let name = target["name"].as_str().unwrap_or_default();
+            let program = folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+            shell::run(std::process::Command::new(program).current_dir(root))?;
+            count += 1;
+        }
+    }
+    println!("{count} examples ran");
+    Ok(Outcome::Passed)
+}

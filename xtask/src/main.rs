@@ -1,0 +1,79 @@
+//! Developer tasks of vkd: everything that is not the library itself.
+//!
+//! Invariant: this crate imports nothing of ours and needs std and `serde_json` only, so that it
+//! builds in seconds and can judge the other crates even when they don't compile. It spawns cargo.
+
+mod args;
+mod bench;
+mod ci;
+mod docs;
+mod rows;
+mod shell;
+mod standalone;
+mod tidy;
+
+use std::process::ExitCode;
+
+use args::Command;
+
+/// An error is a sentence for the person at the terminal; nothing here recovers from one.
+pub(crate) type Result<T> = std::result::Result<T, String>;
+
+const COMMANDS: [&Command; 5] =
+    [&ci::COMMAND, &tidy::COMMAND, &bench::COMMAND, &docs::COMMAND, &standalone::COMMAND];
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(words: &[String]) -> Result<()> {
+    let Some((name, rest)) = words.split_first() else {
+        return Err(format!("no subcommand given\n\n{}", args::overview(&COMMANDS)));
+    };
+    if matches!(name.as_str(), "--help" | "-h" | "help") {
+        println!("{}", args::overview(&COMMANDS));
+        return Ok(());
+    }
+    let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
+        return Err(format!("unknown subcommand `{name}`\n\n{}", args::overview(&COMMANDS)));
+    };
+    match args::parse(command, rest)? {
+        None => {
+            println!("{}", args::help(command));
+            Ok(())
+        }
+        Some(args) => (command.run)(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::dispatch;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn an_unknown_subcommand_lists_the_known_ones() {
+        for line in ["", "cy", "--full"] {
+            let message = dispatch(&words(line)).unwrap_err();
+            assert!(message.contains("standalone") && message.contains("tidy"), "{message}");
+        }
+    }
+
+    #[test]
+    fn every_subcommand_has_help() {
+        for name in ["ci", "tidy", "bench", "docs", "standalone"] {
+            dispatch(&words(&format!("{name} --help"))).unwrap();
+        }
+        dispatch(&words("--help")).unwrap();
+    }
+}
