@@ -20,7 +20,7 @@ pub(crate) struct Args {
     /// Start anew in a folder that holds another run
     #[arg(long)]
     overwrite: bool,
-    /// How many arms train side by side; they share the processors [default: the number of processors]
+    /// How many arms train side by side, one thread each [default: the number of processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     jobs: Option<u64>,
 }
@@ -29,6 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
     let recipe = args.recipe.load()?;
     let data = Dataset::open(&recipe.data)?;
+    vkd_train::check(&recipe, &data)?;
     let out = match &args.out {
         Some(out) => out.clone(),
         None => PathBuf::from("runs").join(format!("{}-seed{}", recipe.name, recipe.seed)),
@@ -67,12 +68,11 @@ fn summary(recipe: &Recipe, data: &Dataset, out: &std::path::Path) -> String {
     )
 }
 
-/// The teacher has all processors: nothing else runs.
 fn teacher(run: &RunFolder, data: &Dataset, progress: &Progress) -> Result<TeacherReport> {
     let finished = run.teacher_report()?.is_some();
     let mut part = progress.part(TEACHER, run.recipe().teacher.steps);
     if !finished {
-        train_in_process(run.dir(), TEACHER, processors(), |e| part.show(e))?;
+        train_in_process(run.dir(), TEACHER, |e| part.show(e))?;
     }
     // Checks the floor of a reused one too; trains nothing any more.
     let report = train_teacher(run, data, &mut |_| Ok(()))?;
@@ -91,11 +91,10 @@ fn teacher(run: &RunFolder, data: &Dataset, progress: &Progress) -> Result<Teach
 fn arms(run: &RunFolder, progress: &Progress, jobs: usize) -> Result<()> {
     let names = &run.recipe().arms;
     let jobs = jobs.min(names.len());
-    let threads = (processors() / jobs).max(1);
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(e) = arm(run, name, threads, progress) {
+            if let Err(e) = arm(run, name, progress) {
                 next.store(names.len(), Ordering::Relaxed);
                 if let Ok(mut failures) = failures.lock() {
                     failures.push(vkd_train::plain(&e));
@@ -114,11 +113,11 @@ fn arms(run: &RunFolder, progress: &Progress, jobs: usize) -> Result<()> {
     }
 }
 
-fn arm(run: &RunFolder, name: &str, threads: usize, progress: &Progress) -> Result<()> {
+fn arm(run: &RunFolder, name: &str, progress: &Progress) -> Result<()> {
     let mut part = progress.part(name, run.recipe().training.steps);
     let finished = run.arm_report(name)?.is_some();
     if !finished {
-        train_in_process(run.dir(), name, threads, |e| part.show(e))?;
+        train_in_process(run.dir(), name, |e| part.show(e))?;
     }
     let Some(report) = run.arm_report(name)? else {
         bail!("arm {name}: expected a result from its process, got none")

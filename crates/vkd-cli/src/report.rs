@@ -57,7 +57,7 @@ impl Page<'_> {
             ("data", report.dataset.clone()),
             ("seed", report.seed.to_string()),
             ("vkd", report.version.clone()),
-            ("wall clock", format!("{} s", seconds(report.seconds))),
+            ("last call took", format!("{} s", seconds(report.seconds))),
         ];
         let chips: String = chips
             .iter()

@@ -55,18 +55,17 @@ fn send(message: &Message) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// The parent's side: runs the worker of one part on `threads` threads to its end and hands its events on. The result
+/// The parent's side: runs the worker of one part on one thread to its end and hands its events on. The result
 /// lies in the run folder.
 pub(crate) fn train_in_process(
     folder: &Path,
     part: &str,
-    threads: usize,
     mut observe: impl FnMut(&Event),
 ) -> Result<()> {
     let mut child = Command::new(std::env::current_exe()?)
         .args([std::ffi::OsStr::new("worker"), folder.as_os_str(), std::ffi::OsStr::new(part)])
-        .env("RAYON_NUM_THREADS", threads.to_string())
-        .env("CANDLE_NUM_THREADS", threads.to_string())
+        .env("RAYON_NUM_THREADS", "1")
+        .env("CANDLE_NUM_THREADS", "1")
         // A step allocates and frees the same large tensors over and over. glibc would hand each back to the kernel and
         // have it zeroed anew, which costs a quarter of the run; other allocators ignore the two.
         .env("MALLOC_MMAP_THRESHOLD_", "4294967296")

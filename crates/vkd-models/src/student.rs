@@ -57,11 +57,12 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     };
     let named =
         |e: std::io::Error| std::io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-    let mut file = tempfile::Builder::new()
-        .prefix(".vkd-")
-        .suffix(".tmp")
-        .tempfile_in(folder)
-        .map_err(named)?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".vkd-").suffix(".tmp");
+    // Temporary files are private; the result is an ordinary file, as open as the user's umask says.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).map_err(named)?;
     file.write_all(bytes).map_err(named)?;
     file.as_file().sync_all().map_err(named)?;
     file.persist(path).map_err(|e| named(e.error))?;

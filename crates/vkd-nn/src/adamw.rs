@@ -15,7 +15,7 @@ pub struct AdamWConfig {
     pub beta1: f64,
     /// Decay of the second moment; default 0.999.
     pub beta2: f64,
-    /// Added to the root of the second moment; default 1e-8.
+    /// Added to the root of the second moment; default 1e-8, at least the smallest normal f32.
     pub eps: f64,
     /// Decoupled decay of the parameters that the constructor's `decays` accepts; default 0.05 as in DeiT and V_kD.
     pub weight_decay: f64,
@@ -62,11 +62,14 @@ impl AdamW {
         // Negated comparisons: NaN is refused too.
         if !((0. ..1.).contains(&beta1)
             && (0. ..1.).contains(&beta2)
-            && eps > 0.
-            && weight_decay >= 0.)
+            && eps >= f64::from(f32::MIN_POSITIVE)
+            && eps.is_finite()
+            && weight_decay >= 0.
+            && weight_decay.is_finite())
         {
             bail!(
-                "adamw: expected betas in [0, 1), eps above 0 and weight decay at least 0, got {config:?}"
+                "adamw: expected betas in [0, 1), a finite eps of at least {:e} and a finite weight decay of at least 0, got {config:?}",
+                f32::MIN_POSITIVE
             )
         }
         let parameters = parameters
@@ -95,7 +98,7 @@ impl AdamW {
         if !(lr >= 0. && lr.is_finite()) {
             bail!("adamw: expected a learning rate of at least 0, got {lr}")
         }
-        self.step += 1;
+        self.step = self.step.saturating_add(1);
         for p in &self.parameters {
             if let Some(grad) = grads.get(&p.var) {
                 let update = Update { p, config: &self.config, step: self.step, lr };
@@ -168,8 +171,9 @@ impl Update<'_> {
         let AdamWConfig { beta1, beta2, eps, .. } = *self.config;
         // PyTorch's order of operations: decay first, bias corrections folded into the step size and the root.
         let keep = of(1. - self.lr * self.p.weight_decay);
-        let step_size = of(self.lr / (1. - beta1.powi(self.step as i32)));
-        let root = of((1. - beta2.powi(self.step as i32)).sqrt());
+        let step = i32::try_from(self.step).unwrap_or(i32::MAX);
+        let step_size = of(self.lr / (1. - beta1.powi(step)));
+        let root = of((1. - beta2.powi(step)).sqrt());
         let (b1, b2, eps, one) = (of(beta1), of(beta2), of(eps), T::one());
         for (((p, g), m), v) in param.iter_mut().zip(grad).zip(m.iter_mut()).zip(v.iter_mut()) {
             *m = b1 * *m + (one - b1) * *g;

@@ -13,7 +13,7 @@ use rand::Rng;
 /// `xs`: `(B, ..)`, with one sample id each in the context; the output has the same shape.
 ///
 /// # Errors
-/// A rate outside `[0, 1)`, or a context with another number of sample ids than the batch has rows.
+/// A rate outside `[0, 1)`, a scalar in training, or a context with another number of sample ids than the batch has rows.
 pub fn drop_path(xs: &Tensor, rate: f64, name: &str, ctx: &Context) -> Result<Tensor> {
     if !(0. ..1.).contains(&rate) {
         bail!("drop_path {name}: expected a rate in [0, 1), got {rate}")
@@ -21,7 +21,9 @@ pub fn drop_path(xs: &Tensor, rate: f64, name: &str, ctx: &Context) -> Result<Te
     if !ctx.train || rate == 0. {
         return Ok(xs.clone());
     }
-    let batch = xs.dims().first().copied().unwrap_or(0);
+    let Some(&batch) = xs.dims().first() else {
+        bail!("drop_path {name}: expected (B, ..), got a scalar")
+    };
     if ctx.sample_ids.len() != batch {
         bail!(
             "drop_path {name}: expected {batch} sample ids in the context, got {}",
@@ -65,6 +67,8 @@ mod tests {
         );
         assert!(drop_path(&xs, 1., "b", &Context::eval()).is_err());
         assert!(drop_path(&xs, 0.5, "b", &Context::train(0, 0, [1])).is_err());
+        let scalar = xs.sum_all()?;
+        assert!(drop_path(&scalar, 0.5, "b", &Context::train(0, 0, [])).is_err());
         gradcheck(|x| drop_path(&x[0], 0.5, "b", &Context::train(0, 0, [1, 2, 3])), &[xs])
     }
 }

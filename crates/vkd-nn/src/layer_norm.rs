@@ -16,9 +16,9 @@ pub struct LayerNorm {
 /// Creates a [`LayerNorm`] with variables `weight` (starts at one) and `bias` (starts at zero), both `(dim)`.
 ///
 /// # Errors
-/// A zero width or an `eps` that is not positive.
+/// A zero width, or an `eps` that is not finite or under the smallest normal f32.
 pub fn layer_norm(dim: usize, eps: f64, vb: VarBuilder) -> Result<LayerNorm> {
-    if dim == 0 || eps <= 0. || !eps.is_finite() {
+    if dim == 0 || !(eps >= f64::from(f32::MIN_POSITIVE) && eps.is_finite()) {
         bail!(
             "layer_norm {}: expected a width and an eps above 0, got {dim} and {eps}",
             vb.prefix()

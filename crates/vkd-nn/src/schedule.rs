@@ -14,11 +14,11 @@ use std::f64::consts::PI;
 /// assert_eq!(cosine(4, 100, 10, 1e-3, 0.), 0.5e-3);
 /// ```
 pub fn cosine(step: u64, total: u64, warmup: u64, base: f64, floor: f64) -> f64 {
-    if step < warmup {
-        return base * (step + 1) as f64 / warmup as f64;
-    }
     if step >= total {
         return floor;
+    }
+    if step < warmup {
+        return base * (step + 1) as f64 / warmup as f64;
     }
     let progress = (step - warmup) as f64 / (total - warmup) as f64;
     floor + (base - floor) * 0.5 * (1. + (PI * progress).cos())
@@ -36,5 +36,6 @@ mod tests {
         assert!(rates[5..].windows(2).all(|w| w[0] > w[1]), "then falls");
         assert_eq!(cosine(50, 50, 5, 1., 0.1), 0.1);
         assert_eq!(cosine(3, 3, 3, 1., 0.1), 0.1);
+        assert_eq!(cosine(5, 3, 10, 1., 0.1), 0.1, "past the end of a warm-up that is cut short");
     }
 }

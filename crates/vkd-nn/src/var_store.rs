@@ -52,6 +52,8 @@ impl VarStore {
     }
 
     /// Everything that a checkpoint must hold, parameters and buffers, sorted by name and off the tape.
+    ///
+    /// The tensors share memory with the variables: the next optimiser step changes them. Copy what has to stay.
     pub fn tensors(&self) -> BTreeMap<String, Tensor> {
         self.lock().iter().map(|(n, v)| (n.clone(), v.as_detached_tensor())).collect()
     }
@@ -145,7 +147,9 @@ impl SimpleBackend for VarStore {
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor> {
-        if let Some(var) = self.lock().get(name) {
+        // One lock for both steps: two threads that ask for the same name get the same variable.
+        let mut vars = self.lock();
+        if let Some(var) = vars.get(name) {
             if var.shape() != &shape {
                 bail!("variable {name}: expected shape {shape:?}, got {:?}", var.shape())
             }
@@ -153,7 +157,7 @@ impl SimpleBackend for VarStore {
         }
         let var = Var::from_tensor(&self.initial(&shape, name, init, dtype, device)?)?;
         let tensor = handed_out(name, &var);
-        self.lock().insert(name.to_owned(), var);
+        vars.insert(name.to_owned(), var);
         Ok(tensor)
     }
 
@@ -215,6 +219,8 @@ mod tests {
         let s = store(1);
         s.builder().get_with_hints(2, "a", Init::Const(1.))?;
         s.builder().get_with_hints(3, "b", Init::Const(1.))?;
+        let e = s.builder().get_with_hints(4, "b", Init::Const(1.)).unwrap_err().to_string();
+        assert!(e.contains("variable b: expected shape"), "{e}");
         let wrong = HashMap::from([
             ("a".to_owned(), Tensor::zeros(2, DType::F64, &Device::Cpu)?),
             ("b".to_owned(), Tensor::zeros(4, DType::F64, &Device::Cpu)?),

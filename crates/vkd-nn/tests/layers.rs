@@ -127,7 +127,11 @@ fn adamw_refuses_bad_settings() -> Result<()> {
     for bad in [
         AdamWConfig { beta1: 1., ..good },
         AdamWConfig { eps: 0., ..good },
+        // Zero in f32: a gradient of zero would give 0 / 0.
+        AdamWConfig { eps: 1e-60, ..good },
+        AdamWConfig { eps: f64::INFINITY, ..good },
         AdamWConfig { weight_decay: f64::NAN, ..good },
+        AdamWConfig { weight_decay: f64::INFINITY, ..good },
     ] {
         assert!(with(bad).is_err());
     }
@@ -135,6 +139,12 @@ fn adamw_refuses_bad_settings() -> Result<()> {
     for lr in [-1., f64::NAN, f64::INFINITY] {
         assert!(with(good)?.step(&grads, lr).is_err());
     }
+    // A step count beyond i32 must not turn the bias correction around.
+    let mut late = with(good)?;
+    let state = late.state()?.1.into_iter().collect();
+    late.load_state(1 << 31, &state)?;
+    late.step(&grads, 0.1)?;
+    assert!(var.to_vec1::<f32>()?[0].is_finite());
     let half = Var::zeros(2, DType::BF16, &Device::Cpu)?;
     assert!(AdamW::new(vec![("h".to_owned(), half)], good, |_, _| true).is_err());
     Ok(())

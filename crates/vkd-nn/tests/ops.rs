@@ -170,6 +170,15 @@ fn bad_input_is_named() -> Result<()> {
     for (k, s) in [(0, 1), (1, 0), (7, 1)] {
         assert!(unfold2d(&image, k, s, 1).unwrap_err().to_string().contains("unfold2d: expected"));
     }
+    for padding in [1 << 40, usize::MAX / 2 + 1, usize::MAX] {
+        let message = unfold2d(&image, 1, 1, padding).unwrap_err().to_string();
+        assert!(message.contains("unfold2d: expected"), "{message}");
+    }
+    // Three times these heads is 2 after a wrap.
+    assert!(multi_head_attention(&xs.narrow(2, 0, 6)?, usize::MAX / 3 + 1).is_err());
+    assert!(reference::multi_head_attention(&xs, 0).is_err());
+    assert!(reference::unfold2d(&image, 1, 0, 0).is_err());
+    assert!(reference::unfold2d(&image, 7, 1, 1).is_err());
     assert!(gelu(&Tensor::zeros(3, DType::U32, &Device::Cpu)?).is_err());
     assert!(relu(&Tensor::zeros(3, DType::BF16, &Device::Cpu)?).is_err());
     Ok(())

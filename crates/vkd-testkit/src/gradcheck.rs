@@ -155,6 +155,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn variables_with_right_gradients_pass_and_others_fail() -> Result<()> {
+        let w = Var::from_tensor(&normal(&[3, 4], DType::F64, 5)?)?;
+        let named = [("w".to_owned(), w.clone())];
+        gradcheck_variables(&named, || w.sqr()?.sum_all())?;
+        let cut = gradcheck_variables(&named, || w.as_detached_tensor().sqr()?.sum_all());
+        assert!(cut.is_err(), "a cut tape must fail");
+        let off = || w.sqr()?.sum_all()? + (w.as_detached_tensor().sqr()?.sum_all()? * 0.01)?;
+        assert!(gradcheck_variables(&named, off).is_err(), "one per cent off must fail");
+        Ok(())
+    }
+
+    #[test]
     fn accepts_right_and_rejects_wrong_gradients() -> Result<()> {
         for dims in [vec![2, 3], vec![7, 9]] {
             let x = normal(&dims, DType::F64, 3)?;

@@ -71,7 +71,7 @@ pub fn gram_residual(q: &Tensor) -> Result<f64> {
     };
     let values = crate::to_f64(q)?;
     let mut worst = 0f64;
-    for q in values.chunks(n * k) {
+    for q in values.chunks((n * k).max(1)) {
         let (q, n, k) = if n >= k { (q.to_vec(), n, k) } else { (transpose(q, n, k), k, n) };
         let g = matmul(&transpose(&q, n, k), &q, k, n, k);
         for i in 0..k {
@@ -87,6 +87,13 @@ pub fn gram_residual(q: &Tensor) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_matrix_has_no_residual() -> Result<()> {
+        let empty = Tensor::zeros((2, 0, 3), candle_core::DType::F32, &candle_core::Device::Cpu)?;
+        assert_eq!(gram_residual(&empty)?, 0.);
+        Ok(())
+    }
 
     #[test]
     fn solve_inverts_matmul() -> Result<()> {

@@ -105,12 +105,15 @@ impl OpCase<'_> {
         Ok(())
     }
 
-    /// The harness must reject an op that is detached, one per cent off, or has a gradient one per cent off.
+    /// The harness must accept the op, and reject it when it is detached, one per cent off, or has a gradient one per
+    /// cent off.
     pub fn has_teeth(
         &self,
         op: impl Fn(&[Tensor]) -> Result<Tensor>,
         twin: impl Fn(&[Tensor]) -> Result<Tensor>,
     ) -> Result<()> {
+        // Else a fault of the case itself would pass for teeth.
+        self.check(&op, &twin)?;
         let broken: [(&str, Op<'_>); 3] = [
             ("detached", &|x| Ok(op(x)?.detach())),
             ("value off", &|x| op(x)? * 1.01),

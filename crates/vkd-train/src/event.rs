@@ -1,7 +1,10 @@
 //! What a run tells its observer, and the rows of `metrics.jsonl`.
 
+use crate::folder::RunFolder;
+use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io::Write;
 
 /// One row of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,4 +41,30 @@ pub enum EventKind {
 }
 
 /// Where events go. An error ends the run.
-pub type Observer<'a> = dyn FnMut(&Event) -> candle_core::Result<()> + 'a;
+pub type Observer<'a> = dyn FnMut(&Event) -> Result<()> + 'a;
+
+/// Writes events to `NAME.jsonl` and passes them on.
+pub(crate) struct EventLog<'a, 'b> {
+    file: std::io::LineWriter<std::fs::File>,
+    observer: &'a mut Observer<'b>,
+}
+
+impl<'a, 'b> EventLog<'a, 'b> {
+    pub(crate) fn create(
+        run: &RunFolder,
+        name: &str,
+        observer: &'a mut Observer<'b>,
+    ) -> Result<Self> {
+        let path = run.events_path(name);
+        match std::fs::File::create(&path) {
+            Ok(file) => Ok(Self { file: std::io::LineWriter::new(file), observer }),
+            Err(e) => bail!("{}: {e}", path.display()),
+        }
+    }
+
+    pub(crate) fn write(&mut self, event: &Event) -> Result<()> {
+        let line = serde_json::to_string(event).map_err(candle_core::Error::wrap)?;
+        writeln!(self.file, "{line}")?;
+        (self.observer)(event)
+    }
+}

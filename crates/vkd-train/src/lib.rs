@@ -2,11 +2,27 @@
 //!
 //! [`Recipe`] says what a run is, [`RunFolder`] where it lives; [`train_teacher`] and [`train_arm`] do it.
 //!
+//! ```
+//! use vkd_train::{Dataset, Recipe};
+//!
+//! # fn main() -> candle_core::Result<()> {
+//! # let text = include_str!("../tests/tiny.toml");
+//! let recipe = Recipe::parse(text, "tiny.toml", &["data.labels=30".to_owned()])?;
+//! let data = Dataset::open(&recipe.data)?;
+//! vkd_train::check(&recipe, &data)?;
+//! let labelled = data.labelled(recipe.data.labels, recipe.seed)?;
+//! assert_eq!(labelled.len(), 30);
+//! assert_eq!(data.image(labelled[0]).len(), 8 * 8);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Invariants: every random draw is a function of the seed, a name, the step and the sample; every file is either the old
 //! one or the whole new one; nothing of the test images decides anything before the report.
 
 mod audit;
 mod batches;
+mod build;
 pub mod checkpoint;
 mod data;
 mod event;
@@ -16,10 +32,12 @@ mod networks;
 mod recipe;
 mod report;
 mod run;
+mod score;
 mod trainer;
 
 pub use audit::gradient_audit;
 pub use batches::{Batches, plain_images};
+pub use build::check;
 pub use data::Dataset;
 pub use event::{Event, EventKind, Observer};
 pub use folder::RunFolder;
@@ -29,7 +47,8 @@ pub use recipe::{
     StudentConfig, TaskKind, TeacherConfig, TrainingConfig,
 };
 pub use report::{ArmReport, Report, TeacherReport};
-pub use run::{evaluate_student, train_arm, train_teacher};
+pub use run::{train_arm, train_teacher};
+pub use score::evaluate_student;
 pub use trainer::{TrainerConfig, decays, train};
 
 /// An error's text without the stack trace that candle attaches where `RUST_BACKTRACE` is set.
@@ -40,3 +59,8 @@ pub fn plain(error: &candle_core::Error) -> String {
         other => other.to_string(),
     }
 }
+
+/// The snippets of the README, as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -1,33 +1,21 @@
-//! One run: its folder, its teacher, its arms.
+//! One run: its teacher and its arms.
 
 use crate::batches::{Batches, plain_images};
+use crate::build::{STUDENT, batches, build_teacher, distiller, student_card, term_weights};
 use crate::checkpoint;
 use crate::data::Dataset;
-use crate::event::{Event, Observer};
+use crate::event::{EventLog, Observer};
 use crate::folder::RunFolder;
-use crate::metrics::accuracy;
-use crate::networks::{STUDENT_TAP, TEACHER_TAP, student_network, teacher_network};
-use crate::recipe::{ArmConfig, LabelBudget, LossKind, ProjectorKind, Recipe};
+use crate::networks::{student_network, teacher_network};
 use crate::report::{ArmReport, TeacherReport};
+use crate::score::{score, scores};
 use crate::trainer::{TrainerConfig, train};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::time::Instant;
-use vkd_models::{Cnn, CnnConfig, Preprocessing, Student, StudentCard, Vit, VitConfig};
+use vkd_models::{Student, Vit};
 use vkd_nn::{Context, VarStore};
-use vkd_ortho::OrthogonalConfig;
-use vkd_tasks::{
-    ClassificationTask, Distiller, FeatureLoss, LogitLoss, Network, NetworkOutput, ProjectorConfig,
-    TapConfig, Teacher,
-};
-
-/// Variables of the student in the run's store; the prefix is dropped from the exported file.
-const STUDENT: &str = "student";
-/// Variables of the projectors in the run's store.
-const PROJECTOR: &str = "projector";
-/// Images in one forward pass of an evaluation.
-const EVALUATION_BATCH: usize = 250;
+use vkd_tasks::{ClassificationTask, Network, Teacher};
 
 /// Trains the teacher, or takes the one that the folder or the recipe holds, scores it and checks its floor.
 ///
@@ -65,17 +53,6 @@ pub fn train_teacher(
         )
     }
     Ok(report)
-}
-
-fn build_teacher(recipe: &Recipe, data: &Dataset) -> Result<(VarStore, Cnn)> {
-    let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
-    let config = CnnConfig {
-        channels: 1,
-        classes: data.class_names.len(),
-        widths: recipe.teacher.widths.clone(),
-    };
-    let cnn = Cnn::new(&config, store.builder())?;
-    Ok((store, cnn))
 }
 
 fn fit_teacher(run: &RunFolder, data: &Dataset, observer: &mut Observer) -> Result<TeacherReport> {
@@ -151,20 +128,7 @@ pub fn train_arm(
     };
     let task = ClassificationTask::new(student_network(vit), distillation, training.smoothing)?;
     task.check(&plain_images(data, &data.train[..1], &card.preprocessing)?)?;
-    let labelled = match arm.labels {
-        LabelBudget::Few => data.labelled(recipe.data.labels, recipe.seed)?,
-        LabelBudget::All => data.train.clone(),
-    };
-    let labels = labelled.len();
-    // Without a teacher an unlabelled image says nothing, so the whole batch is labelled: the arm gets the same
-    // number of images to learn from.
-    let from_labelled = match (arm.labels, arm.uses_teacher()) {
-        (LabelBudget::Few, true) => training.labelled,
-        _ => training.batch,
-    };
-    let rest = training.batch - from_labelled;
-    let mut batches =
-        Batches::new(data, labelled, from_labelled, rest, recipe.data.shift, recipe.seed)?;
+    let (mut batches, labels) = batches(recipe, arm, data)?;
     let trainer = TrainerConfig {
         arm: name.to_owned(),
         seed: recipe.seed,
@@ -200,143 +164,4 @@ pub fn train_arm(
     };
     run.write_arm_report(&report)?;
     Ok(report)
-}
-
-fn student_card(recipe: &Recipe, data: &Dataset) -> StudentCard {
-    let s = &recipe.student;
-    let model = VitConfig {
-        image_size: data.size,
-        channels: 1,
-        classes: data.class_names.len(),
-        patch: s.patch,
-        width: s.width,
-        depth: s.depth,
-        heads: s.heads,
-        mlp_ratio: s.mlp_ratio,
-        drop_path: s.drop_path,
-    };
-    StudentCard {
-        schema: 1,
-        model,
-        preprocessing: data.preprocessing(),
-        class_names: data.class_names.clone(),
-    }
-}
-
-fn term_weights(arm: &ArmConfig) -> BTreeMap<String, f64> {
-    let mut terms = BTreeMap::from([("label".to_owned(), 1.)]);
-    for (name, weight) in
-        [("logits".to_owned(), arm.logits), (format!("feature.{STUDENT_TAP}"), arm.features)]
-    {
-        if weight > 0. {
-            terms.insert(name, weight);
-        }
-    }
-    terms
-}
-
-fn distiller(recipe: &Recipe, arm: &ArmConfig, store: &VarStore) -> Result<Distiller> {
-    let d = &recipe.distill;
-    let teacher_width = recipe.teacher.widths.last().copied().unwrap_or(0);
-    let tap = || -> Result<TapConfig> {
-        Ok(TapConfig {
-            student: STUDENT_TAP.to_owned(),
-            student_width: recipe.student.width,
-            teacher: TEACHER_TAP.to_owned(),
-            teacher_width,
-            projector: match arm.projector {
-                ProjectorKind::Orthogonal => ProjectorConfig::Orthogonal(OrthogonalConfig {
-                    map: d.map.parse()?,
-                    seed: recipe.seed,
-                }),
-                ProjectorKind::Linear => ProjectorConfig::Linear,
-            },
-            student_normalizer: d.student_normalizer.parse()?,
-            teacher_normalizer: d.teacher_normalizer.parse()?,
-            loss: match d.loss {
-                LossKind::SmoothL1 => FeatureLoss::SmoothL1 { beta: d.beta },
-                LossKind::Mse => FeatureLoss::Mse,
-            },
-            weight: arm.features,
-        })
-    };
-    let taps = if arm.features > 0. { vec![tap()?] } else { vec![] };
-    let logits =
-        (arm.logits > 0.).then_some(LogitLoss { temperature: d.temperature, weight: arm.logits });
-    Distiller::new(taps, logits, store.builder().pp(PROJECTOR))
-}
-
-/// Accuracy of the two-headed prediction on the given images.
-fn score(
-    forward: impl Fn(&Tensor) -> Result<NetworkOutput>,
-    data: &Dataset,
-    indices: &[usize],
-) -> Result<f64> {
-    score_logits(|images| forward(images)?.prediction(), data, indices, &data.preprocessing())
-}
-
-fn scores(
-    forward: impl Fn(&Tensor) -> Result<NetworkOutput>,
-    data: &Dataset,
-) -> Result<BTreeMap<String, f64>> {
-    Ok(BTreeMap::from([
-        ("accuracy".to_owned(), score(&forward, data, &data.test)?),
-        ("validation_accuracy".to_owned(), score(&forward, data, &data.validation)?),
-    ]))
-}
-
-fn score_logits(
-    logits: impl Fn(&Tensor) -> Result<Tensor>,
-    data: &Dataset,
-    indices: &[usize],
-    preprocessing: &Preprocessing,
-) -> Result<f64> {
-    let mut hits = 0.;
-    for chunk in indices.chunks(EVALUATION_BATCH) {
-        let labels: Vec<u32> = chunk.iter().map(|&i| u32::from(data.label(i))).collect();
-        let images = plain_images(data, chunk, preprocessing)?;
-        hits +=
-            accuracy(&logits(&images)?, &Tensor::new(labels, &Device::Cpu)?)? * chunk.len() as f64;
-    }
-    // Whole numbers again, so that a score does not depend on how the images were grouped.
-    Ok(hits.round() / indices.len() as f64)
-}
-
-/// Accuracy of a saved student on the given images, with the student's own preprocessing.
-///
-/// # Errors
-/// A student made for images of another size or for other classes.
-pub fn evaluate_student(student: &Student, data: &Dataset, indices: &[usize]) -> Result<f64> {
-    if student.card.model.image_size != data.size || student.card.class_names != data.class_names {
-        bail!(
-            "eval: expected a student for {0}x{0} images of {1}, got one for {2}x{2} images of the classes {3}",
-            data.size,
-            data.name,
-            student.card.model.image_size,
-            student.card.class_names.join(", ")
-        )
-    }
-    score_logits(|images| student.logits(images), data, indices, &student.card.preprocessing)
-}
-
-/// Writes events to `NAME.jsonl` and passes them on.
-struct EventLog<'a, 'b> {
-    file: std::io::LineWriter<std::fs::File>,
-    observer: &'a mut Observer<'b>,
-}
-
-impl<'a, 'b> EventLog<'a, 'b> {
-    fn create(run: &RunFolder, name: &str, observer: &'a mut Observer<'b>) -> Result<Self> {
-        let path = run.events_path(name);
-        match std::fs::File::create(&path) {
-            Ok(file) => Ok(Self { file: std::io::LineWriter::new(file), observer }),
-            Err(e) => bail!("{}: {e}", path.display()),
-        }
-    }
-
-    fn write(&mut self, event: &Event) -> Result<()> {
-        let line = serde_json::to_string(event).map_err(candle_core::Error::wrap)?;
-        writeln!(self.file, "{line}")?;
-        (self.observer)(event)
-    }
 }

@@ -9,18 +9,21 @@ use vkd_train::{ArmReport, LabelBudget, ProjectorKind};
 type Metrics = BTreeMap<String, f64>;
 
 pub(super) fn section(page: &Page) -> String {
-    let best = best(page);
+    let few = few(page);
+    let best = best(&few);
+    // One arm alone is no choice, so nothing is marked.
+    let marked = if few.len() > 1 { best.as_slice() } else { &[] };
     let rows: String =
-        page.report.arms.iter().enumerate().map(|(i, a)| row(page, i, a, &best)).collect();
+        page.report.arms.iter().enumerate().map(|(i, a)| row(page, i, a, marked)).collect();
     format!(
-        "<section>\n<div class=\"tiles\">\n{}{}</div>\n<h2>Arms</h2>\n<table>\n<thead>\n<tr><th>arm</th><th>labels</th>\
-         <th>loss</th><th>parameters</th><th>test accuracy (%)</th><th>vs none (pp)</th><th>vs teacher (pp)</th>\
+        "<section>\n<div class=\"tiles\">\n{}{}</div>\n<h2>Arms</h2>\n<div class=\"scroll\">\n<table>\n<thead>\n\
+         <tr><th>arm</th><th>labels</th><th>loss</th><th>parameters</th><th>test accuracy (%)</th><th>vs none (pp)</th><th>vs teacher (pp)</th>\
          <th>validation (%)</th><th>seconds</th><th>largest max|WᵀW−I|</th></tr>\n</thead>\n<tbody>\n{}{rows}</tbody>\n\
-         </table>\n{}</section>\n",
+         </table>\n</div>\n{}</section>\n",
         teacher_tile(page),
-        best_tile(page, &best),
+        best_tile(page, &best, few.len() > 1),
         teacher_row(page),
-        notes(page, &best)
+        notes(page, !marked.is_empty())
     )
 }
 
@@ -45,21 +48,29 @@ fn none(page: &Page) -> Option<f64> {
     page.report.arms.iter().find(|a| a.name == "none").map(|a| accuracy(&a.metrics))
 }
 
-/// The arms with few labels and the highest test accuracy: several where they tie, none where there is no choice.
-fn best<'a>(page: &'a Page) -> Vec<&'a ArmReport> {
+/// The arms with few labels.
+fn few<'a>(page: &'a Page) -> Vec<&'a ArmReport> {
     let few = |arm: &&ArmReport| {
         let budget = page.recipe.arm(&arm.name).map(|a| a.labels);
         budget.is_ok_and(|l| l == LabelBudget::Few) && accuracy(&arm.metrics).is_finite()
     };
-    let few: Vec<&ArmReport> = page.report.arms.iter().filter(few).collect();
-    let highest = few.iter().map(|a| accuracy(&a.metrics)).fold(f64::MIN, f64::max);
-    few.into_iter().filter(|a| accuracy(&a.metrics) == highest).collect()
+    page.report.arms.iter().filter(few).collect()
+}
+
+/// Those of `arms` with the highest test accuracy: several where they tie.
+fn best<'a>(arms: &[&'a ArmReport]) -> Vec<&'a ArmReport> {
+    let highest = arms.iter().map(|a| accuracy(&a.metrics)).fold(f64::MIN, f64::max);
+    arms.iter().copied().filter(|a| accuracy(&a.metrics) == highest).collect()
+}
+
+/// Whether the teacher was taken from a file, so that this run knows nothing of its training.
+fn loaded(page: &Page) -> bool {
+    page.recipe.teacher.checkpoint.is_some()
 }
 
 fn teacher_tile(page: &Page) -> String {
     let teacher = &page.report.teacher;
-    let loaded = page.recipe.teacher.checkpoint.is_some();
-    let source = match loaded {
+    let source = match loaded(page) {
         true => "loaded, not trained here".to_owned(),
         false => format!("trained with all labels in {} s", seconds(teacher.seconds)),
     };
@@ -72,7 +83,7 @@ fn teacher_tile(page: &Page) -> String {
     )
 }
 
-fn best_tile(page: &Page, best: &[&ArmReport]) -> String {
+fn best_tile(page: &Page, best: &[&ArmReport], choice: bool) -> String {
     let Some(first) = best.first() else { return String::new() };
     let score = accuracy(&first.metrics);
     let names: Vec<String> =
@@ -84,9 +95,10 @@ fn best_tile(page: &Page, best: &[&ArmReport]) -> String {
     if let Some(none) = none(page).filter(|_| first.name != "none") {
         gaps.insert(0, format!("{} pp against none", points(score - none)));
     }
+    let (class, what) = if choice { (" best", "Best arm") } else { ("", "Arm") };
     let tie = if best.len() > 1 { ", tied" } else { "" };
     format!(
-        "<div class=\"tile best\"><h3>Best arm with {} labels</h3><p class=\"big\">{} %</p><p>{}{tie}: {}</p></div>\n",
+        "<div class=\"tile{class}\"><h3>{what} with {} labels</h3><p class=\"big\">{} %</p><p>{}{tie}: {}</p></div>\n",
         count(first.labels),
         with_error(page, score),
         names.join(" and "),
@@ -97,21 +109,25 @@ fn best_tile(page: &Page, best: &[&ArmReport]) -> String {
 fn teacher_row(page: &Page) -> String {
     let teacher = &page.report.teacher;
     let score = accuracy(&teacher.metrics);
+    let (labels, loss, time) = match loaded(page) {
+        true => ("–", "loaded", "–".to_owned()),
+        false => ("all", "label", seconds(teacher.seconds)),
+    };
     let cells = [
-        ("labels", "all".to_owned()),
-        ("loss", "label".to_owned()),
+        ("labels", labels.to_owned()),
+        ("loss", loss.to_owned()),
         ("parameters", count(teacher.parameters)),
         ("test accuracy (%)", bar(page, score, Pen::PLAIN)),
         ("vs none (pp)", none(page).map_or("–".to_owned(), |n| points(score - n))),
         ("vs teacher (pp)", "–".to_owned()),
         ("validation (%)", percent(validation(&teacher.metrics))),
-        ("seconds", seconds(teacher.seconds)),
+        ("seconds", time),
         ("largest max|WᵀW−I|", "–".to_owned()),
     ];
     format!("<tr class=\"teacher\"><th>{}teacher</th>{}</tr>\n", Pen::LEVEL.key(), tds(&cells))
 }
 
-fn row(page: &Page, index: usize, arm: &ArmReport, best: &[&ArmReport]) -> String {
+fn row(page: &Page, index: usize, arm: &ArmReport, marked: &[&ArmReport]) -> String {
     let score = accuracy(&arm.metrics);
     let to = |other: f64| points(score - other);
     let to_none = none(page).filter(|_| arm.name != "none").map_or("–".to_owned(), to);
@@ -131,7 +147,7 @@ fn row(page: &Page, index: usize, arm: &ArmReport, best: &[&ArmReport]) -> Strin
         ("seconds", seconds(arm.seconds)),
         ("largest max|WᵀW−I|", residual),
     ];
-    let (class, badge) = match best.iter().any(|b| b.name == arm.name) {
+    let (class, badge) = match marked.iter().any(|b| b.name == arm.name) {
         true => (" class=\"best\"", " <span class=\"badge\">best with few labels</span>"),
         false => ("", ""),
     };
@@ -192,7 +208,7 @@ fn loss(page: &Page, arm: &ArmReport) -> String {
     format!("{}{projector}", terms.join(" + "))
 }
 
-fn notes(page: &Page, best: &[&ArmReport]) -> String {
+fn notes(page: &Page, marked: bool) -> String {
     let seed = page.report.seed;
     let mut notes = vec![format!(
         "<strong>This is one seed ({seed}).</strong> How far the scores move with another seed is not measured here."
@@ -216,7 +232,7 @@ fn notes(page: &Page, best: &[&ArmReport]) -> String {
             count(page.test_images)
         ));
     }
-    if best.len() > 1 || (best.len() == 1 && page.report.arms.len() > 1) {
+    if marked {
         notes.push(
             "The highlighted arm is the one with the highest test accuracy among those with few labels, picked afterwards; \
              where arms tie, all are."

@@ -102,9 +102,13 @@ fn residual(page: &Page) -> String {
     });
     lines.retain(|l| !l.points.is_empty());
     if lines.is_empty() {
+        let known = page.report.arms.iter().any(|a| a.projector_residual_max.is_some());
+        let why = match known {
+            true => "No step recorded it; the table has the largest value.",
+            false => "No arm of this run has an orthogonal projector.",
+        };
         return format!(
-            "<figure>\n<figcaption>{}</figcaption>\n<p class=\"nothing\">No arm of this run recorded one: none has an \
-             orthogonal projector.</p>\n</figure>\n",
+            "<figure>\n<figcaption>{}</figcaption>\n<p class=\"nothing\">{why}</p>\n</figure>\n",
             escape(title)
         );
     }

@@ -119,10 +119,7 @@ fn every_arm_appears_with_its_accuracy_and_colour() {
         assert!(page.matches(&Pen::arm(i).attributes()).count() >= 5, "{name}");
         assert!(page.contains(&format!("fill=\"{}\"", Pen::arm(i).color)));
     }
-    assert!(
-        page.contains("highest test accuracy among those with few labels")
-            && page.contains("n = 597")
-    );
+    assert!(page.contains("n = 597"));
 }
 
 #[test]
@@ -131,6 +128,7 @@ fn the_best_arms_with_few_labels_are_marked() {
     let all = ArmReport { labels: 1000, ..arm("none-all-labels", 0.95, None) };
     let page = page(&report([arms, vec![all]].concat()), &[]);
     assert_eq!(page.matches("<tr class=\"best\">").count(), 2);
+    assert!(page.contains("highest test accuracy among those with few labels"));
     assert!(page.contains(
         "<strong>linear</strong> and <strong>vkd</strong>, tied: +20.00 pp against none"
     ));
@@ -141,12 +139,13 @@ fn residuals() {
     let arms = || vec![arm("vkd", 0.9, Some(0.))];
     let without = page(&report(vec![arm("none", 0.7, None)]), &events("none", 3, None));
     assert!(
-        without.contains("none has an orthogonal projector") && !without.contains("law for f32")
+        without.contains("No arm of this run has an orthogonal projector")
+            && !without.contains("law for f32")
     );
     let zero = page(&report(arms()), &events("vkd", 3, Some(0.)));
     assert!(zero.contains("law for f32") && zero.contains("An exact 0 lies on the lower edge"));
     let odd = page(&report(arms()), &events("vkd", 3, Some(f64::NAN)));
-    assert!(odd.contains("none has an orthogonal projector"));
+    assert!(odd.contains("No step recorded it"));
     let over = page(&report(vec![arm("vkd", 0.9, Some(2e-3))]), &events("vkd", 3, Some(2e-3)));
     assert!(over.contains("over the law"));
 }
@@ -154,7 +153,8 @@ fn residuals() {
 #[test]
 fn odd_runs() {
     // One event, no events, no scores, no arms.
-    page(&report(vec![arm("vkd", 0.9, None)]), &events("vkd", 1, Some(1e-8))[..1]);
+    let one = page(&report(vec![arm("vkd", 0.9, None)]), &events("vkd", 1, Some(1e-8))[..1]);
+    assert!(one.contains("One way") && !one.contains("best with few labels"));
     let empty = page(&report(vec![arm("vkd", f64::NAN, None)]), &[]);
     assert!(empty.contains("Nothing was recorded"));
     page(&report(vec![]), &[]);
@@ -175,33 +175,4 @@ fn the_file_is_written() {
     let page = std::fs::read_to_string(run.path("report.html")).unwrap();
     check(&page);
     assert!(page.contains("--seed 7") && page.contains("[training]"));
-}
-
-/// Writes the page of the run in `VKD_RUN`.
-#[test]
-fn tmp_render() {
-    let Ok(dir) = std::env::var("VKD_RUN") else { return };
-    let run = RunFolder::open(std::path::Path::new(&dir)).unwrap();
-    let report: Report =
-        serde_json::from_str(&std::fs::read_to_string(run.path("report.json")).unwrap()).unwrap();
-    write(&run, &report, 597).unwrap();
-    let names: Vec<String> = (0..12).map(|i| format!("a-long-unknown-name-{i}")).collect();
-    let many: Vec<ArmReport> =
-        names.iter().enumerate().map(|(i, n)| arm(n, 0.2 + 0.05 * i as f64, Some(1e-3))).collect();
-    let mut rows: Vec<Event> = names.iter().flat_map(|n| events(n, 40, Some(0.))).collect();
-    for (i, e) in rows.iter_mut().enumerate() {
-        if let EventKind::Validation { validation_accuracy } = &mut e.kind {
-            *validation_accuracy = (i % 80) as f64 / 100. * (1. - i as f64 / 2000.);
-        }
-        e.step *= 12345;
-    }
-    std::fs::write("/tmp/d0-report/many.html", page(&report2(many), &rows)).unwrap();
-    std::fs::write(
-        "/tmp/d0-report/one.html",
-        page(&report2(vec![arm("vkd", 0.9, None)]), &events("vkd", 1, None)[..1]),
-    )
-    .unwrap();
-}
-fn report2(arms: Vec<ArmReport>) -> Report {
-    report(arms)
 }

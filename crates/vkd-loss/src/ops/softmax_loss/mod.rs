@@ -62,6 +62,10 @@ pub(crate) fn softmax_loss(kind: Target, logits: &Tensor, target: &Tensor) -> Re
         Target::Probabilities => check_pair(op, logits, target, "probabilities")?,
         Target::Logits { temperature } => {
             check_positive(op, "temperature", temperature)?;
+            // Beyond it the divergence is nothing but rounding, times the temperature squared.
+            if temperature > 1e6 {
+                bail!("{op}: expected a temperature of at most 1e6, got {temperature:e}")
+            }
             check_pair(op, logits, target, "teacher logits")?;
         }
     }

@@ -119,6 +119,9 @@ fn bad_arguments_are_named() -> Result<()> {
     for temperature in [0., -1., f64::NAN, f64::INFINITY] {
         assert!(text(kl(&xs, &xs, temperature)).contains("kl: expected a finite temperature > 0"));
     }
+    for temperature in [1e8, 1e200] {
+        assert!(text(kl(&xs, &xs, temperature)).contains("at most 1e6"));
+    }
     let none = xs.narrow(0, 0, 0)?;
     assert!(text(kl(&none, &none, 1.)).contains("kl: expected logits (B, C) with B, C >= 1"));
     assert!(text(kl(&xs, &xs.narrow(1, 0, 3)?, 1.)).contains("shape [3, 4], got [3, 3]"));

@@ -17,10 +17,11 @@ use cpu::Sizes;
 ///
 /// # Gradient
 /// Flows to `qkv`. The backward pass recomputes the softmax head by head, so no `N × N` matrix outlives the op: extra
-/// memory is O(N²) per thread, extra work one more forward pass.
+/// memory is O(N·d) per thread. It repeats the half of the forward pass that makes the softmax.
 ///
 /// # Numerics
-/// The row maximum is subtracted before the exponential: finite for every finite input.
+/// The row maximum is subtracted before the exponential: finite as long as the products of queries and keys are. In f32
+/// they overflow to NaN from entries of about 1e19 on. A NaN reaches the output.
 ///
 /// # Errors
 /// Another rank, `heads` zero or no divisor of `C`, a dtype other than f32 and f64.
@@ -31,7 +32,12 @@ pub fn multi_head_attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
 
 fn sizes(dims: &[usize], heads: usize) -> Result<Sizes> {
     match dims {
-        [batch, tokens, packed] if heads > 0 && *packed > 0 && packed.is_multiple_of(3 * heads) => {
+        [batch, tokens, packed]
+            if heads > 0
+                && *packed > 0
+                && packed.is_multiple_of(3)
+                && (packed / 3).is_multiple_of(heads) =>
+        {
             Ok(Sizes { batch: *batch, tokens: *tokens, heads, dim: packed / 3 / heads })
         }
         dims => {

@@ -3,9 +3,11 @@
 use candle_core::{D, Result, Tensor};
 
 /// Twin of [`crate::multi_head_attention`].
+///
+/// # Errors
+/// Its errors on shape and heads.
 pub fn multi_head_attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
-    let (batch, tokens, packed) = qkv.dims3()?;
-    let dim = packed / 3 / heads;
+    let super::Sizes { batch, tokens, dim, .. } = super::sizes(qkv.dims(), heads)?;
     let parts = qkv.reshape((batch, tokens, 3, heads, dim))?.permute((2, 0, 3, 1, 4))?;
     let part = |i: usize| parts.get(i)?.contiguous();
     let scores =

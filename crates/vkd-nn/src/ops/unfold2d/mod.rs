@@ -18,7 +18,8 @@ use cpu::Window;
 /// Flows to `xs`: each pixel sums the gradients of the windows that hold it.
 ///
 /// # Errors
-/// Another rank, a zero kernel or stride, a kernel larger than the padded image, a dtype other than f32 and f64.
+/// Another rank, a zero kernel or stride, a kernel larger than the padded image, windows of more values
+/// than memory can address, a dtype other than f32 and f64.
 pub fn unfold2d(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
     let window = Window { kernel, stride, padding };
     output_dims(xs.dims(), window)?;
@@ -29,11 +30,18 @@ fn output_dims(dims: &[usize], w: Window) -> Result<[usize; 4]> {
     let [b, height, width, c] = dims else {
         bail!("unfold2d: expected (B, H, W, C), got {dims:?}")
     };
-    let (h, v) = (height + 2 * w.padding, width + 2 * w.padding);
+    let both = w.padding.saturating_mul(2);
+    let (h, v) = (height.saturating_add(both), width.saturating_add(both));
     if w.kernel == 0 || w.stride == 0 || w.kernel > h || w.kernel > v {
         bail!("unfold2d: expected 1 <= kernel <= padded size {h}x{v} and stride >= 1, got {w:?}")
     }
-    Ok([*b, (h - w.kernel) / w.stride + 1, (v - w.kernel) / w.stride + 1, w.kernel * w.kernel * c])
+    let (rows, cols) = ((h - w.kernel) / w.stride + 1, (v - w.kernel) / w.stride + 1);
+    let values = [*b, cols, w.kernel, w.kernel, *c, size_of::<f64>()];
+    let bytes = values.iter().try_fold(rows, |n, &size| n.checked_mul(size));
+    match bytes.and_then(|bytes| isize::try_from(bytes).ok()) {
+        Some(_) => Ok([*b, rows, cols, w.kernel * w.kernel * c]),
+        None => bail!("unfold2d: expected windows that fit in memory, got {w:?} on {dims:?}"),
+    }
 }
 
 struct Unfold {

@@ -3,7 +3,11 @@
 use candle_core::{Result, Tensor};
 
 /// Twin of [`crate::unfold2d`]: one strided copy per position of the kernel.
+///
+/// # Errors
+/// Its errors on shape and window.
 pub fn unfold2d(xs: &Tensor, kernel: usize, stride: usize, padding: usize) -> Result<Tensor> {
+    super::output_dims(xs.dims(), super::Window { kernel, stride, padding })?;
     let padded = xs.pad_with_zeros(1, padding, padding)?.pad_with_zeros(2, padding, padding)?;
     let (_, height, width, _) = padded.dims4()?;
     let steps = |size: usize, offset: usize| -> Result<Tensor> {

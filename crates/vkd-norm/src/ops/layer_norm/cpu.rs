@@ -99,7 +99,8 @@ fn lane_dot<T: Real>(a: &[T], b: &[T]) -> f64 {
 
 /// Elements per block: whole rows, a function of the row length alone.
 fn block_len(channels: usize) -> usize {
-    channels * ((1 << 14) / channels).max(32)
+    // An empty tensor may have rows of any length.
+    channels.saturating_mul(((1 << 14) / channels).max(32))
 }
 
 /// Gain and bias of the affine form.

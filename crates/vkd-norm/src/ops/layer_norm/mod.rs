@@ -31,7 +31,8 @@ const OP_AFFINE: &str = "layer_norm_affine";
 /// # Numerics
 /// The mean is corrected by the mean of what it leaves over, so rows with a mean far above their deviation lose nothing:
 /// about 5e-7 absolute in f32 with a mean of 1e4 deviations. f32 sums run in f32 lanes; a row whose squares overflow
-/// is done in f64; f64 itself serves deviations up to 1e150. Results are the same bit for bit with any number of threads. A constant row gives zero up to
+/// takes its statistics in f64, which serves magnitudes up to half the largest f32 (beyond, infinity may come out); f64 itself
+/// serves deviations up to 1e150. Results are the same bit for bit with any number of threads. A constant row gives zero up to
 /// rounding. NaN and infinity make their row NaN. Off the CPU plain tensor ops are used.
 ///
 /// # Errors

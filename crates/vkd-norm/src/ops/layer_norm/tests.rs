@@ -137,6 +137,8 @@ fn bad_arguments_are_named() -> Result<()> {
     assert!(layer_norm(&xs.narrow(1, 0, 0)?, EPS).is_err());
     assert!(layer_norm(&xs.to_dtype(DType::F16)?, EPS).is_err());
     assert_eq!(layer_norm(&xs.narrow(0, 0, 0)?, EPS)?.dims(), &[0, 4]);
+    let long = Tensor::zeros((0, 1 << 60), DType::F32, &Device::Cpu)?;
+    assert_eq!(layer_norm(&long, EPS)?.dims(), &[0, 1 << 60]);
     let (w, b) = (normal(&[4], DType::F32, 1)?, normal(&[3], DType::F32, 1)?);
     let e = layer_norm_affine(&xs, &w, &b, EPS).unwrap_err().to_string();
     assert!(e.contains("expected bias of shape [4], got [3]"), "{e}");

@@ -31,7 +31,7 @@ const NAME: &str = "matrix_exp";
 ///
 /// # Errors
 /// Fewer than two dimensions, `n < k`, `k = 0`, a dtype other than f32 and f64, or an entry below the diagonal that is not
-/// finite. Does not panic.
+/// finite, or so large (near the end of f64) that an eigenvalue is not. Does not panic.
 ///
 /// # References
 /// Edelman, Arias and Smith, *The geometry of algorithms with orthogonality constraints*, 1998, section 2.4. Higham, *Functions of

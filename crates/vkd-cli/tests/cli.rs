@@ -1,0 +1,157 @@
+//! The binary as a user meets it.
+
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../vkd-train/tests/tiny.toml");
+
+fn vkd(dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vkd")).current_dir(dir).args(args).output().unwrap()
+}
+
+fn good(dir: &Path, args: &[&str]) -> String {
+    let out = vkd(dir, args);
+    assert!(out.status.success(), "vkd {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+fn bad(dir: &Path, args: &[&str]) -> String {
+    let out = vkd(dir, args);
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!out.status.success(), "vkd {args:?} must fail");
+    assert!(!text.contains("panicked") && !text.contains("internal fault"), "{text}");
+    text
+}
+
+#[test]
+fn distil_eval_predict() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = good(dir.path(), &["distill", TINY, "--seed", "4"]);
+    for part in ["teacher", "none-all-labels", "5·feature.tokens", "max|WᵀW−I|", "runs/tiny-seed4"]
+    {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    let run = dir.path().join("runs/tiny-seed4");
+    for file in [
+        "student.safetensors",
+        "student.json",
+        "recipe.toml",
+        "metrics.jsonl",
+        "report.json",
+        "report.html",
+    ] {
+        assert!(run.join(file).exists(), "{file}");
+    }
+    for arm in ["none", "logits", "linear", "vkd", "none-all-labels"] {
+        assert!(run.join("arms").join(arm).join("student.safetensors").exists(), "{arm}");
+    }
+    let report = std::fs::read(run.join("report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    assert_eq!((&report["schema"], &report["seed"]), (&1.into(), &4.into()));
+    assert_eq!(report["task"], "classification");
+    let accuracy = report["arms"][3]["metrics"]["accuracy"].as_f64().unwrap();
+    assert!(report["arms"][0]["projector_residual_max"].is_null());
+    assert!(report["arms"][3]["projector_residual_max"].as_f64().unwrap() <= 1e-6);
+
+    // Inside its run folder a student knows its data.
+    let line = good(dir.path(), &["eval", "runs/tiny-seed4/student.safetensors"]);
+    assert!(line.contains(&format!("accuracy {accuracy:.4} on 1547 test images")), "{line}");
+    let none = "runs/tiny-seed4/arms/none/student.safetensors";
+    let line = good(dir.path(), &["eval", none, "--split", "validation"]);
+    assert!(line.contains("on 50 validation images"), "{line}");
+
+    let bar = |x, y| image::Luma([if x > 6 && x < 10 && y > 2 { 255u8 } else { 0 }]);
+    image::GrayImage::from_fn(16, 16, bar).save(dir.path().join("digit.png")).unwrap();
+    let predict = ["predict", "runs/tiny-seed4/student.safetensors", "digit.png", "digit.png"];
+    let line = good(dir.path(), &predict);
+    assert_eq!(line.lines().count(), 2);
+    assert!(line.contains("digit.png: ") && line.contains(" %"), "{line}");
+
+    // Again: nothing is trained anew, and the result is the same file.
+    let before = std::fs::read(run.join("student.safetensors")).unwrap();
+    let out = vkd(dir.path(), &["distill", TINY, "--seed", "4"]);
+    assert!(String::from_utf8_lossy(&out.stderr).contains("finished earlier and reused"));
+    assert_eq!(std::fs::read(run.join("student.safetensors")).unwrap(), before);
+    // From scratch: the same bits, whatever the number of jobs.
+    good(dir.path(), &["distill", TINY, "--seed", "4", "--overwrite", "--jobs", "1"]);
+    assert_eq!(std::fs::read(run.join("student.safetensors")).unwrap(), before);
+}
+
+#[test]
+fn bad_input_is_named_and_nothing_panics() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    assert!(bad(at, &["distill", "nowhere.toml"]).contains("nowhere.toml: expected a recipe"));
+    assert!(bad(at, &["distill", "--set", "training.stepz=1"]).contains("did you mean `steps`?"));
+    let heads = bad(at, &["distill", "--set", "student.heads=5"]);
+    assert!(heads.contains("heads: expected a divisor of the width 32, got 5"), "{heads}");
+    assert!(bad(at, &["distill", TINY, "--jobs", "0"]).contains("--jobs"));
+    assert!(!at.join("runs").exists(), "nothing is written for a recipe that can't run");
+    let idx = ["distill", TINY, "--set", "data.kind=idx", "--set", "data.dir=absent"];
+    assert!(bad(at, &idx).contains("train-images-idx3-ubyte"));
+    let low = ["distill", TINY, "--set", "teacher.floor=0.9999", "--out", "low"];
+    assert!(bad(at, &low).contains("teacher.floor"));
+    let none = ["--out", "run", "--set", "arms=[\"none\"]"];
+    good(at, &[&["distill", TINY], &none[..]].concat());
+    let other = bad(at, &["distill", TINY, "--out", "run", "--set", "training.steps=9"]);
+    assert!(other.contains("training.steps is 9 here and 6 there"), "{other}");
+    assert!(other.contains("--overwrite"), "{other}");
+    let broken =
+        ["--out", "nan", "--set", "arms=[\"vkd\"]", "--set", "training.learning_rate=1e30"];
+    let message = bad(at, &[&["distill", TINY], &broken[..]].concat());
+    assert!(message.contains("vkd: step") || message.contains("raw"), "{message}");
+    assert!(bad(at, &["eval", "absent.safetensors"]).contains("absent.json"));
+    std::fs::write(at.join("text.png"), "no image").unwrap();
+    let predict = ["predict", "run/student.safetensors", "text.png"];
+    assert!(bad(at, &predict).contains("text.png: expected an image"));
+    let student = at.join("run/student.safetensors");
+    let whole = std::fs::read(&student).unwrap();
+    std::fs::write(&student, &whole[..100]).unwrap();
+    assert!(bad(at, &predict).contains("whole safetensors file"));
+    std::fs::write(at.join("run/arms/none/result.json"), "{").unwrap();
+    let broken = bad(at, &[&["distill", TINY], &none[..]].concat());
+    assert!(broken.contains("result.json"), "{broken}");
+}
+
+#[test]
+fn a_killed_run_leaves_whole_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let set = ["arms=[\"none\"]", "training.checkpoint_every=1", "training.steps=20"];
+    let set: Vec<&str> = set.iter().flat_map(|s| ["--set", s]).collect();
+    good(dir.path(), &[&["distill", TINY, "--out", "run"], &set[..]].concat());
+    // The same recipe with endless steps, killed at several moments while it writes a checkpoint every step.
+    let text = std::fs::read_to_string(run.join("recipe.toml")).unwrap();
+    std::fs::write(run.join("recipe.toml"), text.replace("steps = 20", "steps = 1000000")).unwrap();
+    let checkpoint = run.join("arms/vkd/checkpoint.safetensors");
+    for pause in [150, 230, 310, 2000] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_vkd"))
+            .current_dir(dir.path())
+            .args(["worker", "run", "vkd"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(pause));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // A slow machine may not have come so far; the last pause is long.
+        if checkpoint.exists() {
+            assert!(
+                whole(&std::fs::read(&checkpoint).unwrap()),
+                "whole after a kill at {pause} ms"
+            );
+        }
+    }
+    assert!(checkpoint.exists(), "the longest pause reaches a checkpoint");
+}
+
+/// Whether a safetensors file ends where its header says.
+fn whole(bytes: &[u8]) -> bool {
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let ends = json.as_object().unwrap().values().filter_map(|v| v["data_offsets"][1].as_u64());
+    ends.max() == Some((bytes.len() - 8 - header) as u64)
+}

@@ -1,0 +1,202 @@
+//! The distiller on two toy networks: who gets a gradient, what is named, and what is refused.
+
+use candle_core::{D, DType, Device, Result, Tensor, Var};
+use candle_nn::{VarBuilder, VarMap};
+use std::sync::Arc;
+use vkd_norm::{Context, Normalizer};
+use vkd_ortho::{OrthogonalConfig, OrthogonalMap};
+use vkd_tasks::{
+    Batch, ClassificationTask, DistillTask, Distiller, FeatureLoss, FeatureMap, Layout, LogitLoss,
+    NetworkOutput, ProjectorConfig, TapConfig, Teacher,
+};
+use vkd_testkit::{gradcheck_variables, normal};
+
+const CLASSES: usize = 3;
+
+/// A network whose features are one linear map of the image: tokens for the student, a grid for the teacher.
+struct Toy {
+    features: Var,
+    head: Var,
+    dist: Var,
+}
+
+impl Toy {
+    fn new(width: usize, seed: u64) -> Result<Self> {
+        let var = |dims: &[usize], s| Var::from_tensor(&normal(dims, DType::F64, s)?);
+        Ok(Self {
+            features: var(&[4, 2 * width], seed)?,
+            head: var(&[width, CLASSES], seed + 1)?,
+            dist: var(&[width, CLASSES], seed + 2)?,
+        })
+    }
+
+    fn named(&self, prefix: &str) -> Vec<(String, Var)> {
+        [("features", &self.features), ("head", &self.head), ("dist", &self.dist)]
+            .map(|(n, v)| (format!("{prefix}.{n}"), v.clone()))
+            .to_vec()
+    }
+
+    fn student(&self) -> impl Fn(&Tensor, &Context) -> Result<NetworkOutput> + use<> {
+        let (w, head, dist) = (self.features.clone(), self.head.clone(), self.dist.clone());
+        move |images, _| {
+            let tokens = images.matmul(&w)?.reshape((images.dim(0)?, 2, ()))?;
+            let pooled = tokens.mean(1)?;
+            Ok(NetworkOutput::new(pooled.matmul(&head)?)
+                .with_distillation_logits(pooled.matmul(&dist)?)
+                .with_tap("tokens", FeatureMap::new(tokens, Layout::Tokens)?))
+        }
+    }
+
+    fn teacher(&self) -> impl Fn(&Tensor, &Context) -> Result<NetworkOutput> + use<> {
+        let (w, head) = (self.features.clone(), self.head.clone());
+        move |images, _| {
+            let grid = images.matmul(&w)?.reshape((images.dim(0)?, (), 2, 1))?;
+            let pooled = grid.flatten_from(2)?.mean(D::Minus1)?;
+            Ok(NetworkOutput::new(pooled.matmul(&head)?)
+                .with_tap("grid", FeatureMap::new(grid, Layout::Grid)?))
+        }
+    }
+}
+
+fn tap(projector: ProjectorConfig) -> TapConfig {
+    TapConfig {
+        student: "tokens".into(),
+        student_width: 3,
+        teacher: "grid".into(),
+        teacher_width: 5,
+        projector,
+        student_normalizer: Normalizer::Identity,
+        teacher_normalizer: Normalizer::LayerNorm { eps: 1e-5 },
+        loss: FeatureLoss::SmoothL1 { beta: 1. },
+        weight: 2.,
+    }
+}
+
+fn orthogonal(map: OrthogonalMap) -> ProjectorConfig {
+    ProjectorConfig::Orthogonal(OrthogonalConfig { map, seed: 3 })
+}
+
+const LOGITS: Option<LogitLoss> = Some(LogitLoss { temperature: 2., weight: 1.5 });
+
+fn batch(labels: usize) -> Result<Batch> {
+    Ok(Batch {
+        images: normal(&[6, 4], DType::F64, 9)?,
+        labels: Tensor::new((0..labels as u32).map(|l| l % 3).collect::<Vec<_>>(), &Device::Cpu)?,
+        sample_ids: Arc::from((0..6).collect::<Vec<u64>>()),
+    })
+}
+
+fn named(map: &VarMap) -> Vec<(String, Var)> {
+    let mut all: Vec<_> = match map.data().lock() {
+        Ok(data) => data.iter().map(|(n, v)| (n.clone(), v.clone())).collect(),
+        Err(_) => vec![],
+    };
+    all.retain(|(n, _)| !n.ends_with("base"));
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+#[test]
+fn the_whole_loss_has_right_gradients_and_the_teacher_has_none() -> Result<()> {
+    let configs = OrthogonalMap::ALL
+        .iter()
+        .map(|m| orthogonal(*m))
+        .chain([ProjectorConfig::Linear])
+        .collect::<Vec<_>>();
+    for config in configs {
+        let (student, teacher, map) = (Toy::new(3, 10)?, Toy::new(5, 20)?, VarMap::new());
+        let vb = VarBuilder::from_varmap(&map, DType::F64, &Device::Cpu);
+        let distiller = Distiller::new(vec![tap(config)], LOGITS, vb)?;
+        let distillation = Some((Teacher::new(teacher.teacher()), distiller));
+        let task = ClassificationTask::new(student.student(), distillation, 0.1)?;
+        task.check(&batch(0)?.images)?;
+        let loss = |labels| task.step(&batch(labels)?, &task.phases()[0], &Context::eval());
+        // With labels on four of the six images every student and projector variable learns.
+        let all = [student.named("student"), named(&map)].concat();
+        assert_eq!(all.len(), 4);
+        gradcheck_variables(&all, || Ok(loss(4)?.loss))?;
+        let grads = loss(4)?.loss.backward()?;
+        for (name, var) in teacher.named("teacher") {
+            assert!(grads.get(&var).is_none(), "{name} must be off the tape");
+        }
+        // Without labels the class head has nothing to learn from; the rest still does.
+        let grads = loss(0)?.loss.backward()?;
+        assert!(grads.get(&student.head).is_none() && grads.get(&student.dist).is_some());
+    }
+    Ok(())
+}
+
+#[test]
+fn terms_are_named_and_sum_to_the_loss() -> Result<()> {
+    let (student, teacher, map) = (Toy::new(3, 10)?, Toy::new(5, 20)?, VarMap::new());
+    let vb = VarBuilder::from_varmap(&map, DType::F64, &Device::Cpu);
+    let distiller = Distiller::new(vec![tap(orthogonal(OrthogonalMap::Cayley))], LOGITS, vb)?;
+    let task = ClassificationTask::new(
+        student.student(),
+        Some((Teacher::new(teacher.teacher()), distiller)),
+        0.,
+    )?;
+    let out = task.step(&batch(2)?, &task.phases()[0], &Context::eval())?;
+    let names: Vec<&str> = out.terms.iter().map(|t| t.name.as_str()).collect();
+    assert_eq!(names, ["label", "logits", "feature.tokens"]);
+    let mut sum = 0.;
+    for term in &out.terms {
+        sum += term.weight * term.value.to_scalar::<f64>()?;
+    }
+    assert!((sum - out.loss.to_scalar::<f64>()?).abs() < 1e-12);
+    assert!(task.residual()?.is_some_and(|r| r <= 1e-13));
+    Ok(())
+}
+
+#[test]
+fn alone_both_heads_learn_the_labels() -> Result<()> {
+    let student = Toy::new(3, 10)?;
+    let task = ClassificationTask::new(student.student(), None, 0.)?;
+    gradcheck_variables(&student.named("student"), || {
+        Ok(task.step(&batch(6)?, &task.phases()[0], &Context::eval())?.loss)
+    })?;
+    assert_eq!(task.residual()?, None);
+    // Nothing to learn from at all is an error, not a silent step.
+    assert!(task.step(&batch(0)?, &task.phases()[0], &Context::eval()).is_err());
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_named() -> Result<()> {
+    let map = VarMap::new();
+    let vb = || VarBuilder::from_varmap(&map, DType::F64, &Device::Cpu);
+    let cayley = || tap(orthogonal(OrthogonalMap::Cayley));
+    let refused =
+        |taps, logits| Distiller::new(taps, logits, vb().pp("x")).err().map(|e| e.to_string());
+    for (taps, logits, part) in [
+        (vec![TapConfig { weight: f64::NAN, ..cayley() }], None, "tokens: expected a weight"),
+        (vec![TapConfig { student_width: 0, ..cayley() }], None, "above 0, got 0 -> 5"),
+        (vec![cayley(), cayley()], None, "one tap on tokens, got two"),
+        (
+            vec![TapConfig { loss: FeatureLoss::SmoothL1 { beta: 0. }, ..cayley() }],
+            None,
+            "a beta above 0",
+        ),
+        (vec![], Some(LogitLoss { temperature: 0., weight: 1. }), "a temperature above 0"),
+    ] {
+        let message = refused(taps, logits).unwrap_or_default();
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    let (student, teacher) = (Toy::new(3, 10)?, Toy::new(5, 20)?);
+    let images = batch(0)?.images;
+    let check = |tap: TapConfig, name: &str| -> Result<String> {
+        let distiller = Distiller::new(vec![tap], LOGITS, vb().pp(name))?;
+        let task = ClassificationTask::new(
+            student.student(),
+            Some((Teacher::new(teacher.teacher()), distiller)),
+            0.,
+        )?;
+        Ok(task.check(&images).err().map(|e| e.to_string()).unwrap_or_default())
+    };
+    let wrong = check(TapConfig { teacher_width: 7, ..cayley() }, "a")?;
+    assert!(wrong.contains("teacher tap grid: expected width 7, got 5"), "{wrong}");
+    let wrong = check(TapConfig { student: "token".into(), ..cayley() }, "b")?;
+    assert!(wrong.contains("student: expected a tap named token, got tokens"), "{wrong}");
+    assert!(ClassificationTask::new(student.student(), None, 1.).is_err());
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! Recipes: what is refused, and how the message helps.
+
+use candle_core::Result;
+use vkd_train::Recipe;
+
+const TINY: &str = include_str!("tiny.toml");
+
+fn error(text: &str, overrides: &[&str]) -> String {
+    let overrides: Vec<String> = overrides.iter().map(|s| (*s).to_owned()).collect();
+    Recipe::parse(text, "tiny.toml", &overrides)
+        .err()
+        .map(|e| vkd_train::plain(&e))
+        .unwrap_or_default()
+}
+
+#[test]
+fn overrides_reach_every_kind_of_value() -> Result<()> {
+    let set = [
+        "seed=7",
+        "training.learning_rate=1e-3",
+        r#"arms=["vkd", "none"]"#,
+        "distill.map=householder",
+        "data.dir=some/folder",
+        "arm.vkd.features=3",
+        "arm.mine.labels=all",
+    ];
+    let recipe = Recipe::parse(TINY, "tiny.toml", &set.map(String::from))?;
+    assert_eq!(
+        (recipe.seed, recipe.training.learning_rate, recipe.arm("vkd")?.features),
+        (7, 1e-3, 3.)
+    );
+    assert_eq!(recipe.distill.map, "householder");
+    assert_eq!(recipe.arms, ["vkd", "none"]);
+    assert!(recipe.arm("mine").is_ok());
+    assert_eq!(Recipe::parse(&recipe.to_toml()?, "again", &[])?, recipe);
+    Ok(())
+}
+
+#[test]
+fn by_default_only_vkd_runs() -> Result<()> {
+    let without: String =
+        TINY.lines().filter(|l| !l.starts_with("arms")).map(|l| format!("{l}\n")).collect();
+    assert_eq!(Recipe::parse(&without, "tiny.toml", &[])?.arms, ["vkd"]);
+    Ok(())
+}
+
+#[test]
+fn unknown_keys_come_with_line_and_nearest_key() {
+    let typo = TINY.replace("learning_rate = 2e-3", "learing_rate = 2e-3");
+    let line = typo.lines().position(|l| l.starts_with("learing")).map_or(0, |i| i + 1);
+    let message = error(&typo, &[]);
+    assert!(message.contains(&format!("tiny.toml line {line}:")), "{message}");
+    assert!(message.contains("did you mean `learning_rate`?"), "{message}");
+    let message = error(TINY, &["training.stepz=3"]);
+    assert!(
+        message.contains("--set training.stepz=3") && message.contains("did you mean `steps`?"),
+        "{message}"
+    );
+    let message = error(TINY, &["data.kind=digit"]);
+    assert!(message.contains("did you mean `digits`?"), "{message}");
+}
+
+#[test]
+fn bad_values_are_named() {
+    for (set, part) in [
+        ("training.steps=abc", "--set training.steps=abc"),
+        ("training.steps=0", "training.steps: expected at least 1, got 0"),
+        ("training.steps=-1", "--set training.steps=-1"),
+        ("training.labelled=11", "training.labelled: expected at most the batch of 10, got 11"),
+        ("training.learning_rate=nan", "training.learning_rate"),
+        ("arm.vkd.features=-1", "arm.vkd.features"),
+        ("teacher.floor=1.5", "teacher.floor"),
+        (r#"arms=["vkt"]"#, "got vkt; there are linear, logits, none, none-all-labels, vkd"),
+        (r#"arms=["vkd", "vkd"]"#, "vkd twice"),
+        ("arms=[]", "at least one"),
+        ("name=../up", "../up"),
+        ("name", "expected KEY=VALUE"),
+        ("=3", "expected KEY=VALUE"),
+        ("seed.x=3", "expected seed to be a table"),
+    ] {
+        let text =
+            if set.starts_with("seed.x") { format!("seed = 0\n{TINY}") } else { TINY.to_owned() };
+        let message = error(&text, &[set]);
+        assert!(message.contains(part), "{set}: {message}");
+    }
+    assert!(error("name = ", &[]).contains("tiny.toml line 1"));
+    assert!(error("", &[]).contains("missing field"));
+}
+
+#[test]
+fn the_shipped_recipes_are_valid() -> Result<()> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        Recipe::parse(&std::fs::read_to_string(&path)?, &path.display().to_string(), &[])?;
+        count += 1;
+    }
+    assert!(count >= 2);
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! Whole runs on a recipe of seconds: determinism, reuse, refusals, and what survives a fault.
+
+use candle_core::{DType, Device, Result};
+use std::path::Path;
+use std::sync::Arc;
+use vkd_models::{Student, Vit, VitConfig};
+use vkd_nn::{Context, VarStore};
+use vkd_ortho::{OrthogonalConfig, OrthogonalMap};
+use vkd_tasks::{
+    Batch, ClassificationTask, DistillTask, Distiller, FeatureLoss, LogitLoss, ProjectorConfig,
+    TapConfig, Teacher,
+};
+use vkd_testkit::{gradcheck_variables, normal};
+use vkd_train::{
+    Dataset, EventKind, Recipe, Report, RunFolder, check, checkpoint, evaluate_student,
+    student_network, teacher_network, train_arm, train_teacher,
+};
+
+const TINY: &str = include_str!("tiny.toml");
+
+fn recipe(overrides: &[&str]) -> Result<Recipe> {
+    Recipe::parse(TINY, "tiny.toml", &overrides.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
+}
+
+fn run(dir: &Path, overrides: &[&str]) -> Result<Report> {
+    let recipe = recipe(overrides)?;
+    let data = Dataset::open(&recipe.data)?;
+    check(&recipe, &data)?;
+    let run = RunFolder::create(dir, recipe, false)?;
+    train_teacher(&run, &data, &mut |_| Ok(()))?;
+    for arm in run.recipe().arms.clone() {
+        train_arm(&run, &data, &arm, &mut |_| Ok(()))?;
+    }
+    run.finish(&data.name, 0.)
+}
+
+fn says(result: Result<impl Sized>) -> String {
+    result.err().map(|e| vkd_train::plain(&e)).unwrap_or_default()
+}
+
+/// The real student, projector and losses in f64: every trainable variable against central differences.
+#[test]
+fn the_whole_loss_of_the_real_networks_has_right_gradients() -> Result<()> {
+    let store = VarStore::new(3, DType::F64, &Device::Cpu);
+    let config = VitConfig {
+        image_size: 8,
+        channels: 1,
+        classes: 10,
+        patch: 4,
+        width: 6,
+        depth: 2,
+        heads: 2,
+        mlp_ratio: 2,
+        drop_path: 0.2,
+    };
+    let vit = Vit::new(&config, store.builder().pp("student"))?;
+    let teacher_store = VarStore::new(4, DType::F64, &Device::Cpu);
+    let cnn = vkd_models::CnnConfig { channels: 1, classes: 10, widths: vec![4, 9] };
+    let cnn = vkd_models::Cnn::new(&cnn, teacher_store.builder())?;
+    let tap = TapConfig {
+        student: vkd_train::STUDENT_TAP.to_owned(),
+        student_width: 6,
+        teacher: vkd_train::TEACHER_TAP.to_owned(),
+        teacher_width: 9,
+        projector: ProjectorConfig::Orthogonal(OrthogonalConfig {
+            map: OrthogonalMap::Cayley,
+            seed: 1,
+        }),
+        student_normalizer: "identity".parse()?,
+        teacher_normalizer: "layer_norm".parse()?,
+        loss: FeatureLoss::SmoothL1 { beta: 1. },
+        weight: 50.,
+    };
+    let logits = Some(LogitLoss { temperature: 1., weight: 1. });
+    let distiller = Distiller::new(vec![tap], logits, store.builder().pp("projector"))?;
+    let teacher = Teacher::new(teacher_network(cnn));
+    let task = ClassificationTask::new(student_network(vit), Some((teacher, distiller)), 0.1)?;
+    let batch = Batch {
+        images: normal(&[5, 1, 8, 8], DType::F64, 7)?,
+        labels: candle_core::Tensor::new(&[3u32, 1], &Device::Cpu)?,
+        sample_ids: Arc::from([1, 2, 3, 4, 5]),
+    };
+    let ctx = Context::train(1, 2, batch.sample_ids.clone());
+    let loss = || Ok(task.step(&batch, &task.phases()[0], &ctx)?.loss);
+    assert!(store.parameters().iter().any(|(n, _)| n == "projector.tokens.raw"));
+    gradcheck_variables(&store.parameters(), loss)?;
+    let grads = loss()?.backward()?;
+    assert!(teacher_store.parameters().iter().all(|(_, v)| grads.get(v).is_none()));
+    Ok(())
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits_and_another_does_not() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let [a, b, c] = ["a", "b", "c"].map(|n| folder.path().join(n));
+    let arms = r#"arms=["vkd"]"#;
+    let report = run(&a, &[arms])?;
+    run(&b, &[arms])?;
+    run(&c, &[arms, "seed=1"])?;
+    let bytes = |dir: &Path| std::fs::read(dir.join("student.safetensors"));
+    assert_eq!(bytes(&a)?, bytes(&b)?);
+    assert_ne!(bytes(&a)?, bytes(&c)?);
+    assert!(report.arms[0].projector_residual_max.is_some_and(|r| r <= 1e-6));
+    Ok(())
+}
+
+#[test]
+fn a_run_leaves_what_its_page_promises() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let report = run(folder.path(), &[])?;
+    let names: Vec<&str> = report.arms.iter().map(|a| a.name.as_str()).collect();
+    assert_eq!(names, ["none", "logits", "linear", "vkd", "none-all-labels"]);
+    for arm in &report.arms {
+        let orthogonal = arm.name == "vkd";
+        assert_eq!(arm.projector_residual_max.is_some(), orthogonal, "{}", arm.name);
+        assert_eq!(arm.labels, if arm.name == "none-all-labels" { 200 } else { 20 });
+    }
+    assert_eq!(report.arms[3].terms["feature.tokens"], 5.);
+    // The exported student holds no projector and scores what the report says.
+    let path = folder.path().join("student.safetensors");
+    let data = Dataset::open(&recipe(&[])?.data)?;
+    let student = Student::load(&path, &Device::Cpu)?;
+    assert_eq!(evaluate_student(&student, &data, &data.test)?, report.arms[3].metrics["accuracy"]);
+    let tensors = candle_core::safetensors::load(&path, &Device::Cpu)?;
+    assert!(tensors.keys().all(|k| !k.contains("projector") && !k.contains("student.")));
+    // Every row of the metrics reads back; the vkd arm has a residual and three terms.
+    let run = RunFolder::open(folder.path())?;
+    let events = run.events()?;
+    let steps = events
+        .iter()
+        .filter(|e| e.arm == "vkd" && matches!(e.kind, EventKind::Step { .. }))
+        .count();
+    assert_eq!(steps, 6);
+    assert!(events.iter().any(|e| e.arm == "teacher"));
+    // The checkpoint holds projector and optimiser beside the student.
+    let (state, note) = checkpoint::load(&run.arm_path("vkd", "checkpoint.safetensors"))?;
+    assert_eq!(note["step"], 6);
+    for key in ["projector.tokens.raw", "projector.tokens.base", "adamw.student.head.weight.m"] {
+        assert!(state.contains_key(key), "{key}");
+    }
+    // The recipe on disk is complete: read back, it is the same.
+    assert_eq!(run.recipe(), &recipe(&[])?);
+    Ok(())
+}
+
+#[test]
+fn finished_parts_are_reused_and_other_recipes_refused() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    run(folder.path(), &[r#"arms=["none"]"#])?;
+    let before = std::fs::metadata(folder.path().join("teacher.safetensors"))?.modified()?;
+    // Another arm in the same run: the teacher stays.
+    run(folder.path(), &[r#"arms=["none", "logits"]"#])?;
+    assert_eq!(std::fs::metadata(folder.path().join("teacher.safetensors"))?.modified()?, before);
+    let message = says(RunFolder::create(folder.path(), recipe(&["training.steps=7"])?, false));
+    assert!(message.contains("training.steps is 7 here and 6 there"), "{message}");
+    assert!(message.contains("--overwrite"), "{message}");
+    RunFolder::create(folder.path(), recipe(&["training.steps=7"])?, true)?;
+    assert!(!folder.path().join("teacher.safetensors").exists(), "overwriting starts anew");
+    // A folder with something else in it is left alone, and what is not ours survives even --overwrite.
+    let other = tempfile::tempdir()?;
+    std::fs::write(other.path().join("thesis.tex"), "years of work")?;
+    assert!(
+        says(RunFolder::create(other.path(), recipe(&[])?, false)).contains("without recipe.toml")
+    );
+    RunFolder::create(other.path(), recipe(&[])?, true)?;
+    assert!(other.path().join("thesis.tex").exists());
+    Ok(())
+}
+
+#[test]
+fn a_teacher_below_its_floor_stops_the_run() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let message = says(run(folder.path(), &["teacher.floor=0.999"]));
+    assert!(message.contains("at least 0.999 (teacher.floor), got 0."), "{message}");
+    Ok(())
+}
+
+#[test]
+fn a_given_teacher_is_used_and_must_fit() -> Result<()> {
+    let (first, second) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let one = run(first.path(), &[r#"arms=["vkd"]"#])?;
+    let checkpoint =
+        format!("teacher.checkpoint={}", first.path().join("teacher.safetensors").display());
+    let two = run(second.path(), &[r#"arms=["vkd"]"#, &checkpoint])?;
+    assert_eq!(one.teacher.metrics, two.teacher.metrics);
+    assert_eq!(one.arms[0].metrics, two.arms[0].metrics);
+    let third = tempfile::tempdir()?;
+    let message = says(run(third.path(), &[&checkpoint, "teacher.widths=[4, 16]"]));
+    assert!(
+        message.contains("teacher.safetensors") && message.contains("expected [16, 4, 3, 3]"),
+        "{message}"
+    );
+    let message = says(run(third.path(), &["teacher.checkpoint=nowhere.safetensors", "seed=9"]));
+    assert!(message.contains("another") || message.contains("nowhere.safetensors"), "{message}");
+    Ok(())
+}
+
+#[test]
+fn a_loss_that_breaks_names_its_term_and_keeps_the_last_good_state() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    // Finite for a while, then beyond f32.
+    let message = says(run(
+        folder.path(),
+        &[
+            r#"arms=["logits"]"#,
+            "training.learning_rate=1e30",
+            "training.warmup=0",
+            "training.checkpoint_every=1",
+        ],
+    ));
+    assert!(message.contains("logits: step") && message.contains("expected"), "{message}");
+    let run = RunFolder::open(folder.path())?;
+    assert!(run.arm_report("logits")?.is_none());
+    // The teacher, finished before, is whole.
+    assert!(run.teacher_report()?.is_some());
+    Ok(())
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_refused_before_training() -> Result<()> {
+    for (change, part) in [
+        ("student.heads=3", "heads: expected a divisor of the width 4, got 3"),
+        ("student.patch=3", "patch: expected a divisor of the image size 8, got 3"),
+        ("distill.map=cailey", "cailey"),
+        ("distill.teacher_normalizer=batch", "batch"),
+        ("distill.beta=0", "beta"),
+        ("data.labels=500", "at most the 200 training images, got 500"),
+        ("data.train=1750", "expected train + validation of at most 1797 images, got 1750 + 50"),
+        ("data.shift=4", "data.shift"),
+        ("data.kind=idx", "data.dir"),
+        ("teacher.widths=[]", "at least one width"),
+    ] {
+        let checked = || -> Result<()> {
+            let recipe = recipe(&[change, r#"arms=["vkd"]"#])?;
+            check(&recipe, &Dataset::open(&recipe.data)?)
+        };
+        let message = says(checked());
+        assert!(message.contains(part), "{change}: {message}");
+    }
+    Ok(())
+}
