@@ -41,14 +41,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     arms(&run, &progress, args.jobs.map_or(processors(), |j| j as usize))?;
     let report = run.finish(&data.name, started.elapsed().as_secs_f64())?;
     crate::report::write(&run, &report, data.test.len())?;
-    print!("{}", table(&report, &teacher));
-    println!(
-        "\n{} s; the student is {}, the report {}",
+    crate::print(&format!(
+        "{}\n{} s; the student is {}, the report {}\n",
+        table(&report, &teacher),
         report.seconds.round(),
         run.path("student.safetensors").display(),
         run.path("report.html").display()
-    );
-    Ok(())
+    ))
 }
 
 fn processors() -> usize {

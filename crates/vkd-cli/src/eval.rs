@@ -4,7 +4,7 @@ use crate::recipe_args::RecipeArgs;
 use candle_core::{Device, Result, bail};
 use std::path::{Path, PathBuf};
 use vkd_models::Student;
-use vkd_train::{Dataset, RunFolder, evaluate_student};
+use vkd_train::{Dataset, evaluate_student};
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Split {
@@ -26,11 +26,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let student = Student::load(&args.student, &Device::Cpu)?;
-    // Inside a run folder its own recipe says which data the student knows, unless the user says otherwise.
-    let recipe = match run_of(&args.student) {
-        Some(run) if !args.recipe.given() => run.recipe().clone(),
-        _ => args.recipe.load()?,
-    };
+    // Inside a run folder its own recipe says which images the student knows and which are for the test.
+    let recipe = args.recipe.load_for(run_of(&args.student).as_deref())?;
     let data = Dataset::open(&recipe.data)?;
     let (indices, name) = match args.split {
         Split::Train => (&data.train, "training"),
@@ -41,20 +38,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("eval: expected {name} images, got none in {}", data.name)
     }
     let accuracy = evaluate_student(&student, &data, indices)?;
-    println!(
-        "{}: accuracy {accuracy:.4} on {} {name} images of {}",
+    crate::print(&format!(
+        "{}: accuracy {accuracy:.4} on {} {name} images of {} (recipe {})\n",
         args.student.display(),
         indices.len(),
-        data.name
-    );
-    Ok(())
+        data.name,
+        recipe.name
+    ))
 }
 
-/// The run that a student lies in: `RUN/student.safetensors` or `RUN/arms/NAME/student.safetensors`.
-fn run_of(student: &Path) -> Option<RunFolder> {
+/// The folder of the run that a student lies in: `RUN/student.safetensors` or `RUN/arms/NAME/student.safetensors`.
+fn run_of(student: &Path) -> Option<PathBuf> {
     let folder = student.parent()?;
-    [Some(folder), folder.parent().and_then(Path::parent)]
-        .into_iter()
-        .flatten()
-        .find_map(|f| RunFolder::open(f).ok())
+    let candidates = [Some(folder), folder.parent().and_then(Path::parent)];
+    candidates.into_iter().flatten().find(|f| f.join("recipe.toml").exists()).map(Path::to_owned)
 }

@@ -9,6 +9,7 @@ mod report;
 mod worker;
 
 use clap::{Parser, Subcommand};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Distil a big network into a small one, through orthogonal projections (V_kD, CVPR 2024).
@@ -32,10 +33,24 @@ enum Command {
     Worker(worker::Args),
 }
 
+/// Writes to standard output; a reader that has seen enough is no fault.
+fn print(text: &str) -> candle_core::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a line to standard error, where nobody may listen.
+fn note(text: &str) {
+    writeln!(std::io::stderr(), "{text}").ok();
+}
+
 fn main() -> ExitCode {
     // A panic is our fault, never the user's: say so in one line instead of a stack trace.
     std::panic::set_hook(Box::new(|info| {
-        eprintln!("error: internal fault, please report it: {info}");
+        note(&format!("error: internal fault, please report it: {info}"));
     }));
     let run = || match Cli::parse().command {
         Command::Distill(args) => distill::run(&args),
@@ -46,7 +61,7 @@ fn main() -> ExitCode {
     match std::panic::catch_unwind(run) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(e)) => {
-            eprintln!("error: {}", vkd_train::plain(&e));
+            note(&format!("error: {}", vkd_train::plain(&e)));
             ExitCode::FAILURE
         }
         Err(_) => ExitCode::FAILURE,

@@ -26,6 +26,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let views: Vec<&[u8]> = pixels.iter().map(Vec::as_slice).collect();
     let probabilities = student.probabilities(&student.preprocess(&views)?)?.to_vec2::<f32>()?;
+    let mut text = String::new();
     for (path, row) in args.images.iter().zip(probabilities) {
         let mut order: Vec<usize> = (0..row.len()).collect();
         order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
@@ -34,9 +35,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .take(3)
             .map(|&c| format!("{} {:.1} %", student.card.class_names[c], 100. * row[c]))
             .collect();
-        println!("{}: {}", path.display(), best.join(", "));
+        text.push_str(&format!("{}: {}\n", path.display(), best.join(", ")));
     }
-    Ok(())
+    crate::print(&text)
 }
 
 /// Pixels in the range of the student's data set.

@@ -43,7 +43,7 @@ impl Progress {
     pub(crate) fn line(&self, text: &str) {
         match &self.bars {
             Some(bars) => drop(bars.println(text)),
-            None => eprintln!("{text}"),
+            None => crate::note(text),
         }
     }
 }
@@ -66,10 +66,10 @@ impl Part {
                 self.validation = Some(*validation_accuracy);
                 match &self.bar {
                     Some(bar) => bar.set_position(event.step),
-                    None => eprintln!(
+                    None => crate::note(&format!(
                         "{:>16} {:>5}/{}  validation {validation_accuracy:.3}",
                         self.name, event.step, self.total
-                    ),
+                    )),
                 }
             }
         }
@@ -79,7 +79,7 @@ impl Part {
     pub(crate) fn finish(self, remark: &str) {
         match self.bar {
             Some(bar) => bar.abandon_with_message(remark.to_owned()),
-            None => eprintln!("{:>16} {remark}", self.name),
+            None => crate::note(&format!("{:>16} {remark}", self.name)),
         }
     }
 }

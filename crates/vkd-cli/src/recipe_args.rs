@@ -1,7 +1,7 @@
 //! The arguments that choose a recipe.
 
 use candle_core::{Result, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use vkd_train::Recipe;
 
 /// The recipe that runs when none is named.
@@ -16,25 +16,34 @@ pub(crate) struct RecipeArgs {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Seed; the same as `--set seed=N`
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     seed: Option<u64>,
 }
 
 impl RecipeArgs {
     pub(crate) fn load(&self) -> Result<Recipe> {
-        let overrides: Vec<String> =
-            self.set.iter().cloned().chain(self.seed.map(|s| format!("seed={s}"))).collect();
         match &self.recipe {
-            None => Recipe::parse(DEFAULT, "the built-in recipe digits.toml", &overrides),
-            Some(path) => match std::fs::read_to_string(path) {
-                Ok(text) => Recipe::parse(&text, &path.display().to_string(), &overrides),
-                Err(e) => bail!("{}: expected a recipe: {e}", path.display()),
-            },
+            None => Recipe::parse(DEFAULT, "the built-in recipe digits.toml", &self.overrides()),
+            Some(path) => self.read(path),
         }
     }
 
-    /// Whether the user named a recipe or changed anything.
-    pub(crate) fn given(&self) -> bool {
-        self.recipe.is_some() || !self.set.is_empty() || self.seed.is_some()
+    /// The named recipe, else the one of the run that `run` is the folder of, else the built-in one.
+    pub(crate) fn load_for(&self, run: Option<&Path>) -> Result<Recipe> {
+        match (&self.recipe, run) {
+            (None, Some(run)) => self.read(&run.join("recipe.toml")),
+            _ => self.load(),
+        }
+    }
+
+    fn overrides(&self) -> Vec<String> {
+        self.set.iter().cloned().chain(self.seed.map(|s| format!("seed={s}"))).collect()
+    }
+
+    fn read(&self, path: &Path) -> Result<Recipe> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Recipe::parse(&text, &path.display().to_string(), &self.overrides()),
+            Err(e) => bail!("{}: expected a recipe: {e}", path.display()),
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! From a recipe to networks, distiller and batches.
 
 use crate::batches::Batches;
+use crate::checkpoint;
 use crate::data::Dataset;
 use crate::networks::{STUDENT_TAP, TEACHER_TAP};
 use crate::recipe::{ArmConfig, LabelBudget, LossKind, ProjectorKind, Recipe};
-use candle_core::{DType, Device, Result};
+use candle_core::{DType, Device, Result, bail};
 use std::collections::BTreeMap;
+use std::path::Path;
 use vkd_models::{Cnn, CnnConfig, StudentCard, Vit, VitConfig};
 use vkd_nn::VarStore;
 use vkd_ortho::OrthogonalConfig;
@@ -22,7 +24,10 @@ const PROJECTOR: &str = "projector";
 /// # Errors
 /// The first thing that can't be built.
 pub fn check(recipe: &Recipe, data: &Dataset) -> Result<()> {
-    build_teacher(recipe, data)?;
+    match &recipe.teacher.checkpoint {
+        Some(path) => given_teacher(recipe, data, path)?,
+        None => build_teacher(recipe, data)?,
+    };
     for name in &recipe.arms {
         let arm = recipe.arm(name)?;
         let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
@@ -42,6 +47,20 @@ pub(crate) fn build_teacher(recipe: &Recipe, data: &Dataset) -> Result<(VarStore
     };
     let cnn = Cnn::new(&config, store.builder())?;
     Ok((store, cnn))
+}
+
+/// The teacher of `teacher.checkpoint`.
+pub(crate) fn given_teacher(
+    recipe: &Recipe,
+    data: &Dataset,
+    path: &Path,
+) -> Result<(VarStore, Cnn)> {
+    let (tensors, _) = checkpoint::load(path)?;
+    let (store, cnn) = build_teacher(recipe, data)?;
+    match store.load(&tensors) {
+        Ok(()) => Ok((store, cnn)),
+        Err(e) => bail!("{}: {}", path.display(), crate::plain(&e)),
+    }
 }
 
 pub(crate) fn student_card(recipe: &Recipe, data: &Dataset) -> StudentCard {
@@ -102,6 +121,9 @@ pub(crate) fn term_weights(arm: &ArmConfig) -> BTreeMap<String, f64> {
 pub(crate) fn distiller(recipe: &Recipe, arm: &ArmConfig, store: &VarStore) -> Result<Distiller> {
     let d = &recipe.distill;
     let teacher_width = recipe.teacher.widths.last().copied().unwrap_or(0);
+    let named = |key: &str, e: candle_core::Error| {
+        candle_core::Error::Msg(format!("distill.{key}: {}", crate::plain(&e)))
+    };
     let tap = || -> Result<TapConfig> {
         Ok(TapConfig {
             student: STUDENT_TAP.to_owned(),
@@ -110,13 +132,19 @@ pub(crate) fn distiller(recipe: &Recipe, arm: &ArmConfig, store: &VarStore) -> R
             teacher_width,
             projector: match arm.projector {
                 ProjectorKind::Orthogonal => ProjectorConfig::Orthogonal(OrthogonalConfig {
-                    map: d.map.parse()?,
+                    map: d.map.parse().map_err(|e| named("map", e))?,
                     seed: recipe.seed,
                 }),
                 ProjectorKind::Linear => ProjectorConfig::Linear,
             },
-            student_normalizer: d.student_normalizer.parse()?,
-            teacher_normalizer: d.teacher_normalizer.parse()?,
+            student_normalizer: d
+                .student_normalizer
+                .parse()
+                .map_err(|e| named("student_normalizer", e))?,
+            teacher_normalizer: d
+                .teacher_normalizer
+                .parse()
+                .map_err(|e| named("teacher_normalizer", e))?,
             loss: match d.loss {
                 LossKind::SmoothL1 => FeatureLoss::SmoothL1 { beta: d.beta },
                 LossKind::Mse => FeatureLoss::Mse,
@@ -124,7 +152,9 @@ pub(crate) fn distiller(recipe: &Recipe, arm: &ArmConfig, store: &VarStore) -> R
             weight: arm.features,
         })
     };
-    let taps = if arm.features > 0. { vec![tap()?] } else { vec![] };
+    // Built even where the arm has no feature term, so that a wrong name never rests in a recipe.
+    let tap = tap()?;
+    let taps = if arm.features > 0. { vec![tap] } else { vec![] };
     let logits =
         (arm.logits > 0.).then_some(LogitLoss { temperature: d.temperature, weight: arm.logits });
     Distiller::new(taps, logits, store.builder().pp(PROJECTOR))

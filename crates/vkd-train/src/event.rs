@@ -1,6 +1,6 @@
 //! What a run tells its observer, and the rows of `metrics.jsonl`.
 
-use crate::folder::RunFolder;
+use crate::folder::{RunFolder, named};
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -45,6 +45,7 @@ pub type Observer<'a> = dyn FnMut(&Event) -> Result<()> + 'a;
 
 /// Writes events to `NAME.jsonl` and passes them on.
 pub(crate) struct EventLog<'a, 'b> {
+    path: std::path::PathBuf,
     file: std::io::LineWriter<std::fs::File>,
     observer: &'a mut Observer<'b>,
 }
@@ -57,14 +58,14 @@ impl<'a, 'b> EventLog<'a, 'b> {
     ) -> Result<Self> {
         let path = run.events_path(name);
         match std::fs::File::create(&path) {
-            Ok(file) => Ok(Self { file: std::io::LineWriter::new(file), observer }),
+            Ok(file) => Ok(Self { path, file: std::io::LineWriter::new(file), observer }),
             Err(e) => bail!("{}: {e}", path.display()),
         }
     }
 
     pub(crate) fn write(&mut self, event: &Event) -> Result<()> {
         let line = serde_json::to_string(event).map_err(candle_core::Error::wrap)?;
-        writeln!(self.file, "{line}")?;
+        writeln!(self.file, "{line}").map_err(|e| named(&self.path, &e))?;
         (self.observer)(event)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::checkpoint;
 use crate::event::Event;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, TEACHER};
 use crate::report::{ArmReport, Report, TeacherReport};
 use candle_core::{Result, bail};
 use serde::Serialize;
@@ -36,11 +36,20 @@ const FILES: [&str; 9] = [
     "report.json",
     "report.html",
 ];
+/// What a run writes for each arm.
+const ARM_FILES: [&str; 5] = [
+    "student.safetensors",
+    "student.json",
+    "result.json",
+    "events.jsonl",
+    "checkpoint.safetensors",
+];
 const ARMS: &str = "arms";
 
 impl RunFolder {
     /// Creates the folder, or takes up one of the same recipe: finished parts are then reused. Which arms are chosen
-    /// may differ; every other value counts.
+    /// may differ; every other value counts. Files that the recipe only names (`data.dir`, `teacher.checkpoint`) are taken to
+    /// be what they were.
     ///
     /// # Errors
     /// A folder of another recipe (the first difference is named) or one that is no run folder, unless `overwrite`:
@@ -94,12 +103,16 @@ impl RunFolder {
             }
         }
         for arm in self.recipe.arm.keys() {
-            match std::fs::remove_dir_all(self.arm_path(arm, "")) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(named(&self.arm_path(arm, ""), &e));
+            for name in ARM_FILES {
+                match std::fs::remove_file(self.arm_path(arm, name)) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(named(&self.arm_path(arm, name), &e));
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
+            // Stays where something else lies in it.
+            std::fs::remove_dir(self.arm_path(arm, "")).ok();
         }
         Ok(())
     }
@@ -201,7 +214,7 @@ impl RunFolder {
             arms,
         };
         let mut metrics = String::new();
-        for name in std::iter::once("teacher").chain(self.recipe.arms.iter().map(String::as_str)) {
+        for name in std::iter::once(TEACHER).chain(self.recipe.arms.iter().map(String::as_str)) {
             // A teacher that was loaded has no events.
             metrics.push_str(&std::fs::read_to_string(self.events_path(name)).unwrap_or_default());
         }
@@ -241,7 +254,7 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     Ok(write_atomically(path, &json)?)
 }
 
-fn named(path: &Path, e: &std::io::Error) -> candle_core::Error {
+pub(crate) fn named(path: &Path, e: &std::io::Error) -> candle_core::Error {
     candle_core::Error::Msg(format!("{}: {e}", path.display()))
 }
 

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+/// Name under which the teacher trains and logs; no arm may have it.
+pub(crate) const TEACHER: &str = "teacher";
+
 /// Everything that decides a run. A recipe and a seed give the same student on the same machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -223,23 +226,17 @@ impl Recipe {
     /// Invalid TOML, an unknown key (with its line and the nearest known one), a missing key, a value of the wrong type
     /// or out of range. A fault of an override is reported as that override's.
     pub fn parse(text: &str, source: &str, overrides: &[String]) -> Result<Self> {
-        let mut recipe: Self = match toml::from_str(text) {
-            Ok(recipe) => recipe,
-            Err(e) => {
-                let at =
-                    e.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
-                let at = at.map(|line| format!(" line {line}")).unwrap_or_default();
-                bail!("{source}{at}: {}", with_nearest(e.message()))
-            }
+        let mut table: toml::Table = match toml::from_str(text) {
+            Ok(table) => table,
+            Err(e) => bail!("{}", located(text, source, &e)),
         };
-        let mut table: toml::Table = toml::from_str(text).map_err(candle_core::Error::wrap)?;
-        for text in overrides {
-            set(&mut table, text)?;
-            recipe = match table.clone().try_into() {
-                Ok(recipe) => recipe,
-                Err(e) => bail!("--set {text}: {}", with_nearest(e.message())),
-            };
+        for change in overrides {
+            set(&mut table, change)?;
         }
+        let recipe: Self = match table.try_into() {
+            Ok(recipe) => recipe,
+            Err(e) => bail!("{}", blame(text, source, overrides, &e)?),
+        };
         recipe.check()?;
         Ok(recipe)
     }
@@ -271,7 +268,7 @@ impl Recipe {
             !name.is_empty()
                 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
         };
-        for name in self.arms.iter().chain([&self.name]) {
+        for name in self.arm.keys().chain(&self.arms).chain([&self.name]) {
             // They become folder names.
             if !safe(name) {
                 bail!("recipe: expected names of letters, digits, - and _, got {name:?}")
@@ -300,6 +297,14 @@ impl Recipe {
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             bail!("{key}: expected at least 1, got 0")
+        }
+        if self.arm.contains_key(TEACHER) {
+            bail!("arm: expected any name but {TEACHER}, which is the teacher's own")
+        }
+        let few = |arm: &ArmConfig| arm.labels == LabelBudget::Few && arm.uses_teacher();
+        if self.training.labelled == 0 && self.arms.iter().any(|n| self.arm.get(n).is_some_and(few))
+        {
+            bail!("training.labelled: expected at least 1 for an arm with few labels, got 0")
         }
         if self.training.labelled > self.training.batch {
             bail!(
@@ -335,6 +340,33 @@ impl Recipe {
         }
         Ok(())
     }
+}
+
+/// A TOML error with its file and line.
+fn located(text: &str, source: &str, e: &toml::de::Error) -> String {
+    let line = e.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+    let line = line.map(|line| format!(" line {line}")).unwrap_or_default();
+    format!("{source}{line}: {}", with_nearest(e.message()))
+}
+
+/// Whose fault it is that a recipe with its overrides is none: the file's, with its line, or the first override's after which
+/// the whole is worse than before.
+fn blame(text: &str, source: &str, overrides: &[String], e: &toml::de::Error) -> Result<String> {
+    if let Err(own) = toml::from_str::<Recipe>(text)
+        && own.message() == e.message()
+    {
+        return Ok(located(text, source, &own));
+    }
+    let mut table: toml::Table = toml::from_str(text).map_err(candle_core::Error::wrap)?;
+    for change in overrides {
+        set(&mut table, change)?;
+        if let Err(own) = Recipe::deserialize(table.clone())
+            && own.message() == e.message()
+        {
+            return Ok(format!("--set {change}: {}", with_nearest(own.message())));
+        }
+    }
+    Ok(format!("{source}: {}", with_nearest(e.message())))
 }
 
 /// Puts one `a.b=value` into a table. The value is read as TOML, and as a plain string where that fails.

@@ -1,12 +1,15 @@
 //! One run: its teacher and its arms.
 
 use crate::batches::{Batches, plain_images};
-use crate::build::{STUDENT, batches, build_teacher, distiller, student_card, term_weights};
+use crate::build::{
+    STUDENT, batches, build_teacher, distiller, given_teacher, student_card, term_weights,
+};
 use crate::checkpoint;
 use crate::data::Dataset;
 use crate::event::{EventLog, Observer};
-use crate::folder::RunFolder;
+use crate::folder::{RunFolder, named};
 use crate::networks::{student_network, teacher_network};
+use crate::recipe::TEACHER;
 use crate::report::{ArmReport, TeacherReport};
 use crate::score::{score, scores};
 use crate::trainer::{TrainerConfig, train};
@@ -31,11 +34,7 @@ pub fn train_teacher(
         Some(report) => report,
         None => match &config.checkpoint {
             Some(path) => {
-                let (tensors, _) = checkpoint::load(path)?;
-                let (store, cnn) = build_teacher(run.recipe(), data)?;
-                store.load(&tensors).map_err(|e| {
-                    candle_core::Error::Msg(format!("{}: {}", path.display(), crate::plain(&e)))
-                })?;
+                let (store, cnn) = given_teacher(run.recipe(), data, path)?;
                 let network = teacher_network(cnn);
                 let metrics = scores(|images| network.forward(images, &Context::eval()), data)?;
                 keep_teacher(run, metrics, &store, 0.)?
@@ -63,7 +62,7 @@ fn fit_teacher(run: &RunFolder, data: &Dataset, observer: &mut Observer) -> Resu
     let mut batches =
         Batches::new(data, data.train.clone(), config.batch, 0, recipe.data.shift, recipe.seed)?;
     let trainer = TrainerConfig {
-        arm: "teacher".to_owned(),
+        arm: TEACHER.to_owned(),
         seed: recipe.seed,
         steps: config.steps,
         learning_rate: config.learning_rate,
@@ -75,7 +74,7 @@ fn fit_teacher(run: &RunFolder, data: &Dataset, observer: &mut Observer) -> Resu
         checkpoint: run.path("teacher-checkpoint.safetensors"),
     };
     let validate = || score(|images| task.evaluate(images), data, &data.validation);
-    let mut log = EventLog::create(run, "teacher", observer)?;
+    let mut log = EventLog::create(run, TEACHER, observer)?;
     train(&task, &store, &trainer, |step| batches.get(step), validate, &mut |e| log.write(e))?;
     let metrics = scores(|images| task.evaluate(images), data)?;
     let report = keep_teacher(run, metrics, &store, started.elapsed().as_secs_f64())?;
@@ -141,7 +140,8 @@ pub fn train_arm(
         checkpoint_every: training.checkpoint_every,
         checkpoint: run.arm_path(name, "checkpoint.safetensors"),
     };
-    std::fs::create_dir_all(run.arm_path(name, ""))?;
+    let folder = run.arm_path(name, "");
+    std::fs::create_dir_all(&folder).map_err(|e| named(&folder, &e))?;
     let validate = || score(|images| task.evaluate(images), data, &data.validation);
     let mut log = EventLog::create(run, name, observer)?;
     let residual =

@@ -75,7 +75,7 @@ pub fn train(
         let data = batch(step)?;
         let ctx = Context::train(config.seed, step, data.sample_ids.clone());
         let learning_rate = cosine(step, config.steps, config.warmup, config.learning_rate, 0.);
-        let residual = task.residual()?;
+        let residual = finite_residual(task, config, step, last_checkpoint)?;
         worst = larger(worst, residual);
         for (phase, parameters, optimiser) in &mut optimisers {
             let output = task.step(&data, phase, &ctx)?;
@@ -91,9 +91,7 @@ pub fn train(
             }
         }
         let done = step + 1;
-        if done % config.evaluate_every == 0 || done == config.steps {
-            emit(done, EventKind::Validation { validation_accuracy: validate()? })?;
-        }
+        // First, because it checks that the variables are finite.
         if done % config.checkpoint_every == 0 || done == config.steps {
             save(
                 store,
@@ -104,19 +102,43 @@ pub fn train(
             )?;
             last_checkpoint = Some(done);
         }
+        if done % config.evaluate_every == 0 || done == config.steps {
+            emit(done, EventKind::Validation { validation_accuracy: validate()? })?;
+        }
     }
-    Ok(larger(worst, task.residual()?))
+    let residual = finite_residual(task, config, config.steps, last_checkpoint)?;
+    Ok(larger(worst, residual))
 }
 
 fn scalar(value: &Tensor) -> Result<f64> {
     value.to_dtype(DType::F64)?.to_scalar::<f64>()
 }
 
-/// NaN counts as larger: a broken projector must show in the report.
 fn larger(a: Option<f64>, b: Option<f64>) -> Option<f64> {
     match (a, b) {
-        (Some(a), Some(b)) => Some(if b > a || b.is_nan() { b } else { a }),
+        (Some(a), Some(b)) => Some(a.max(b)),
         (a, b) => a.or(b),
+    }
+}
+
+fn finite_residual(
+    task: &dyn DistillTask,
+    config: &TrainerConfig,
+    step: u64,
+    last_checkpoint: Option<u64>,
+) -> Result<Option<f64>> {
+    let place = || format!("{}: step {step}", config.arm);
+    match task.residual() {
+        Ok(Some(r)) if !r.is_finite() => {
+            bail!(
+                "{}: expected a finite max|WᵀW−I|, got {r}; {}",
+                place(),
+                kept(config, last_checkpoint)
+            )
+        }
+        Ok(residual) => Ok(residual),
+        // A projector whose parameter broke refuses to give a weight.
+        Err(e) => bail!("{}: {}; {}", place(), crate::plain(&e), kept(config, last_checkpoint)),
     }
 }
 
@@ -129,10 +151,12 @@ fn finite_terms(
     let mut values = BTreeMap::new();
     for term in &output.terms {
         let value = scalar(&term.value)?;
-        if !value.is_finite() {
+        // The weight can take a finite term out of range.
+        if !scalar(&(&term.value * term.weight)?)?.is_finite() {
             bail!(
-                "{}: step {step}: expected a finite loss, got {value} in the term {}; {}",
+                "{}: step {step}: expected a finite loss, got {} · {value} in the term {}; {}",
                 config.arm,
+                term.weight,
                 term.name,
                 kept(config, last_checkpoint)
             )

@@ -22,6 +22,7 @@ fn overrides_reach_every_kind_of_value() -> Result<()> {
         "distill.map=householder",
         "data.dir=some/folder",
         "arm.vkd.features=3",
+        "arm.mine.features=2",
         "arm.mine.labels=all",
     ];
     let recipe = Recipe::parse(TINY, "tiny.toml", &set.map(String::from))?;
@@ -74,6 +75,9 @@ fn bad_values_are_named() {
         (r#"arms=["vkd", "vkd"]"#, "vkd twice"),
         ("arms=[]", "at least one"),
         ("name=../up", "../up"),
+        ("arm./tmp/x.labels=few", "expected names of letters"),
+        ("arm.teacher.labels=few", "the teacher's own"),
+        ("training.labelled=0", "training.labelled: expected at least 1"),
         ("name", "expected KEY=VALUE"),
         ("=3", "expected KEY=VALUE"),
         ("seed.x=3", "expected seed to be a table"),

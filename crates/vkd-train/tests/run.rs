@@ -190,8 +190,9 @@ fn a_given_teacher_is_used_and_must_fit() -> Result<()> {
         message.contains("teacher.safetensors") && message.contains("expected [16, 4, 3, 3]"),
         "{message}"
     );
-    let message = says(run(third.path(), &["teacher.checkpoint=nowhere.safetensors", "seed=9"]));
-    assert!(message.contains("another") || message.contains("nowhere.safetensors"), "{message}");
+    let message = says(run(third.path(), &["teacher.checkpoint=nowhere.safetensors"]));
+    assert!(message.contains("nowhere.safetensors: expected a checkpoint"), "{message}");
+    assert!(std::fs::read_dir(third.path())?.next().is_none(), "nothing is written");
     Ok(())
 }
 
@@ -199,20 +200,47 @@ fn a_given_teacher_is_used_and_must_fit() -> Result<()> {
 fn a_loss_that_breaks_names_its_term_and_keeps_the_last_good_state() -> Result<()> {
     let folder = tempfile::tempdir()?;
     // Finite for a while, then beyond f32.
-    let message = says(run(
-        folder.path(),
-        &[
-            r#"arms=["logits"]"#,
-            "training.learning_rate=1e30",
-            "training.warmup=0",
-            "training.checkpoint_every=1",
-        ],
-    ));
-    assert!(message.contains("logits: step") && message.contains("expected"), "{message}");
+    let arms = r#"arms=["logits"]"#;
+    let rates = ["training.learning_rate=1e30", "training.warmup=5", "training.checkpoint_every=1"];
+    let message = says(run(folder.path(), &[&[arms], &rates[..]].concat()));
+    assert!(message.starts_with("logits: step "), "{message}");
     let run = RunFolder::open(folder.path())?;
     assert!(run.arm_report("logits")?.is_none());
+    let path = run.arm_path("logits", "checkpoint.safetensors");
+    if path.exists() {
+        let (state, note) = checkpoint::load(&path)?;
+        for (name, tensor) in &state {
+            let sum = tensor.to_dtype(DType::F64)?.abs()?.sum_all()?.to_scalar::<f64>()?;
+            assert!(sum.is_finite(), "{name}");
+        }
+        assert!(message.contains(&format!("the state after step {}", note["step"])), "{message}");
+    } else {
+        assert!(message.contains("no checkpoint had been written yet"), "{message}");
+    }
     // The teacher, finished before, is whole.
     assert!(run.teacher_report()?.is_some());
+    Ok(())
+}
+
+#[test]
+fn a_weight_that_takes_a_term_out_of_range_names_it() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let message = says(run(folder.path(), &[r#"arms=["vkd"]"#, "arm.vkd.features=1e39"]));
+    assert!(
+        message.contains("vkd: step 0") && message.contains("the term feature.tokens"),
+        "{message}"
+    );
+    Ok(())
+}
+
+#[test]
+fn overwriting_touches_nothing_but_the_runs_own_files() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    run(folder.path(), &[r#"arms=["none"]"#])?;
+    let mine = folder.path().join("arms/none/notes.txt");
+    std::fs::write(&mine, "keep me")?;
+    RunFolder::create(folder.path(), recipe(&["seed=5"])?, true)?;
+    assert!(mine.exists() && !folder.path().join("arms/none/student.safetensors").exists());
     Ok(())
 }
 

@@ -3,9 +3,9 @@
 use super::Dataset;
 use crate::recipe::DataConfig;
 use candle_core::{Result, bail};
-use flate2::read::GzDecoder;
+use flate2::read::MultiGzDecoder;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 const CLASSES: usize = 10;
@@ -25,7 +25,10 @@ pub(super) fn read(config: &DataConfig, dir: &Path) -> Result<Dataset> {
     images.extend(test_images);
     labels.extend(test_labels);
     Ok(Dataset {
-        name: "MNIST".to_owned(),
+        name: format!(
+            "IDX files of {}",
+            dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy()
+        ),
         size,
         class_names: (0..CLASSES).map(|d| d.to_string()).collect(),
         divisor: 255.,
@@ -78,11 +81,10 @@ fn file(dir: &Path, name: &str, rank: usize) -> Result<(PathBuf, Idx)> {
     let open = File::open(&path).map_err(|e| {
         candle_core::Error::Msg(format!("{}: expected {name} or {name}.gz: {e}", path.display()))
     })?;
-    let mut start = [0u8; 2];
-    let gzipped = (&open).read_exact(&mut start).is_ok() && start == [0x1f, 0x8b];
-    // A second handle instead of a seek: pipes and the like have no way back.
-    let reader = BufReader::new(File::open(&path)?);
-    let idx = if gzipped { parse(GzDecoder::new(reader), rank) } else { parse(reader, rank) };
+    let mut reader = BufReader::new(open);
+    let gzipped = reader.fill_buf().is_ok_and(|bytes| bytes.starts_with(&[0x1f, 0x8b]));
+    // The multi-member decoder also reads, and so finds, what follows the first gzip member.
+    let idx = if gzipped { parse(MultiGzDecoder::new(reader), rank) } else { parse(reader, rank) };
     match idx {
         Ok(idx) => Ok((path, idx)),
         Err(e) => bail!("{}: {}", path.display(), crate::plain(&e)),
