@@ -17,8 +17,8 @@
 //! # }
 //! ```
 //!
-//! Invariants: every random draw is a function of the seed, a name, the step and the sample; every file is either the old
-//! one or the whole new one; nothing of the test images decides anything before the report.
+//! Invariants: every random draw is a function of the seed, a name, the step and the sample; every file but the growing event logs is either
+//! the old one or the whole new one; nothing of the test images decides anything before the report.
 
 mod audit;
 mod batches;

@@ -1,4 +1,4 @@
-//! One run's report: what `vkd compare` writes, schema 1.
+//! One run's report: what `vkd distill` writes, schema 1.
 
 use std::collections::{BTreeMap, BTreeSet};
 
