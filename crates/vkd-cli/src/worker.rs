@@ -67,7 +67,7 @@ pub(crate) fn train_in_process(
         .env("RAYON_NUM_THREADS", "1")
         .env("CANDLE_NUM_THREADS", "1")
         // A step allocates and frees the same large tensors over and over. glibc would hand each back to the kernel and
-        // have it zeroed anew, which costs a quarter of the run; other allocators ignore the two.
+        // have it zeroed anew; other allocators ignore the two.
         .env("MALLOC_MMAP_THRESHOLD_", "4294967296")
         .env("MALLOC_TRIM_THRESHOLD_", "4294967296")
         .env_remove("RUST_BACKTRACE")

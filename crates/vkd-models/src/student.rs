@@ -50,6 +50,9 @@ pub fn card_path(weights: &Path) -> PathBuf {
 
 /// Writes a file so that it is either the old one or the whole new one, whatever happens in between: to a temporary file
 /// in the same folder, flushed to the disk, then renamed.
+///
+/// # Errors
+/// A folder that is missing or can't be written, a full disk; the message names `path`.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
@@ -161,13 +164,19 @@ impl Student {
         Tensor::from_vec(values, (images.len(), channels, size, size), &self.device)
     }
 
-    /// Class logits `(B, K)`: the mean of the two heads.
+    /// Class logits `(B, K)` of preprocessed images `(B, C, H, W)`: the mean of the two heads.
+    ///
+    /// # Errors
+    /// Images of another shape or dtype.
     pub fn logits(&self, images: &Tensor) -> Result<Tensor> {
         let output = self.model.forward(images, &Context::eval())?;
         (output.logits + output.distillation_logits)? * 0.5
     }
 
-    /// Class probabilities `(B, K)`.
+    /// Class probabilities `(B, K)` of preprocessed images `(B, C, H, W)`.
+    ///
+    /// # Errors
+    /// Images of another shape or dtype.
     pub fn probabilities(&self, images: &Tensor) -> Result<Tensor> {
         let logits = self.logits(images)?;
         let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?;

@@ -37,7 +37,10 @@ impl ClassificationTask {
         Ok(Self { student: Box::new(student), distillation, smoothing, phases })
     }
 
-    /// The student's output in evaluation mode.
+    /// The student's output for images `(B, ..)` in evaluation mode.
+    ///
+    /// # Errors
+    /// Those of the network.
     pub fn evaluate(&self, images: &Tensor) -> Result<NetworkOutput> {
         self.student.forward(images, &Context::eval())
     }

@@ -93,6 +93,9 @@ impl NetworkOutput {
     }
 
     /// The logits to predict with: the mean of the two heads' where there are two (DeiT, arXiv:2012.12877).
+    ///
+    /// # Errors
+    /// Heads of different shapes.
     pub fn prediction(&self) -> Result<Tensor> {
         match &self.distillation_logits {
             Some(other) => (&self.logits + other)? * 0.5,
@@ -125,7 +128,10 @@ impl NetworkOutput {
 
 /// A student or teacher: images `(B, ..)` to a [`NetworkOutput`]. Every closure of this form is one.
 pub trait Network {
-    /// One forward pass.
+    /// One forward pass of images `(B, ..)`.
+    ///
+    /// # Errors
+    /// Whatever the network refuses: another image shape or dtype, a context without the sample ids that its layers draw by.
     fn forward(&self, images: &Tensor, ctx: &Context) -> Result<NetworkOutput>;
 }
 

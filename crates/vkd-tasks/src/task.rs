@@ -51,7 +51,10 @@ pub trait DistillTask {
     /// The phases of a step, in order.
     fn phases(&self) -> &[Phase];
 
-    /// Loss and terms of one phase on one batch.
+    /// Loss and terms of one phase on one batch, whose labelled images come first.
+    ///
+    /// # Errors
+    /// More labels than images, a batch that leaves no loss term, and whatever networks and losses refuse.
     fn step(&self, batch: &Batch, phase: &Phase, ctx: &Context) -> Result<StepOutput>;
 
     /// Largest `max|WᵀW − I|` of the task's orthogonal projectors now, in f64; `None` without one.

@@ -18,7 +18,10 @@ impl Teacher {
         Self { network: Box::new(network) }
     }
 
-    /// One forward pass in evaluation mode, detached.
+    /// One forward pass of images `(B, ..)` in evaluation mode, detached.
+    ///
+    /// # Errors
+    /// Those of the network.
     pub fn forward(&self, images: &Tensor) -> Result<NetworkOutput> {
         Ok(self.network.forward(images, &Context::eval())?.detach())
     }

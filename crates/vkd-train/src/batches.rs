@@ -84,7 +84,7 @@ impl<'a> Batches<'a> {
         })
     }
 
-    /// The batch of one step.
+    /// The batch of one step: images `(B, 1, H, W)` in f32, labels `(L)`, `B` sample ids; labelled images first.
     pub fn get(&mut self, step: u64) -> Result<Batch> {
         let (labelled, rest) = (self.labelled_count as u64, self.all_count as u64);
         let mut indices: Vec<usize> =

@@ -242,6 +242,9 @@ impl Recipe {
     }
 
     /// The recipe as TOML with every value resolved.
+    ///
+    /// # Errors
+    /// A seed beyond TOML's 64-bit signed integers.
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string_pretty(self).map_err(candle_core::Error::wrap)
     }

@@ -1,7 +1,7 @@
 //! The checks of the three maps. Each takes the op as a closure, so that it can also be run on a broken one.
 
 // Every test binary uses its own part.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use vkd_ortho::{cayley, householder_product, matrix_exp, reference};

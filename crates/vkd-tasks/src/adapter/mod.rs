@@ -10,5 +10,8 @@ use candle_core::{Result, Tensor};
 /// Brings features of any layout to rows `(M, C)`; has no parameters.
 pub trait FeatureAdapter {
     /// `features` as `(M, C)`, on the tape.
+    ///
+    /// # Errors
+    /// Features that hold no row, or a layout that the task does not know.
     fn adapt(&self, features: &FeatureMap) -> Result<Tensor>;
 }

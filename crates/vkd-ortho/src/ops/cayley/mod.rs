@@ -27,8 +27,8 @@ const NAME: &str = "cayley";
 /// # Numerics
 /// Computed in f64, rounded once. `stiefel_residual(Q)` is at most 1e-6 in f32 and 1e-13 in f64 at every size and for every
 /// finite `raw`. `CᵀC` squares the spread of the singular values, so the result of the inverse is measured, and where
-/// it is not orthonormal to 2e-14 the transform is taken from the eigenvalues of a `2k x 2k` skew matrix instead: ten
-/// times slower, exact at every scale. Gaussian parameters met that case from a standard deviation of 30 at 257 x 250 and of 100 at
+/// it is not orthonormal to 2e-14 the transform is taken from the eigenvalues of a `2k x 2k` skew matrix instead:
+/// several times slower, exact at every scale. Gaussian parameters met that case from a standard deviation of 30 at 257 x 250 and of 100 at
 /// 768 x 384, and never at 3024 x 192.
 /// Zero gives the identity exactly.
 ///
