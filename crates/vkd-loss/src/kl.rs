@@ -5,8 +5,9 @@ use candle_core::{Result, Tensor};
 
 /// Divergence of the student's softened class distribution from the teacher's, times the temperature squared.
 ///
-/// $$\frac{T^2}{B} \sum_b \sum_c p^t_{bc} \left(\log p^t_{bc} - \log p^s_{bc}\right), \qquad
-/// p = \operatorname{softmax}(\text{logits} / T).$$
+/// ```text
+/// T²/B · Σ_b Σ_c p_teacher · (log p_teacher − log p_student),   p = softmax(logits / T)
+/// ```
 /// The sum runs over classes and the mean over the batch (PyTorch's `batchmean`). The factor keeps the gradient's size
 /// independent of the temperature. DeiT's soft form also divides by the number of classes.
 ///
@@ -15,7 +16,7 @@ use candle_core::{Result, Tensor};
 /// - output: rank 0
 ///
 /// # Gradient
-/// Flows to `student_logits`: $T (p^s - p^t) / B$. The teacher must carry no gradient. The backward pass recomputes
+/// Flows to `student_logits`: `T (p_student − p_teacher) / B`. The teacher must carry no gradient. The backward pass recomputes
 /// both softmaxes.
 ///
 /// # Numerics

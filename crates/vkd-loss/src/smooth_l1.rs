@@ -6,15 +6,15 @@ use candle_core::{Result, Tensor};
 
 /// Smooth-L1 loss: quadratic up to `beta`, linear beyond, mean over all entries.
 ///
-/// With $d$ = `student - teacher`, each entry counts $d^2 / 2\beta$ where $|d| < \beta$ and $|d| - \beta/2$ elsewhere.
+/// With `d = student - teacher`, each entry counts `d² / 2β` where `|d| < β` and `|d| − β/2` elsewhere.
 ///
 /// # Shapes
 /// - `student`, `teacher`: any shape, the same, at least one entry; f32 or f64
 /// - output: rank 0
 ///
 /// # Gradient
-/// Flows to `student`: $d/\beta$ cut to [-1, 1], over the number of entries. Continuous at $|d| = \beta$, zero at
-/// $d = 0$. The teacher must carry no gradient. One pass each way, without temporaries.
+/// Flows to `student`: `d/β` cut to [-1, 1], over the number of entries. Continuous at `|d| = β`, zero at
+/// `d = 0`. The teacher must carry no gradient. One pass each way, without temporaries.
 ///
 /// # Numerics
 /// Entries in the dtype, sums joined in f64. NaN and infinity propagate.

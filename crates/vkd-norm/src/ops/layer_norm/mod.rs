@@ -15,9 +15,10 @@ const OP_AFFINE: &str = "layer_norm_affine";
 
 /// Layer norm over the last dimension, without gain and bias.
 ///
-/// For each row $x$ of length $C$,
-/// $$y = \frac{x - \mu}{\sqrt{\sigma^2 + \varepsilon}}, \qquad \mu = \tfrac1C \sum_i x_i, \quad
-/// \sigma^2 = \tfrac1C \sum_i (x_i - \mu)^2.$$
+/// For each row `x` of length C, with its mean μ and its biased variance σ²,
+/// ```text
+/// y = (x − μ) / sqrt(σ² + eps)
+/// ```
 /// The variance is the biased one, as in PyTorch. Use this and not candle-nn's `LayerNorm`, which silently cuts the
 /// tape.
 ///

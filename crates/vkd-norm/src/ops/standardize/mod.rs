@@ -12,10 +12,11 @@ const OP: &str = "standardize";
 
 /// Standardises every channel over the rows: mean 0 and standard deviation 1.
 ///
-/// For each column $x$ of length $M$,
-/// $$y = \frac{x - \mu}{\sqrt{v + \varepsilon^2 q}}, \qquad v = \tfrac1{M-1} \sum_i (x_i - \mu)^2, \quad
-/// q = \tfrac1M \sum_i x_i^2.$$
-/// The variance $v$ is the unbiased one, as in the published detection code, which has no guard. The guard here is
+/// For each column `x` of length M, with its mean μ,
+/// ```text
+/// y = (x − μ) / sqrt(v + eps² q),   v = Σ (x − μ)² / (M − 1),   q = Σ x² / M
+/// ```
+/// The variance `v` is the unbiased one, as in the published detection code, which has no guard. The guard here is
 /// relative to the channel's own size, so the result does not depend on the unit of a channel. It is below rounding as
 /// long as the deviation is well above `eps` times the mean.
 ///

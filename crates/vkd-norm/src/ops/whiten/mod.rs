@@ -46,8 +46,10 @@ impl std::error::Error for NotPositiveDefinite {}
 
 /// Whitens the rows through the Cholesky factor of their covariance: decorrelated channels of variance 1.
 ///
-/// With $X_c$ the rows less their mean,
-/// $$S = (1 - \varepsilon) \tfrac{1}{N-1} X_c^\top X_c + \varepsilon I = L L^\top, \qquad Y = X_c L^{-\top}.$$
+/// With `Xc` the rows less their mean,
+/// ```text
+/// S = (1 − eps) · XcᵀXc / (N − 1) + eps · I = L Lᵀ,   Y = Xc L⁻ᵀ
+/// ```
 /// With `eps = 0` the covariance of the result is the identity. `eps` is absolute: it shrinks towards the identity,
 /// so it acts on the scale of the features. The result depends on the order of the channels.
 ///

@@ -10,10 +10,12 @@ const NAME: &str = "cayley";
 
 /// First `k` columns of the Cayley transform of a skew matrix.
 ///
-/// The strict lower triangle of `raw`, padded to `n x n`, minus its transpose is the skew matrix $A$. The result is
-/// $$Q = (I - A/2)^{-1} (I + A/2)\, I_{n \times k},$$
-/// orthonormal for every finite `raw`. With $B$ the top $k \times k$ block of $A$, $C$ the rows of `raw` below it,
-/// and $M = (I - B/2 + C^\top C/4)^{-1}$, it is $Q = [2M - I;\; CM]$: one `k x k` inverse, and no `n x n` matrix.
+/// The strict lower triangle of `raw`, padded to `n x n`, minus its transpose is the skew matrix A. The result is
+/// ```text
+/// Q = (I − A/2)⁻¹ (I + A/2) E,   E the first k columns of the identity,
+/// ```
+/// orthonormal for every finite `raw`. With B the top `k x k` block of A, C the rows of `raw` below it,
+/// and `M = (I − B/2 + CᵀC/4)⁻¹`, it is `Q = [2M − I; C M]`: one `k x k` inverse, and no `n x n` matrix.
 /// The halves make the derivative at zero the identity, as in PyTorch. The transform never has the eigenvalue -1: a frame
 /// whose top block has it is reached only in the limit of an infinite parameter.
 ///

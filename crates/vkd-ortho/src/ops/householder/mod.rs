@@ -10,9 +10,11 @@ const NAME: &str = "householder_product";
 
 /// First `k` columns of a product of Householder reflectors.
 ///
-/// Let $v_j$ be column $j$ of the strict lower triangle of `v` plus the unit vector $e_j$, and $\tau_j = 2/\lVert v_j\rVert^2$. The result is
-/// $$Q = H_1 H_2 \cdots H_k\, I_{n \times k}, \qquad H_j = I_n - \tau_j v_j v_j^\top.$$
-/// Each $H_j$ is orthogonal, so $Q^\top Q = I_k$ for every finite `v`; the diagonal of `v` and what lies above it are never read.
+/// Let `vⱼ` be column j of the strict lower triangle of `v` plus the unit vector `eⱼ`, and `τⱼ = 2/‖vⱼ‖²`. The result is
+/// ```text
+/// Q = H₁ H₂ ⋯ Hₖ E,   Hⱼ = I − τⱼ vⱼ vⱼᵀ,   E the first k columns of the identity.
+/// ```
+/// Each `Hⱼ` is orthogonal, so `QᵀQ = I` for every finite `v`; the diagonal of `v` and what lies above it are never read.
 ///
 /// # Shapes
 /// - `v`: `(.., n, k)` with `1 <= k <= n`, any strides, f32 or f64

@@ -10,10 +10,12 @@ const NAME: &str = "matrix_exp";
 
 /// First `k` columns of the exponential of a skew matrix.
 ///
-/// The strict lower triangle of `raw`, padded to `n x n`, minus its transpose is the skew matrix $A$. The result is
-/// $$Q = \exp(A)\, I_{n \times k},$$
-/// orthonormal for every finite `raw`. $A$ has rank at most `2k`: an orthonormal basis of the columns below the top block
-/// reduces it to a skew matrix $K$ of at most `2k x 2k`, and the eigenvalues of the Hermitian $iK$ give the exponential.
+/// The strict lower triangle of `raw`, padded to `n x n`, minus its transpose is the skew matrix A. The result is
+/// ```text
+/// Q = exp(A) E,   E the first k columns of the identity,
+/// ```
+/// orthonormal for every finite `raw`. A has rank at most `2k`: an orthonormal basis of the columns below the top block
+/// reduces it to a skew matrix K of at most `2k x 2k`, and the eigenvalues of the Hermitian `iK` give the exponential.
 ///
 /// # Shapes
 /// - `raw`: `(.., n, k)` with `1 <= k <= n`, any strides, f32 or f64
@@ -21,12 +23,12 @@ const NAME: &str = "matrix_exp";
 ///
 /// # Gradient
 /// Flows to `raw`; exactly zero on and above the diagonal. It is the Fréchet derivative by divided differences in the form
-/// $e^{i(a+b)/2}\,\mathrm{sinc}((a-b)/2)$, which no coincidence of eigenvalues disturbs, and is exact where the columns lose
+/// `e^{i(a+b)/2} sinc((a−b)/2)`, which no coincidence of eigenvalues disturbs, and is exact where the columns lose
 /// rank, zero included. The backward pass recomputes basis and eigenvalues.
 ///
 /// # Numerics
 /// Computed in f64, rounded once. `stiefel_residual(Q)` is at most 1e-6 in f32 and 1e-13 in f64 at every size and for every
-/// finite `raw`. Digits of `Q` itself are lost in proportion to the norm of $A$, as in any method: angles are only known
+/// finite `raw`. Digits of `Q` itself are lost in proportion to the norm of A, as in any method: angles are only known
 /// to `2e-16 ‖A‖`. Zero gives the identity exactly.
 ///
 /// # Errors
