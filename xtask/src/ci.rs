@@ -11,7 +11,7 @@ pub(crate) const COMMAND: Command = Command {
     summary: "Run every check, cheapest first, and stop at the first that fails",
     details: "fmt, tidy, docs --check, typos, deny, clippy, tests, examples, rustdoc.\n\
               typos and cargo-deny are optional: where they are absent the step prints SKIPPED.\n\
-              With --full: also standalone and bench --quick, which take longer.",
+              With --full: also standalone, the largest shapes of vkd-ortho, and bench --quick.",
     flags: &[Flag { name: "--full", value: None, help: "also what takes long" }],
     run,
 };
@@ -44,6 +44,10 @@ fn run(args: &Args) -> Result<()> {
     })?;
     if args.has("--full") {
         steps.step("standalone", || crate::standalone::check(root).map(|()| Outcome::Passed))?;
+        steps.step("long tests", || {
+            let test = ["test", "--release", "--workspace", "--test", "large", "--", "--ignored"];
+            passed(cargo(root).args(test))
+        })?;
         steps.step("bench --quick", || {
             let request = crate::bench::Request { quick: true, ..Default::default() };
             crate::bench::measure(root, &request).map(|()| Outcome::Passed)

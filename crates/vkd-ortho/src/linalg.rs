@@ -1,18 +1,59 @@
-//! Sequential products over faer: one thread per matrix, so the bits don't depend on the machine's load.
+//! Products and factorisations over faer.
+//!
+//! Products share their rows among rayon's threads once they are large, which moves no bit: no sum is ever split. The
+//! `k x k` factorisations run on one thread.
 
+use candle_core::WithDType;
+use faer::diag::Diag;
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::householder;
 use faer::linalg::matmul::matmul;
-use faer::linalg::solvers::Qr;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::triangular_solve::{
     solve_lower_triangular_in_place, solve_upper_triangular_in_place,
 };
-use faer::traits::ComplexField;
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use faer::linalg::{evd, lu::partial_pivoting as lu, qr::no_pivoting::factor as qr};
+use faer::perm::PermRef;
+use faer::traits::ext::ComplexFieldExt;
+use faer::traits::{ComplexField, RealField};
+use faer::{Accum, Conj, Mat, MatMut, MatRef, Par};
+
+/// The two types that the maps compute in.
+pub(crate) trait Real: WithDType + RealField {
+    /// What a form in this type may leave of `|QᵀQ - I|`, measured in this type, before a more careful one takes over.
+    ///
+    /// The law is 1e-6 and 1e-13; the rest is left to the rounding of the measurement itself.
+    const RESIDUAL: f64;
+}
+
+impl Real for f32 {
+    const RESIDUAL: f64 = 5e-7;
+}
+
+impl Real for f64 {
+    const RESIDUAL: f64 = 2e-14;
+}
+
+/// Threads pay from a few million multiplications on.
+fn par(rows: usize, inner: usize, columns: usize) -> Par {
+    if rows * inner * columns < 4_000_000 { Par::Seq } else { Par::rayon(0) }
+}
 
 /// `lhs * rhs`.
 pub(crate) fn product<T: ComplexField>(lhs: MatRef<'_, T>, rhs: MatRef<'_, T>) -> Mat<T> {
     let mut out = Mat::zeros(lhs.nrows(), rhs.ncols());
-    matmul(out.as_mut(), Accum::Replace, lhs, rhs, T::one_impl(), Par::Seq);
+    product_into(out.as_mut(), lhs, rhs);
     out
+}
+
+/// `into = lhs * rhs`.
+pub(crate) fn product_into<T: ComplexField>(
+    into: MatMut<'_, T>,
+    lhs: MatRef<'_, T>,
+    rhs: MatRef<'_, T>,
+) {
+    let par = par(lhs.nrows(), lhs.ncols(), rhs.ncols());
+    matmul(into, Accum::Replace, lhs, rhs, T::one_impl(), par);
 }
 
 /// `into += alpha * lhs * rhs`.
@@ -22,7 +63,31 @@ pub(crate) fn add_product<T: ComplexField>(
     lhs: MatRef<'_, T>,
     rhs: MatRef<'_, T>,
 ) {
-    matmul(into, Accum::Add, lhs, rhs, alpha, Par::Seq);
+    let par = par(lhs.nrows(), lhs.ncols(), rhs.ncols());
+    matmul(into, Accum::Add, lhs, rhs, alpha, par);
+}
+
+/// `aᵀ a`, in full.
+pub(crate) fn gram<T: ComplexField>(a: MatRef<'_, T>) -> Mat<T> {
+    let k = a.ncols();
+    let mut out = Mat::zeros(k, k);
+    triangular::matmul(
+        out.as_mut(),
+        BlockStructure::TriangularLower,
+        Accum::Replace,
+        a.transpose(),
+        BlockStructure::Rectangular,
+        a,
+        BlockStructure::Rectangular,
+        T::one_impl(),
+        par(k, a.nrows(), k),
+    );
+    for j in 0..k {
+        for i in 0..j {
+            out[(i, j)] = out[(j, i)].clone();
+        }
+    }
+    out
 }
 
 /// `upper^-1 * rhs`; reads the upper triangle only.
@@ -37,23 +102,132 @@ pub(crate) fn solve_upper_transposed(upper: MatRef<'_, f64>, mut rhs: Mat<f64>) 
     rhs
 }
 
-/// Largest `|qᵀq - I|`; infinite when any entry is NaN.
-pub(crate) fn residual(q: MatRef<'_, f64>) -> f64 {
-    let gram = product(q.transpose(), q);
+/// Sums of squares of the columns, in f64.
+///
+/// A long sum of positive numbers drifts by more in f32 than what is measured here.
+fn squares<T: Real>(a: MatRef<'_, T>) -> Vec<f64> {
+    let mut sums = vec![0f64; a.ncols()];
+    for i in 0..a.nrows() {
+        // A slice where there is one: an index checks its bounds.
+        match a.row(i).try_as_row_major() {
+            Some(row) => {
+                for (sum, x) in sums.iter_mut().zip(row.as_slice()) {
+                    *sum += x.to_f64() * x.to_f64();
+                }
+            }
+            None => {
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    *sum += a[(i, j)].to_f64().powi(2);
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// Largest `|qᵀq - I|`, off the diagonal in the type of `q`; infinite when any entry is NaN.
+pub(crate) fn residual<T: Real>(q: MatRef<'_, T>) -> f64 {
+    let gram = gram(q);
     let mut worst = 0f64;
-    for j in 0..gram.ncols() {
-        for i in 0..gram.nrows() {
-            let difference = (gram[(i, j)] - f64::from(u8::from(i == j))).abs();
-            worst = if difference.is_nan() { f64::INFINITY } else { worst.max(difference) };
+    let mut meet = |difference: f64| {
+        // NaN is neither: it becomes infinity and stays.
+        worst = if difference.abs() <= worst {
+            worst
+        } else if difference.is_nan() {
+            f64::INFINITY
+        } else {
+            difference.abs()
+        };
+    };
+    for (j, square) in squares(q).into_iter().enumerate() {
+        meet(square - 1.);
+        for i in j + 1..gram.nrows() {
+            meet(gram[(i, j)].to_f64());
         }
     }
     worst
 }
 
+/// The same numbers in another type.
+pub(crate) fn cast<T: Real, U: Real>(a: MatRef<'_, T>) -> Mat<U> {
+    Mat::from_fn(a.nrows(), a.ncols(), |i, j| U::from_f64(a[(i, j)].to_f64()))
+}
+
+/// `a^-1` by elimination with partial pivoting; not finite where `a` is singular.
+pub(crate) fn inverse(mut a: Mat<f64>) -> Mat<f64> {
+    let k = a.nrows();
+    let (mut forward, mut backward) = (vec![0usize; k], vec![0usize; k]);
+    let scratch = lu::factor::lu_in_place_scratch::<usize, f64>(k, k, Par::Seq, Default::default());
+    let scratch = scratch.or(lu::inverse::inverse_scratch::<usize, f64>(k, Par::Seq));
+    let mut memory = MemBuffer::new(scratch);
+    let stack = MemStack::new(&mut memory);
+    lu::factor::lu_in_place(
+        a.as_mut(),
+        &mut forward,
+        &mut backward,
+        Par::Seq,
+        stack,
+        Default::default(),
+    );
+    let mut out = Mat::zeros(k, k);
+    let rows = PermRef::new_checked(&forward, &backward, k);
+    lu::inverse::inverse(out.as_mut(), a.as_ref(), a.as_ref(), rows, Par::Seq, stack);
+    out
+}
+
+/// Eigenvalues, ascending, and eigenvectors of a Hermitian matrix; reads the lower triangle only. `None` if it did not converge.
+pub(crate) fn eigen<T: ComplexField<Real = f64>>(a: MatRef<'_, T>) -> Option<(Vec<f64>, Mat<T>)> {
+    let m = a.nrows();
+    let (mut values, mut vectors) = (Diag::<T>::zeros(m), Mat::<T>::zeros(m, m));
+    let scratch = evd::self_adjoint_evd_scratch::<T>(
+        m,
+        evd::ComputeEigenvectors::Yes,
+        Par::Seq,
+        Default::default(),
+    );
+    evd::self_adjoint_evd(
+        a,
+        values.as_mut(),
+        Some(vectors.as_mut()),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Default::default(),
+    )
+    .ok()?;
+    Some((values.column_vector().iter().map(|x| x.real()).collect(), vectors))
+}
+
+/// Thin Householder QR. `Q` is orthonormal for every `a`, rank-deficient or zero.
+pub(crate) fn thin_qr(a: MatRef<'_, f64>) -> (Mat<f64>, Mat<f64>) {
+    let (n, k) = a.shape();
+    let mut basis = a.to_owned();
+    let block = qr::recommended_block_size::<f64>(n, k);
+    let mut coefficients = Mat::zeros(block, n.min(k));
+    let scratch = qr::qr_in_place_scratch::<f64>(n, k, block, Par::Seq, Default::default()).or(
+        householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(
+            n, block, k,
+        ),
+    );
+    let mut memory = MemBuffer::new(scratch);
+    let stack = MemStack::new(&mut memory);
+    let into = coefficients.as_mut();
+    qr::qr_in_place(basis.as_mut(), into, Par::Seq, stack, Default::default());
+    let mut q = Mat::identity(n, n.min(k));
+    householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
+        basis.as_ref(),
+        coefficients.as_ref(),
+        Conj::No,
+        q.as_mut(),
+        Par::Seq,
+        stack,
+    );
+    let r = Mat::from_fn(n.min(k), k, |i, j| if i <= j { basis[(i, j)] } else { 0. });
+    (q, r)
+}
+
 /// Thin QR factor with the signs that make the diagonal of `R` positive.
 pub(crate) fn orthonormalize(a: MatRef<'_, f64>) -> Mat<f64> {
-    let qr = Qr::new(a);
-    let (mut q, r) = (qr.compute_thin_Q(), qr.thin_R());
+    let (mut q, r) = thin_qr(a);
     for j in 0..q.ncols() {
         if r[(j, j)] < 0. {
             for i in 0..q.nrows() {

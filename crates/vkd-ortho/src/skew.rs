@@ -5,10 +5,9 @@
 //! `C = Q_c R`, the matrix is `A = Q̂ K Q̂ᵀ`, `Q̂ = diag(I, Q_c)`, `K = [[B, -Rᵀ], [R, 0]]`: of size `k + r`, `r <= k`.
 //! `i K` is Hermitian, so every function of `K` follows from real eigenvalues and orthonormal vectors, at any scale.
 
-use crate::linalg::{add_product, orthonormalize, product, residual};
+use crate::linalg::{add_product, eigen, orthonormalize, product, residual, thin_qr};
 use candle_core::{Result, bail};
-use faer::linalg::solvers::{Qr, SelfAdjointEigen};
-use faer::{Mat, MatRef, Side, c64};
+use faer::{Mat, MatRef, c64};
 
 /// What a function of modulus one may leave of `|QᵀQ - I|` before its columns are made orthonormal again.
 const REAL_RESIDUAL: f64 = 2e-14;
@@ -62,8 +61,8 @@ impl SkewEigen {
         let (basis, r) = if c.nrows() <= k {
             (None, c.to_owned())
         } else {
-            let qr = Qr::new(c);
-            (Some(qr.compute_thin_Q()), qr.thin_R().to_owned())
+            let (q, r) = thin_qr(c);
+            (Some(q), r)
         };
         let b = skew_block(lower.as_ref());
         let m = k + r.nrows();
@@ -76,12 +75,11 @@ impl SkewEigen {
             };
             c64::new(0., entry)
         });
-        let Ok(eigen) = SelfAdjointEigen::new(hermitian.as_ref(), Side::Lower) else {
+        let Some((mut lambda, u)) = eigen(hermitian.as_ref()) else {
             bail!("{op}: expected a convergent eigendecomposition, got none for size {m}")
         };
-        let s = eigen.S();
-        let lambda = (0..m).map(|i| s[i].re * scale).collect();
-        Ok(Self { k, basis, lambda, u: eigen.U().to_owned() })
+        lambda.iter_mut().for_each(|lambda| *lambda *= scale);
+        Ok(Self { k, basis, lambda, u })
     }
 
     /// Size `k + r` of `K`.

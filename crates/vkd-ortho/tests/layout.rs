@@ -7,11 +7,10 @@ use common::{CASES, DTYPES};
 use vkd_testkit::{Tolerance, assert_close, layouts, normal};
 
 #[test]
-fn every_layout_gives_the_same_bits_and_gradient() -> Result<()> {
+fn every_layout_of_a_batch_gives_the_same_bits_and_gradient() -> Result<()> {
     for case in &CASES {
-        for dims in
-            [vec![1, 1], vec![5, 1], vec![8, 8], vec![40, 33], vec![3, 6, 4], vec![2, 2, 5, 3]]
-        {
+        // Single matrices are part of the law harness; a batch has more strides to get wrong.
+        for dims in [vec![3, 6, 4], vec![2, 2, 5, 3], vec![4, 1, 1]] {
             for dtype in DTYPES {
                 let var = Var::from_tensor(&normal(&dims, dtype, 1)?)?;
                 let cotangent = normal(&dims, dtype, 2)?;

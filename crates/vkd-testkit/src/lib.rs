@@ -10,6 +10,7 @@ mod layouts;
 mod linalg;
 mod op_case;
 mod random;
+mod stiefel;
 mod strategies;
 mod tolerance;
 
@@ -19,5 +20,6 @@ pub use layouts::layouts;
 pub use linalg::{gram_residual, matmul, solve, transpose};
 pub use op_case::OpCase;
 pub use random::{normal, normal_scaled, uniform};
+pub use stiefel::{StiefelCases, check_frame, check_stiefel, stiefel_limit};
 pub use strategies::{dimension, scale};
 pub use tolerance::{Tolerance, assert_close, max_abs_difference, to_f64};

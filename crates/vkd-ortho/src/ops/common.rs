@@ -1,12 +1,44 @@
-//! What the three ops share: checks, dtype dispatch, and the loop over a batch.
+//! What the three ops share: checks, dtype dispatch, the loop over a batch, and the tape.
 
-use candle_core::{CpuStorage, D, DType, Error, Layout, Result, Shape, Tensor, WithDType, bail};
-use faer::{Mat, MatRef};
+use crate::linalg::Real;
+use candle_core::backend::BackendStorage;
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, D, DType, Error, Layout, Result, Shape, Tensor, WithDType,
+    bail,
+};
+use faer::Mat;
 use rayon::prelude::*;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex};
 
-/// Rows and columns of `(.., n, k)`; errors unless `n >= k >= 1` and the dtype is f32 or f64.
+/// One matrix, row-major: `n x k` entries.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a, T> {
+    pub(super) values: &'a [T],
+    pub(super) n: usize,
+    pub(super) k: usize,
+}
+
+/// A map and its gradient, on one matrix whose entries below the diagonal are finite.
+pub(super) trait Map: Send + Sync + 'static {
+    const NAME: &'static str;
+    /// What the backward pass would have to compute again; freed by it.
+    type Kept: Send;
+
+    fn forward<T: Real>(raw: Rows<'_, T>) -> Result<(Vec<T>, Option<Self::Kept>)>;
+
+    /// `kept` is of the same matrix, unless the pass is run a second time. What stands on and above the diagonal of the result
+    /// is ignored.
+    fn backward<T: Real>(
+        raw: Rows<'_, T>,
+        grad: Rows<'_, T>,
+        kept: Option<Self::Kept>,
+    ) -> Result<Vec<T>>;
+}
+
+/// Rows and columns of `(.., n, k)`; errors unless `n >= k >= 1` and the dtype is a float.
 pub(super) fn check(op: &'static str, xs: &Tensor) -> Result<()> {
-    if !matches!(xs.dtype(), DType::F32 | DType::F64) {
+    if !matches!(xs.dtype(), DType::F32 | DType::F64 | DType::BF16 | DType::F16) {
         return Err(Error::UnsupportedDTypeForOp(xs.dtype(), op).bt());
     }
     match xs.dims() {
@@ -15,125 +47,180 @@ pub(super) fn check(op: &'static str, xs: &Tensor) -> Result<()> {
     }
 }
 
-/// Applies `f` to the strict lower part of every matrix.
-pub(super) fn apply1(
-    op: &'static str,
-    storage: &CpuStorage,
-    layout: &Layout,
-    f: impl Fn(MatRef<'_, f64>) -> Result<Mat<f64>> + Sync,
-) -> Result<(CpuStorage, Shape)> {
-    let size = size(layout)?;
-    let out = match storage {
-        CpuStorage::F32(raw) => CpuStorage::F32(forward(op, dense(op, raw, layout)?, size, f)?),
-        CpuStorage::F64(raw) => CpuStorage::F64(forward(op, dense(op, raw, layout)?, size, f)?),
-        _ => return Err(Error::UnsupportedDTypeForOp(layout_dtype(storage), op).bt()),
-    };
-    Ok((out, layout.shape().clone()))
+/// Applies a map to `(.., n, k)`; half types go through f32.
+pub(super) fn apply<M: Map>(raw: &Tensor) -> Result<Tensor> {
+    check(M::NAME, raw)?;
+    let dtype = raw.dtype();
+    let wide = if matches!(dtype, DType::F64) { DType::F64 } else { DType::F32 };
+    let raw = raw.to_dtype(wide)?.contiguous()?;
+    let kept = raw.track_op().then(Kept::<M>::default);
+    raw.apply_op1(Forward::<M> { kept })?.to_dtype(dtype)
 }
 
-/// Applies `f` to the strict lower part of every matrix and the matrix of gradients that belongs to it.
-pub(super) fn apply2(
-    op: &'static str,
-    (s1, l1): (&CpuStorage, &Layout),
-    (s2, l2): (&CpuStorage, &Layout),
-    f: impl Fn(MatRef<'_, f64>, MatRef<'_, f64>) -> Result<Mat<f64>> + Sync,
-) -> Result<(CpuStorage, Shape)> {
-    if l1.shape() != l2.shape() {
-        return Err(Error::ShapeMismatchBinaryOp {
-            lhs: l1.shape().clone(),
-            rhs: l2.shape().clone(),
-            op,
-        }
-        .bt());
+type Kept<M> = Arc<Mutex<Vec<Option<<M as Map>::Kept>>>>;
+
+struct Forward<M: Map> {
+    /// Absent where no backward pass can follow.
+    kept: Option<Kept<M>>,
+}
+
+impl<M: Map> CustomOp1 for Forward<M> {
+    fn name(&self) -> &'static str {
+        M::NAME
     }
-    let size = size(l1)?;
-    let out = match (s1, s2) {
-        (CpuStorage::F32(a), CpuStorage::F32(b)) => {
-            CpuStorage::F32(backward(op, dense(op, a, l1)?, dense(op, b, l2)?, size, f)?)
-        }
-        (CpuStorage::F64(a), CpuStorage::F64(b)) => {
-            CpuStorage::F64(backward(op, dense(op, a, l1)?, dense(op, b, l2)?, size, f)?)
-        }
-        _ => {
-            return Err(Error::DTypeMismatchBinaryOp {
-                lhs: layout_dtype(s1),
-                rhs: layout_dtype(s2),
-                op,
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let out = match storage {
+            CpuStorage::F32(raw) => CpuStorage::F32(self.run(raw, layout)?),
+            CpuStorage::F64(raw) => CpuStorage::F64(self.run(raw, layout)?),
+            _ => return Err(Error::UnsupportedDTypeForOp(storage.dtype(), M::NAME).bt()),
+        };
+        Ok((out, layout.shape().clone()))
+    }
+
+    fn bwd(&self, arg: &Tensor, _res: &Tensor, grad_res: &Tensor) -> Result<Option<Tensor>> {
+        // A lock is only poisoned by a panic, after which nothing is worth keeping.
+        let kept =
+            self.kept.as_ref().and_then(|kept| Some(std::mem::take(&mut *kept.lock().ok()?)));
+        let op = Backward::<M> { kept: Mutex::new(kept.unwrap_or_default()), map: PhantomData };
+        arg.apply_op2_no_bwd(&grad_res.contiguous()?, &op).map(Some)
+    }
+}
+
+impl<M: Map> Forward<M> {
+    fn run<T: Real>(&self, raw: &[T], layout: &Layout) -> Result<Vec<T>> {
+        let (n, k) = size(layout)?;
+        let raw = dense(M::NAME, raw, layout)?;
+        let parts = each(raw.len() / (n * k), |at| {
+            let raw = Rows { values: &raw[at * n * k..(at + 1) * n * k], n, k };
+            finite(M::NAME, at, raw)?;
+            let (q, kept) = M::forward(raw)?;
+            if !q.iter().all(|x| x.to_f64().is_finite()) {
+                bail!("{}: expected a finite result, got none for matrix {at}", M::NAME)
             }
-            .bt());
+            Ok((q, kept))
+        })?;
+        let (qs, kept): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        if let Some(slot) = &self.kept
+            && let Ok(mut slot) = slot.lock()
+        {
+            *slot = kept;
         }
-    };
-    Ok((out, l1.shape().clone()))
-}
-
-fn forward<T: WithDType>(
-    op: &'static str,
-    raw: &[T],
-    (n, k): (usize, usize),
-    f: impl Fn(MatRef<'_, f64>) -> Result<Mat<f64>> + Sync,
-) -> Result<Vec<T>> {
-    let raw: Vec<&[T]> = raw.chunks_exact(n * k).collect();
-    each(&raw, |at, raw| {
-        let q = f(strict_lower(op, at, raw, (n, k))?.as_ref())?;
-        if !q.is_all_finite() {
-            bail!("{op}: expected a finite result, got none for matrix {at} of the batch")
-        }
-        Ok(row_major(&q))
-    })
-}
-
-fn backward<T: WithDType>(
-    op: &'static str,
-    raw: &[T],
-    grad: &[T],
-    (n, k): (usize, usize),
-    f: impl Fn(MatRef<'_, f64>, MatRef<'_, f64>) -> Result<Mat<f64>> + Sync,
-) -> Result<Vec<T>> {
-    let pairs: Vec<(&[T], &[T])> = raw.chunks_exact(n * k).zip(grad.chunks_exact(n * k)).collect();
-    each(&pairs, |at, (raw, grad)| {
-        let lower = strict_lower(op, at, raw, (n, k))?;
-        let grad = Mat::from_fn(n, k, |i, j| grad[i * k + j].to_f64());
-        Ok(row_major(&f(lower.as_ref(), grad.as_ref())?))
-    })
-}
-
-/// Maps the items in order, in parallel when there is more than one; the first error in order wins.
-fn each<I: Copy + Send + Sync, T: Send>(
-    items: &[I],
-    f: impl Fn(usize, I) -> Result<Vec<T>> + Sync,
-) -> Result<Vec<T>> {
-    if let [one] = items {
-        return f(0, *one);
+        Ok(join(qs))
     }
-    let parts: Vec<Result<Vec<T>>> =
-        items.par_iter().enumerate().map(|(at, item)| f(at, *item)).collect();
-    let parts = parts.into_iter().collect::<Result<Vec<Vec<T>>>>()?;
-    Ok(parts.into_iter().flatten().collect())
 }
 
-/// The strict lower part in f64, zero elsewhere; what is not finite there is an error.
-fn strict_lower<T: WithDType>(
-    op: &'static str,
-    at: usize,
-    raw: &[T],
-    (n, k): (usize, usize),
-) -> Result<Mat<f64>> {
-    let mut lower = Mat::zeros(n, k);
+struct Backward<M: Map> {
+    kept: Mutex<Vec<Option<M::Kept>>>,
+    map: PhantomData<M>,
+}
+
+impl<M: Map> CustomOp2 for Backward<M> {
+    fn name(&self) -> &'static str {
+        M::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        if l1.shape() != l2.shape() {
+            let (lhs, rhs) = (l1.shape().clone(), l2.shape().clone());
+            return Err(Error::ShapeMismatchBinaryOp { lhs, rhs, op: M::NAME }.bt());
+        }
+        let out = match (s1, s2) {
+            (CpuStorage::F32(raw), CpuStorage::F32(grad)) => {
+                CpuStorage::F32(self.run((raw, l1), (grad, l2))?)
+            }
+            (CpuStorage::F64(raw), CpuStorage::F64(grad)) => {
+                CpuStorage::F64(self.run((raw, l1), (grad, l2))?)
+            }
+            _ => {
+                let (lhs, rhs) = (s1.dtype(), s2.dtype());
+                return Err(Error::DTypeMismatchBinaryOp { lhs, rhs, op: M::NAME }.bt());
+            }
+        };
+        Ok((out, l1.shape().clone()))
+    }
+}
+
+impl<M: Map> Backward<M> {
+    fn run<T: Real>(&self, raw: (&[T], &Layout), grad: (&[T], &Layout)) -> Result<Vec<T>> {
+        let (n, k) = size(raw.1)?;
+        let (raw, grad) = (dense(M::NAME, raw.0, raw.1)?, dense(M::NAME, grad.0, grad.1)?);
+        let parts = each(raw.len() / (n * k), |at| {
+            let part = at * n * k..(at + 1) * n * k;
+            let rows = |values| Rows { values, n, k };
+            // Never `unwrap`: without the kept part the pass computes it again.
+            let kept = self.kept.lock().ok().and_then(|mut kept| kept.get_mut(at)?.take());
+            let mut out = M::backward(rows(&raw[part.clone()]), rows(&grad[part]), kept)?;
+            for i in 0..k {
+                out[i * k + i..(i + 1) * k].fill(T::from_f64(0.));
+            }
+            Ok(out)
+        })?;
+        Ok(join(parts))
+    }
+}
+
+/// Maps the matrices in order, in parallel when there is more than one; the first error in order wins.
+fn each<R: Send>(count: usize, f: impl Fn(usize) -> Result<R> + Send + Sync) -> Result<Vec<R>> {
+    if count == 1 {
+        return Ok(vec![f(0)?]);
+    }
+    let parts: Vec<Result<R>> = (0..count).into_par_iter().map(f).collect();
+    parts.into_iter().collect()
+}
+
+fn join<T>(mut parts: Vec<Vec<T>>) -> Vec<T> {
+    if parts.len() == 1 {
+        return parts.swap_remove(0);
+    }
+    parts.into_iter().flatten().collect()
+}
+
+/// An error that names the first entry below the diagonal that is not finite.
+fn finite<T: WithDType>(op: &'static str, at: usize, raw: Rows<'_, T>) -> Result<()> {
+    let Rows { values, n, k } = raw;
+    let fine = |row: &[T]| row.iter().all(|x| x.to_f64().is_finite());
+    if (0..k).all(|i| fine(&values[i * k..i * k + i])) && fine(&values[k * k..]) {
+        return Ok(());
+    }
     for i in 0..n {
         for j in 0..k.min(i) {
-            let x = raw[i * k + j].to_f64();
+            let x = values[i * k + j].to_f64();
             if !x.is_finite() {
                 bail!(
                     "{op}: expected a finite parameter, got {x} at matrix {at}, row {i}, column {j}"
                 )
             }
-            lower[(i, j)] = x;
         }
     }
-    Ok(lower)
+    Ok(())
 }
 
-fn row_major<T: WithDType>(a: &Mat<f64>) -> Vec<T> {
+impl<T: Real> Rows<'_, T> {
+    /// The strict lower part in f64, zero elsewhere.
+    pub(super) fn strict_lower(&self) -> Mat<f64> {
+        let mut lower = Mat::zeros(self.n, self.k);
+        for i in 0..self.n {
+            for j in 0..self.k.min(i) {
+                lower[(i, j)] = self.values[i * self.k + j].to_f64();
+            }
+        }
+        lower
+    }
+
+    /// All entries in f64.
+    pub(super) fn wide(&self) -> Mat<f64> {
+        Mat::from_fn(self.n, self.k, |i, j| self.values[i * self.k + j].to_f64())
+    }
+}
+
+pub(super) fn row_major<T: WithDType>(a: &Mat<f64>) -> Vec<T> {
     let (n, k) = (a.nrows(), a.ncols());
     (0..n * k).map(|at| T::from_f64(a[(at / k, at % k)])).collect()
 }
@@ -151,12 +238,6 @@ fn dense<'a, T>(op: &'static str, storage: &'a [T], layout: &Layout) -> Result<&
         None => Err(Error::RequiresContiguous { op }.bt()),
     }
 }
-
-fn layout_dtype(storage: &CpuStorage) -> DType {
-    use candle_core::backend::BackendStorage;
-    storage.dtype()
-}
-
 /// For the reference twins: the strict lower part padded to `(.., n, n)`, minus its transpose.
 pub(super) fn padded_skew(raw: &Tensor) -> Result<Tensor> {
     let (n, k) = (raw.dim(D::Minus2)?, raw.dim(D::Minus1)?);

@@ -1,8 +1,145 @@
-//! Blocked compact WY: `H_a .. H_b = I - U S⁻¹ Uᵀ` with unit vectors `U` and `S` the upper half of `UᵀU`.
+//! Compact WY: `H_a .. H_b = I - U S⁻¹ Uᵀ` with unit vectors `U` and `S` the upper half of `UᵀU`.
+//!
+//! All reflectors as one block where that holds the law: nothing but products of full height around one `k x k`
+//! triangle. Otherwise blocks of 32 in f64, whose triangles are always well conditioned.
 
-use crate::linalg::{add_product, product, solve_upper, solve_upper_transposed, upper_half};
+use crate::linalg::{
+    Real, add_product, cast, gram, product, residual, solve_upper, solve_upper_transposed,
+    upper_half,
+};
+use crate::ops::common::{Map, Rows, row_major};
 use candle_core::Result;
-use faer::{Mat, MatRef};
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::{Accum, Mat, MatMut, MatRef, Par};
+
+pub(super) struct Householder;
+
+impl Map for Householder {
+    const NAME: &'static str = super::NAME;
+    /// `S`, present if one block held the law in the tensor's own type.
+    type Kept = Mat<f64>;
+
+    fn forward<T: Real>(raw: Rows<'_, T>) -> Result<(Vec<T>, Option<Mat<f64>>)> {
+        if let Some((q, s)) = whole(raw) {
+            return Ok((q, Some(s)));
+        }
+        Ok((row_major(&multiply(&reflectors(raw.strict_lower().as_ref()).0)), None))
+    }
+
+    fn backward<T: Real>(
+        raw: Rows<'_, T>,
+        grad: Rows<'_, T>,
+        kept: Option<Mat<f64>>,
+    ) -> Result<Vec<T>> {
+        if let Some(s) = kept.or_else(|| Some(whole(raw)?.1)) {
+            return Ok(gradient(raw, grad, &s));
+        }
+        let lower = raw.strict_lower();
+        Ok(row_major(&blocked_gradient(lower.as_ref(), grad.wide().as_ref())))
+    }
+}
+
+/// Unit reflectors row by row, and the lengths that were divided out.
+fn unit<T: Real>(raw: Rows<'_, T>) -> (Vec<T>, Vec<f64>) {
+    let Rows { values, n, k } = raw;
+    let mut squares = vec![1f64; k];
+    for i in 1..n {
+        let row = &values[i * k..i * k + k.min(i)];
+        for (sum, x) in squares.iter_mut().zip(row) {
+            *sum += x.to_f64() * x.to_f64();
+        }
+    }
+    let lengths: Vec<f64> = squares.iter().map(|x| x.sqrt()).collect();
+    let factors: Vec<f64> = lengths.iter().map(|x| x.recip()).collect();
+    let mut u = vec![T::from_f64(0.); n * k];
+    for (i, (out, row)) in u.chunks_exact_mut(k).zip(values.chunks_exact(k)).enumerate() {
+        for ((out, x), factor) in out.iter_mut().zip(row).zip(&factors).take(i) {
+            *out = T::from_f64(x.to_f64() * factor);
+        }
+        if i < k {
+            out[i] = T::from_f64(factors[i]);
+        }
+    }
+    (u, lengths)
+}
+
+/// `Z = S⁻¹ U₁ᵀ`, upper triangular.
+fn triangle<T: Real>(u: &[T], s: &Mat<f64>) -> Mat<T> {
+    let k = s.nrows();
+    let top = MatRef::from_row_major_slice(&u[..k * k], k, k);
+    cast(solve_upper(s.as_ref(), cast(top.transpose())).as_ref())
+}
+
+/// `lhs * rhs` for an `rhs` of one triangle, or one triangle of a product: half the work.
+fn half_product<T: Real>(
+    (into, into_structure): (MatMut<'_, T>, BlockStructure),
+    lhs: MatRef<'_, T>,
+    (rhs, rhs_structure): (MatRef<'_, T>, BlockStructure),
+    alpha: f64,
+) {
+    let work = lhs.nrows() * lhs.ncols() * rhs.ncols();
+    triangular::matmul(
+        into,
+        into_structure,
+        Accum::Replace,
+        lhs,
+        BlockStructure::Rectangular,
+        rhs,
+        rhs_structure,
+        T::from_f64(alpha),
+        if work < 4_000_000 { Par::Seq } else { Par::rayon(0) },
+    );
+}
+
+/// `Q = E - U Z` and `S`; `None` unless `Q` is orthonormal to what `T` allows, by measurement.
+fn whole<T: Real>(raw: Rows<'_, T>) -> Option<(Vec<T>, Mat<f64>)> {
+    use BlockStructure::{Rectangular, TriangularUpper};
+    let Rows { n, k, .. } = raw;
+    let (u, _) = unit(raw);
+    let all = MatRef::from_row_major_slice(&u, n, k);
+    let s = upper_half(&cast(gram(all).as_ref()));
+    if !s.is_all_finite() {
+        return None;
+    }
+    let z = triangle(&u, &s);
+    let mut q = vec![T::from_f64(0.); n * k];
+    let out = MatMut::from_row_major_slice_mut(&mut q, n, k);
+    half_product((out, Rectangular), all, (z.as_ref(), TriangularUpper), -1.);
+    for i in 0..k {
+        q[i * k + i] += T::from_f64(1.);
+    }
+    (residual(MatRef::from_row_major_slice(&q, n, k)) <= T::RESIDUAL).then_some((q, s))
+}
+
+/// The adjoint of `Q = E - U Z`, `S Z = U₁ᵀ`, line by line. `Z`, and so all that meets it, needs one triangle only.
+fn gradient<T: Real>(raw: Rows<'_, T>, grad: Rows<'_, T>, s: &Mat<f64>) -> Vec<T> {
+    use BlockStructure::{Rectangular, TriangularLower, TriangularUpper};
+    let Rows { n, k, .. } = raw;
+    let (u, lengths) = unit(raw);
+    let z = triangle(&u, s);
+    let u = MatRef::from_row_major_slice(&u, n, k);
+    let g = MatRef::from_row_major_slice(grad.values, n, k);
+    let mut z_grad = Mat::<T>::zeros(k, k);
+    half_product((z_grad.as_mut(), TriangularUpper), u.transpose(), (g, Rectangular), -1.);
+    let w = solve_upper_transposed(s.as_ref(), cast(z_grad.as_ref()));
+    let mut s_grad = product(w.as_ref(), cast::<T, f64>(z.transpose()).as_ref());
+    s_grad *= faer::Scale(-1.);
+    let half = upper_half(&s_grad);
+    let gram_grad: Mat<T> = cast((&half + half.transpose()).as_ref());
+
+    let mut out = vec![T::from_f64(0.); n * k];
+    let mut u_grad = MatMut::from_row_major_slice_mut(&mut out, n, k);
+    half_product((u_grad.as_mut(), Rectangular), g, (z.transpose(), TriangularLower), -1.);
+    add_product(u_grad, T::from_f64(1.), u, gram_grad.as_ref());
+    // The product does not depend on the lengths, so the gradient is orthogonal to each reflector already.
+    for (i, row) in out.chunks_exact_mut(k).enumerate() {
+        for (j, (x, length)) in row.iter_mut().zip(&lengths).enumerate().take(i) {
+            let top = if i < k { w[(j, i)] } else { 0. };
+            *x = T::from_f64((x.to_f64() + top) / length);
+        }
+    }
+    out
+}
 
 /// Reflectors per block. Small blocks keep `S` well conditioned, and touch only the rows and columns at and after their own.
 const BLOCK: usize = 32;
@@ -40,10 +177,6 @@ fn block(u: &Mat<f64>, at: usize) -> (MatRef<'_, f64>, Mat<f64>) {
     (u, s)
 }
 
-pub(super) fn forward(lower: MatRef<'_, f64>) -> Result<Mat<f64>> {
-    Ok(multiply(&reflectors(lower).0))
-}
-
 fn multiply(u: &Mat<f64>) -> Mat<f64> {
     let (n, k) = (u.nrows(), u.ncols());
     let mut q = Mat::identity(n, k);
@@ -57,7 +190,7 @@ fn multiply(u: &Mat<f64>) -> Mat<f64> {
 }
 
 /// For one block, `Y' = Y - U Z`, `Z = S⁻¹ W`, `W = Uᵀ Y`. Each line below is the adjoint of one of these.
-pub(super) fn backward(lower: MatRef<'_, f64>, grad: MatRef<'_, f64>) -> Result<Mat<f64>> {
+fn blocked_gradient(lower: MatRef<'_, f64>, grad: MatRef<'_, f64>) -> Mat<f64> {
     let (n, k) = (lower.nrows(), lower.ncols());
     let (all, lengths) = reflectors(lower);
     let mut q = multiply(&all);
@@ -91,5 +224,38 @@ pub(super) fn backward(lower: MatRef<'_, f64>, grad: MatRef<'_, f64>) -> Result<
             out[(i, j)] = if i > j { out[(i, j)] / length } else { 0. };
         }
     }
-    Ok(out)
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_block_and_many_give_the_same_frame_and_gradient() -> Result<()> {
+        for (n, k) in [(1, 1), (6, 6), (7, 5), (9, 2), (90, 40)] {
+            for scale in [0., 1e-3, 1., 30.] {
+                let entry = |i: usize, j: usize| scale * ((i * i * 31 + j * 17) as f64).sin();
+                let lower = Mat::from_fn(n, k, |i, j| if i > j { entry(i, j) } else { 0. });
+                let grad = Mat::from_fn(n, k, |i, j| ((i * 13 + j * 7) as f64).cos());
+                let (raw, rows): (Vec<f64>, Vec<f64>) = (row_major(&lower), row_major(&grad));
+                let raw = Rows { values: &raw, n, k };
+                let Some((q, s)) = whole(raw) else { panic!("({n}, {k}) at {scale}") };
+                let q = MatRef::from_row_major_slice(&q, n, k).to_owned();
+                let other = multiply(&reflectors(lower.as_ref()).0);
+                assert!((q - other).norm_max() < 1e-13, "({n}, {k}) at {scale}");
+                let a = gradient(raw, Rows { values: &rows, n, k }, &s);
+                let mut a = MatRef::from_row_major_slice(&a, n, k).to_owned();
+                let mut b = blocked_gradient(lower.as_ref(), grad.as_ref());
+                for i in 0..k {
+                    for j in i..k {
+                        (a[(i, j)], b[(i, j)]) = (0., 0.);
+                    }
+                }
+                let difference = (&a - &b).norm_max();
+                assert!(difference <= 1e-12 * (1. + b.norm_max()), "({n}, {k}) at {scale}");
+            }
+        }
+        Ok(())
+    }
 }

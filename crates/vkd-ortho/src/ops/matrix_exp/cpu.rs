@@ -1,14 +1,54 @@
-//! Exponential and Fréchet derivative from the eigenvalues of the reduced skew matrix.
+//! Exponential and gradient from the eigenvalues of the reduced skew matrix.
+//!
+//! An f32 parameter of moderate norm goes through a real symmetric eigenproblem ([`super::real`]); all else, through a
+//! Hermitian one, which is exact at any norm.
 
-use super::NAME;
-use crate::linalg::{add_product, product};
+use super::real::Real as RealForm;
+use crate::linalg::{Real, add_product, product};
+use crate::ops::common::{Map, Rows, row_major};
 use crate::skew::{SkewEigen, parameter_gradient, real_product, sinc};
-use candle_core::Result;
+use candle_core::{Result, bail};
 use faer::{Mat, MatRef, c64};
 
-pub(super) fn forward(lower: MatRef<'_, f64>) -> Result<Mat<f64>> {
-    let eigen = SkewEigen::new(NAME, lower)?;
-    Ok(eigen.lift(&eigen.orthonormal_columns(|lambda| phase(-lambda))))
+pub(super) struct MatrixExp;
+
+/// The eigenproblem that gave the frame.
+pub(super) enum Form {
+    Real(RealForm),
+    Hermitian(SkewEigen),
+}
+
+impl Map for MatrixExp {
+    const NAME: &'static str = super::NAME;
+    type Kept = Form;
+
+    fn forward<T: Real>(raw: Rows<'_, T>) -> Result<(Vec<T>, Option<Form>)> {
+        if size_of::<T>() < size_of::<f64>()
+            && let Some((q, form)) = RealForm::forward(raw)
+        {
+            return Ok((q, Some(Form::Real(form))));
+        }
+        let eigen = SkewEigen::new(super::NAME, raw.strict_lower().as_ref())?;
+        let q = eigen.lift(&eigen.orthonormal_columns(|lambda| phase(-lambda)));
+        Ok((row_major(&q), Some(Form::Hermitian(eigen))))
+    }
+
+    fn backward<T: Real>(
+        raw: Rows<'_, T>,
+        grad: Rows<'_, T>,
+        kept: Option<Form>,
+    ) -> Result<Vec<T>> {
+        let form = match kept {
+            Some(form) => Some(form),
+            None => Self::forward(raw)?.1,
+        };
+        match form {
+            Some(Form::Real(form)) => Ok(form.gradient(raw, grad)),
+            Some(Form::Hermitian(eigen)) => Ok(row_major(&gradient(&eigen, grad.wide().as_ref()))),
+            // `forward` always names its form.
+            None => bail!("{}: expected a form of the forward pass, got none", Self::NAME),
+        }
+    }
 }
 
 /// `e^{i angle}`.
@@ -23,8 +63,7 @@ fn divided_difference(a: f64, b: f64) -> c64 {
 }
 
 /// `F = L(Kᵀ, Ĝ)` gives the gradient inside the span of the basis, `G₂⊥ φ₁(Kᵀ)₁₁` the part of `C` outside of it.
-pub(super) fn backward(lower: MatRef<'_, f64>, grad: MatRef<'_, f64>) -> Result<Mat<f64>> {
-    let eigen = SkewEigen::new(NAME, lower)?;
+fn gradient(eigen: &SkewEigen, grad: MatRef<'_, f64>) -> Mat<f64> {
     let (small, rest) = eigen.reduce(grad);
     let (u1, u2) = eigen.split();
 
@@ -45,5 +84,5 @@ pub(super) fn backward(lower: MatRef<'_, f64>, grad: MatRef<'_, f64>) -> Result<
     let phi11 = phi.as_ref().subrows(0, u1.nrows());
     let mut c_grad = eigen.lift_tall((f21 - f12.transpose()).as_ref());
     add_product(c_grad.as_mut(), 1., rest.as_ref(), phi11);
-    Ok(parameter_gradient(f11.as_ref(), c_grad.as_ref()))
+    parameter_gradient(f11.as_ref(), c_grad.as_ref())
 }
