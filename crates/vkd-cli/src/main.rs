@@ -1,11 +1,14 @@
 //! The vkd command line: distil a big network into a small one.
 
+mod bake;
 mod distill;
 mod eval;
+mod inspect;
 mod predict;
 mod progress;
 mod recipe_args;
 mod report;
+mod tensor_file;
 mod worker;
 
 use clap::{Parser, Subcommand};
@@ -28,6 +31,10 @@ enum Command {
     Eval(eval::Args),
     /// Classify images with a distilled student
     Predict(predict::Args),
+    /// Turn orthogonally parametrised weights, PyTorch's or vkd's, into plain ones
+    Bake(bake::Args),
+    /// List the tensors of a file and how orthonormal they are
+    Inspect(inspect::Args),
     /// Train one arm of a run; started by `distill`, which reads its events
     #[command(hide = true)]
     Worker(worker::Args),
@@ -56,6 +63,8 @@ fn main() -> ExitCode {
         Command::Distill(args) => distill::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Bake(args) => bake::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Worker(args) => worker::run(&args),
     };
     match std::panic::catch_unwind(run) {

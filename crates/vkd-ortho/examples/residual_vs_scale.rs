@@ -95,7 +95,7 @@ fn main() -> Result<()> {
             for (map, color) in OrthogonalMap::ALL.into_iter().zip(colors) {
                 let points: Vec<String> = series(map, dtype, &raw)?
                     .into_iter()
-                    .map(|point| at(point))
+                    .map(at)
                     .map(|(x, y)| format!("{x:.1},{y:.1}"))
                     .collect();
                 let dash = if rank.is_some() { " stroke-dasharray=\"2 3\"" } else { "" };

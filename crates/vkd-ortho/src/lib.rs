@@ -12,7 +12,7 @@
 //!
 //! let store = VarMap::new();
 //! let vb = VarBuilder::from_varmap(&store, DType::F32, &Device::Cpu);
-//! let config = OrthogonalConfig { map: OrthogonalMap::Cayley, seed: 7 };
+//! let config = OrthogonalConfig::new(OrthogonalMap::Cayley, 7);
 //! let layer = orthogonal(3, 8, config, vb.pp("embed"))?;
 //!
 //! let xs = Tensor::new(&[[3f32, 0., 4.]], &Device::Cpu)?;
@@ -42,6 +42,12 @@
 //! | Cayley | every frame whose top block has no eigenvalue -1 | `O(n k^2)` | one `k x k` inverse in the usual case |
 //! | matrix exponential | every frame with `n > k`; one component of `n = k` | `O(n k^2)` and one `2k x 2k` eigenproblem | the paper's map |
 //!
+//! # Without distillation
+//!
+//! [`Stiefel`] is the bare parameter for recurrent cells, attention and flows; its page has examples. [`orthogonal_linear`] is a
+//! layer with a bias. [`polar`], [`Stiefel::keep`], [`Stiefel::nearest`] and [`Stiefel::assign`] start from weights that exist
+//! already; [`Parametrization::right_inverse`] does so on plain tensors.
+//!
 //! # What holds throughout
 //!
 //! - No `n x n` matrix is ever built for an `n x k` weight.
@@ -60,14 +66,25 @@
 //! - Lezcano-Casado, Martínez-Rubio, *Cheap Orthogonal Constraints in Neural Networks*, ICML 2019, arXiv:1901.08428.
 //! - Golub, Van Loan, *Matrix Computations*, 4th ed., section 5.1.
 
+mod base;
+mod frame;
+mod inverse;
 mod linalg;
+mod logarithm;
 mod map;
 mod ops;
+mod parametrization;
+mod polar;
 mod projector;
 mod skew;
 mod stiefel;
+mod torch;
 
+pub use frame::{Init, OrthogonalConfig, Stiefel};
 pub use map::OrthogonalMap;
 pub use ops::{cayley, householder_product, matrix_exp, reference};
-pub use projector::{OrthogonalConfig, OrthogonalProjector, orthogonal};
+pub use parametrization::Parametrization;
+pub use polar::polar;
+pub use projector::{BuiltProjector, OrthogonalProjector, orthogonal, orthogonal_linear};
 pub use stiefel::{sample_stiefel, stiefel_residual};
+pub use torch::{TorchFault, TorchWeight, torch_default_map, torch_weight};

@@ -197,31 +197,39 @@ pub(crate) fn eigen<T: ComplexField<Real = f64>>(a: MatRef<'_, T>) -> Option<(Ve
     Some((values.column_vector().iter().map(|x| x.real()).collect(), vectors))
 }
 
+/// Householder QR: reflectors below the diagonal and `R` on and above it, and the factors of the reflectors.
+pub(crate) fn reflectors(a: MatRef<'_, f64>) -> (Mat<f64>, Mat<f64>) {
+    let (n, k) = a.shape();
+    let mut packed = a.to_owned();
+    let block = qr::recommended_block_size::<f64>(n, k);
+    let mut factors = Mat::zeros(block, n.min(k));
+    let scratch = qr::qr_in_place_scratch::<f64>(n, k, block, Par::Seq, Default::default());
+    let mut memory = MemBuffer::new(scratch);
+    let into = factors.as_mut();
+    let stack = MemStack::new(&mut memory);
+    qr::qr_in_place(packed.as_mut(), into, Par::Seq, stack, Default::default());
+    (packed, factors)
+}
+
 /// Thin Householder QR. `Q` is orthonormal for every `a`, rank-deficient or zero.
 pub(crate) fn thin_qr(a: MatRef<'_, f64>) -> (Mat<f64>, Mat<f64>) {
+    let (packed, factors) = reflectors(a);
     let (n, k) = a.shape();
-    let mut basis = a.to_owned();
-    let block = qr::recommended_block_size::<f64>(n, k);
-    let mut coefficients = Mat::zeros(block, n.min(k));
-    let scratch = qr::qr_in_place_scratch::<f64>(n, k, block, Par::Seq, Default::default()).or(
-        householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(
-            n, block, k,
-        ),
+    let scratch = householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(
+        n,
+        factors.nrows(),
+        k,
     );
-    let mut memory = MemBuffer::new(scratch);
-    let stack = MemStack::new(&mut memory);
-    let into = coefficients.as_mut();
-    qr::qr_in_place(basis.as_mut(), into, Par::Seq, stack, Default::default());
     let mut q = Mat::identity(n, n.min(k));
     householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
-        basis.as_ref(),
-        coefficients.as_ref(),
+        packed.as_ref(),
+        factors.as_ref(),
         Conj::No,
         q.as_mut(),
         Par::Seq,
-        stack,
+        MemStack::new(&mut MemBuffer::new(scratch)),
     );
-    let r = Mat::from_fn(n.min(k), k, |i, j| if i <= j { basis[(i, j)] } else { 0. });
+    let r = Mat::from_fn(n.min(k), k, |i, j| if i <= j { packed[(i, j)] } else { 0. });
     (q, r)
 }
 

@@ -1,58 +1,26 @@
-//! The layer: a linear map without bias whose weight is orthonormal whatever its parameter holds.
+//! The layer: a linear map whose weight is orthonormal whatever its parameter holds.
 
-use crate::linalg::{product, solve_upper, upper_half};
-use crate::{OrthogonalMap, sample_stiefel, stiefel_residual};
-use candle_core::{DType, Device, Error, Module, Result, Tensor, bail};
-use candle_nn::{Init, VarBuilder};
-use faer::linalg::solvers::Qr;
-use faer::{Mat, MatRef};
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::{OrthogonalConfig, Stiefel};
+use candle_core::{DType, Module, Result, Tensor, bail};
+use candle_nn::VarBuilder;
 
-/// A loaded base may be this far from orthonormal: above the rounding of f32, below that of bf16.
-const BASE_RESIDUAL: f64 = 1e-5;
-
-/// Choices of an [`OrthogonalProjector`]; its widths are arguments of [`orthogonal`].
+/// Linear layer with an orthonormal weight, made by [`orthogonal`] or, with a bias, by [`orthogonal_linear`].
 ///
-/// There is no default: the paper uses the matrix exponential, its published code the map that PyTorch picks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OrthogonalConfig {
-    /// Map from the parameter to the weight.
-    pub map: OrthogonalMap,
-    /// Seed of the initial weight; the name of the layer enters too, so that layers of one model differ.
-    pub seed: u64,
-}
-
-/// Linear layer without bias and with an orthonormal weight, made by [`orthogonal`].
-///
-/// With `n` the larger width and `k` the smaller, the `n x k` weight is `base · map(raw)` (static trivialisation): `raw`
-/// is the trained parameter, zero at first; `base` is an `n x n` orthogonal matrix that is never formed. Its first
-/// `k` columns, the weight at `raw = 0`, are what is stored; it acts as `k` reflectors.
-///
-/// | tensor | shape | trained | content |
-/// | --- | --- | --- | --- |
-/// | `raw` | `(n, k)` | yes | free parameter; only the part below the diagonal is read |
-/// | `base` | `(n, k)` | no: no gradient reaches it | the initial weight |
-///
-/// Weight decay on `raw` pulls the weight back towards its start and does nothing else. An optimiser over all variables of a
-/// `VarMap` leaves `base` alone as long as it skips variables without a gradient, as candle's do.
+/// The weight is a [`Stiefel`] parameter; see there for what is stored, dtypes, averages and given weights
+/// ([`stiefel_mut`](Self::stiefel_mut) leads to them).
 #[derive(Clone, Debug)]
 pub struct OrthogonalProjector {
-    map: OrthogonalMap,
-    in_dim: usize,
-    out_dim: usize,
-    raw: Tensor,
-    base: Tensor,
-    reflectors: Arc<Mutex<Arc<Base>>>,
+    stiefel: Stiefel,
+    bias: Option<Tensor>,
 }
 
-/// Creates an [`OrthogonalProjector`] from `in_dim` to `out_dim` features; dtype and device are those of `vb`.
+/// Creates an [`OrthogonalProjector`] from `in_dim` to `out_dim` features, without bias.
 ///
-/// Reads `raw` and `base`, each `(max(in_dim, out_dim), min(in_dim, out_dim))`, from `vb`. A `base` that is all zero counts as
-/// freshly created: it is filled in place with a Haar draw, so that it lands in the store that `vb` reads from, if that store
-/// hands out its own memory, as `VarMap` does. Values that are loaded into the store later take effect on the next use.
+/// Reads what [`Stiefel::new`] reads: `raw` and `base`, each `(max(in_dim, out_dim), min(in_dim, out_dim))`. Dtype and device
+/// are those of `vb`.
 ///
 /// # Errors
-/// A width of zero, a dtype other than f32 and f64, a `base` that is not orthonormal to 1e-5, or an error of `vb`.
+/// A width of zero, a dtype that is no float of 16 to 64 bits, a `base` that is not orthonormal to 1e-5, or an error of `vb`.
 ///
 /// # References
 /// Miles, Elezi, Deng, arXiv:2403.06213. Lezcano-Casado, *Trivializations for gradient-based optimization on manifolds*,
@@ -66,7 +34,7 @@ pub struct OrthogonalProjector {
 ///
 /// let store = VarMap::new();
 /// let vb = VarBuilder::from_varmap(&store, DType::F32, &Device::Cpu);
-/// let config = OrthogonalConfig { map: OrthogonalMap::Householder, seed: 1 };
+/// let config = OrthogonalConfig::new(OrthogonalMap::Householder, 1);
 /// let projector = orthogonal(16, 48, config, vb.pp("projector"))?;
 /// let ys = projector.forward(&Tensor::ones((2, 10, 16), DType::F32, &Device::Cpu)?)?;
 /// assert_eq!(ys.dims(), [2, 10, 48]);
@@ -82,18 +50,37 @@ pub fn orthogonal(
     if in_dim == 0 || out_dim == 0 {
         bail!("orthogonal: expected widths of at least 1, got {in_dim} -> {out_dim}")
     }
-    if !matches!(vb.dtype(), DType::F32 | DType::F64) {
-        return Err(Error::UnsupportedDTypeForOp(vb.dtype(), "orthogonal").bt());
-    }
-    let (n, k) = (in_dim.max(out_dim), in_dim.min(out_dim));
-    let raw = vb.get_with_hints((n, k), "raw", Init::Const(0.))?;
-    let base = vb.get_with_hints((n, k), "base", Init::Const(0.))?;
-    if values(&base)?.iter().all(|&x| x == 0.) {
-        let seed = named_seed(config.seed, &vb.prefix());
-        base.slice_set(&sample_stiefel(n, k, seed, base.dtype(), base.device())?, 0, 0)?;
-    }
-    let reflectors = Arc::new(Mutex::new(Arc::new(Base::new(&base)?)));
-    Ok(OrthogonalProjector { map: config.map, in_dim, out_dim, raw, base, reflectors })
+    Ok(OrthogonalProjector { stiefel: Stiefel::new(out_dim, in_dim, config, vb)?, bias: None })
+}
+
+/// [`orthogonal`] with a trained `bias`, `(out_dim,)`, zero at first; f32 where `vb` is of a half type.
+///
+/// For layers of a network; a projector of features has no bias.
+///
+/// # Errors
+/// Those of [`orthogonal`].
+///
+/// ```
+/// # use candle_core::{DType, Device, Module, Tensor}; use candle_nn::{VarBuilder, VarMap};
+/// # use vkd_ortho::{OrthogonalConfig, OrthogonalMap, orthogonal_linear};
+/// let store = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&store, DType::F32, &Device::Cpu);
+/// let query = orthogonal_linear(8, 8, OrthogonalConfig::new(OrthogonalMap::Cayley, 1), vb.pp("query"))?;
+/// assert_eq!(store.all_vars().len(), 3);
+/// assert_eq!(query.forward(&Tensor::ones((2, 5, 8), DType::F32, &Device::Cpu)?)?.dims(), [2, 5, 8]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn orthogonal_linear(
+    in_dim: usize,
+    out_dim: usize,
+    config: OrthogonalConfig,
+    vb: VarBuilder,
+) -> Result<OrthogonalProjector> {
+    let mut layer = orthogonal(in_dim, out_dim, config, vb.clone())?;
+    let stored = if vb.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let zeros = candle_nn::Init::Const(0.);
+    layer.bias = Some(vb.get_with_hints_dtype(out_dim, "bias", zeros, stored)?);
+    Ok(layer)
 }
 
 impl OrthogonalProjector {
@@ -103,137 +90,106 @@ impl OrthogonalProjector {
     /// that is impossible; the rows are orthonormal, as in PyTorch: a co-isometry, which forgets a subspace of
     /// `in_dim - out_dim` dimensions and so does not keep the similarities of a batch.
     ///
-    /// # Gradient
-    /// Flows to `raw`; none reaches `base`.
-    ///
-    /// # Numerics
-    /// Map and base are applied in f64 and rounded once. The residual is at most 1e-6 in f32 and 1e-13 in f64. `raw = 0` gives
-    /// `base` to rounding.
+    /// # Numerics, gradient
+    /// Those of [`Stiefel::weight`].
     ///
     /// # Errors
     /// A `raw` that is not finite, or a `base` that has been overwritten by something that is not orthonormal.
     pub fn weight(&self) -> Result<Tensor> {
-        let frame = self.map.apply(&self.raw.to_dtype(DType::F64)?);
-        let frame = frame.map_err(|e| e.context("orthogonal projector: no weight from `raw`"))?;
-        // Zero maps to minus the identity under Householder, to the identity under the others.
-        let frame = match self.map {
-            OrthogonalMap::Householder => frame.neg()?,
-            OrthogonalMap::Cayley | OrthogonalMap::MatrixExp => frame,
-        };
-        let tall = self.current_base()?.apply(&frame)?.to_dtype(self.raw.dtype())?;
-        if self.out_dim >= self.in_dim { Ok(tall) } else { tall.t()?.contiguous() }
+        self.stiefel.weight()
     }
 
-    /// How far the weight is from orthonormal: [`stiefel_residual`] of [`weight`](Self::weight).
+    /// How far the weight is from orthonormal: [`stiefel_residual`](crate::stiefel_residual) of [`weight`](Self::weight).
     ///
     /// # Errors
     /// Those of [`weight`](Self::weight).
     pub fn residual(&self) -> Result<f64> {
-        stiefel_residual(&self.weight()?)
+        self.stiefel.residual()
     }
 
-    /// The reflectors of `base` as it is now: a checkpoint loaded after construction changes it behind our back.
-    fn current_base(&self) -> Result<Arc<Base>> {
-        // What a panicking thread left behind is a whole value or the old one.
-        let mut cached = self.reflectors.lock().unwrap_or_else(PoisonError::into_inner);
-        if !cached.made_from(&self.base)? {
-            *cached = Arc::new(Base::new(&self.base)?);
-        }
-        Ok(cached.clone())
+    /// The parameter behind the weight.
+    pub fn stiefel(&self) -> &Stiefel {
+        &self.stiefel
+    }
+
+    /// The parameter behind the weight, to set it: [`Stiefel::keep`], [`Stiefel::nearest`], [`Stiefel::assign`],
+    /// [`Stiefel::rebase`].
+    pub fn stiefel_mut(&mut self) -> &mut Stiefel {
+        &mut self.stiefel
+    }
+
+    /// The layer with its weight computed now: for more than one use within a step.
+    ///
+    /// [`forward`](Module::forward) computes the weight on every call. A built layer holds it, on the tape, so that several uses
+    /// share one forward and one backward pass of the map; the gradient of `raw` is the sum over the uses. It does not follow
+    /// later changes of `raw`: build anew after each optimiser step.
+    ///
+    /// # Errors
+    /// Those of [`weight`](Self::weight).
+    ///
+    /// ```
+    /// # use candle_core::{DType, Device, Module, Tensor}; use candle_nn::{VarBuilder, VarMap};
+    /// # use vkd_ortho::{OrthogonalConfig, OrthogonalMap, orthogonal};
+    /// # let vb = VarBuilder::from_varmap(&VarMap::new(), DType::F32, &Device::Cpu);
+    /// let layer = orthogonal(4, 4, OrthogonalConfig::new(OrthogonalMap::Cayley, 1), vb)?;
+    /// let built = layer.build()?;
+    /// let mut state = Tensor::ones((1, 4), DType::F32, &Device::Cpu)?;
+    /// for _ in 0..10 {
+    ///     state = built.forward(&state)?;
+    /// }
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn build(&self) -> Result<BuiltProjector> {
+        let weight = self.weight()?;
+        let bias = self.bias.as_ref().map(|bias| bias.to_dtype(weight.dtype())).transpose()?;
+        Ok(BuiltProjector { weight, bias })
     }
 }
 
 impl Module for OrthogonalProjector {
-    /// `xs Wᵀ`: `(.., in_dim)` to `(.., out_dim)`.
+    /// `xs Wᵀ`, plus the bias if there is one: `(.., in_dim)` to `(.., out_dim)`.
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        check_width(xs, self.stiefel.dims().1)?;
+        self.build()?.forward(xs)
+    }
+}
+
+/// An [`OrthogonalProjector`] whose weight has been computed, made by [`OrthogonalProjector::build`].
+#[derive(Clone, Debug)]
+pub struct BuiltProjector {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl BuiltProjector {
+    /// The weight, `(out_dim, in_dim)`, on the tape of `raw`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+}
+
+impl Module for BuiltProjector {
+    /// `xs Wᵀ`, plus the bias if there is one: `(.., in_dim)` to `(.., out_dim)`.
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let (out_dim, in_dim) = self.weight.dims2()?;
+        check_width(xs, in_dim)?;
         let mut dims = xs.dims().to_vec();
-        match dims.last_mut() {
-            Some(last) if *last == self.in_dim => *last = self.out_dim,
-            _ => bail!("orthogonal projector: expected (.., {}), got {:?}", self.in_dim, xs.dims()),
+        if let Some(last) = dims.last_mut() {
+            *last = out_dim;
         }
-        let rows = xs.elem_count() / self.in_dim;
-        xs.reshape((rows, self.in_dim))?.matmul(&self.weight()?.t()?)?.reshape(dims)
-    }
-}
-
-/// The orthogonal matrix `(I - V T Vᵀ) diag(signs, I)` whose first `k` columns are the stored tensor; all parts in f64.
-#[derive(Debug)]
-struct Base {
-    source: Vec<f64>,
-    v: Tensor,
-    t: Tensor,
-    signs: Tensor,
-}
-
-impl Base {
-    /// Householder QR: the factor `R` of an orthonormal matrix is diagonal, with entries 1 and -1.
-    fn new(base: &Tensor) -> Result<Self> {
-        let residual = stiefel_residual(base)?;
-        // Infinite, not NaN, where the base has a NaN.
-        if residual > BASE_RESIDUAL {
-            bail!(
-                "orthogonal projector: expected an orthonormal `base` (residual at most {BASE_RESIDUAL:e}), got residual {residual:.1e}"
-            )
+        let rows = xs.elem_count() / in_dim;
+        let ys = xs.reshape((rows, in_dim))?.matmul(&self.weight.t()?)?;
+        match &self.bias {
+            Some(bias) => ys.broadcast_add(bias)?.reshape(dims),
+            None => ys.reshape(dims),
         }
-        let (n, k) = base.dims2()?;
-        let source = values(base)?;
-        let qr = Qr::new(MatRef::from_row_major_slice(&source, n, k));
-        let basis = qr.Q_basis();
-        let v = Mat::from_fn(n, k, |i, j| match i.cmp(&j) {
-            std::cmp::Ordering::Less => 0.,
-            std::cmp::Ordering::Equal => 1.,
-            std::cmp::Ordering::Greater => basis[(i, j)],
-        });
-        let s = upper_half(&product(v.transpose(), v.as_ref()));
-        let t = solve_upper(s.as_ref(), Mat::identity(k, k));
-        // A reflector without a tail turns its column where the factorisation did not: read the signs off the result.
-        let turned = product(v.as_ref(), product(t.as_ref(), v.subrows(0, k).transpose()).as_ref());
-        let sign = |j: usize| {
-            let kept = |i: usize| f64::from(u8::from(i == j)) - turned[(i, j)];
-            (0..n).map(|i| kept(i) * source[i * k + j]).sum::<f64>().signum()
-        };
-        let signs = Mat::from_fn(n, 1, |i, _| if i < k { sign(i) } else { 1. });
-        let device = base.device();
-        let (v, t, signs) = (tensor(&v, device)?, tensor(&t, device)?, tensor(&signs, device)?);
-        Ok(Self { source, v, t, signs })
-    }
-
-    fn made_from(&self, base: &Tensor) -> Result<bool> {
-        let now = values(base)?;
-        Ok(now.iter().map(|x| x.to_bits()).eq(self.source.iter().map(|x| x.to_bits())))
-    }
-
-    /// The base times an `n x k` f64 matrix.
-    fn apply(&self, y: &Tensor) -> Result<Tensor> {
-        let y = y.broadcast_mul(&self.signs)?;
-        let inner = self.t.matmul(&self.v.t()?.matmul(&y)?)?;
-        &y - self.v.matmul(&inner)?
     }
 }
 
-fn values(xs: &Tensor) -> Result<Vec<f64>> {
-    xs.detach().to_dtype(DType::F64)?.flatten_all()?.to_vec1()
-}
-
-fn tensor(a: &Mat<f64>, device: &Device) -> Result<Tensor> {
-    let (n, k) = (a.nrows(), a.ncols());
-    let values: Vec<f64> = (0..n * k).map(|at| a[(at / k, at % k)]).collect();
-    Tensor::from_vec(values, (n, k), device)
-}
-
-/// FNV-1a over the seed and the name. Stable: a change of it would change every run.
-fn named_seed(seed: u64, name: &str) -> u64 {
-    seed.to_le_bytes()
-        .into_iter()
-        .chain(name.bytes())
-        .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_seed_of_a_name_is_pinned() {
-        // Recorded once: another value changes every run.
-        assert_eq!(super::named_seed(1, "embed"), 0xecfc_1e2e_c779_e8c9);
+/// The last dimension must be the layer's; looked at before the weight is computed.
+fn check_width(xs: &Tensor, in_dim: usize) -> Result<()> {
+    if xs.dims().last() != Some(&in_dim) {
+        bail!("orthogonal projector: expected (.., {in_dim}), got {:?}", xs.dims())
     }
+    Ok(())
 }

@@ -22,7 +22,7 @@
 //!     student_width: 8,
 //!     teacher: "grid".into(),
 //!     teacher_width: 16,
-//!     projector: ProjectorConfig::Orthogonal(OrthogonalConfig { map: OrthogonalMap::Cayley, seed: 0 }),
+//!     projector: ProjectorConfig::Orthogonal(OrthogonalConfig::new(OrthogonalMap::Cayley, 0)),
 //!     student_normalizer: Normalizer::Identity,
 //!     teacher_normalizer: Normalizer::LayerNorm { eps: 1e-5 },
 //!     loss: FeatureLoss::SmoothL1 { beta: 1. },

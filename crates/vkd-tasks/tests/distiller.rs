@@ -73,7 +73,7 @@ fn tap(projector: ProjectorConfig) -> TapConfig {
 }
 
 fn orthogonal(map: OrthogonalMap) -> ProjectorConfig {
-    ProjectorConfig::Orthogonal(OrthogonalConfig { map, seed: 3 })
+    ProjectorConfig::Orthogonal(OrthogonalConfig::new(map, 3))
 }
 
 const LOGITS: Option<LogitLoss> = Some(LogitLoss { temperature: 2., weight: 1.5 });

@@ -131,10 +131,10 @@ pub(crate) fn distiller(recipe: &Recipe, arm: &ArmConfig, store: &VarStore) -> R
             teacher: TEACHER_TAP.to_owned(),
             teacher_width,
             projector: match arm.projector {
-                ProjectorKind::Orthogonal => ProjectorConfig::Orthogonal(OrthogonalConfig {
-                    map: d.map.parse().map_err(|e| named("map", e))?,
-                    seed: recipe.seed,
-                }),
+                ProjectorKind::Orthogonal => ProjectorConfig::Orthogonal(OrthogonalConfig::new(
+                    d.map.parse().map_err(|e| named("map", e))?,
+                    recipe.seed,
+                )),
                 ProjectorKind::Linear => ProjectorConfig::Linear,
             },
             student_normalizer: d

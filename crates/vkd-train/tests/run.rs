@@ -62,10 +62,7 @@ fn the_whole_loss_of_the_real_networks_has_right_gradients() -> Result<()> {
         student_width: 6,
         teacher: vkd_train::TEACHER_TAP.to_owned(),
         teacher_width: 9,
-        projector: ProjectorConfig::Orthogonal(OrthogonalConfig {
-            map: OrthogonalMap::Cayley,
-            seed: 1,
-        }),
+        projector: ProjectorConfig::Orthogonal(OrthogonalConfig::new(OrthogonalMap::Cayley, 1)),
         student_normalizer: "identity".parse()?,
         teacher_normalizer: "layer_norm".parse()?,
         loss: FeatureLoss::SmoothL1 { beta: 1. },

@@ -1,0 +1,63 @@
+//! `vkd inspect`: what a tensor file holds, and how orthonormal it is.
+
+use crate::tensor_file::{Parametrised, TensorFile};
+use candle_core::Result;
+use std::path::PathBuf;
+use vkd_ortho::stiefel_residual;
+
+/// A matrix nearer to orthonormal than this is taken for one that is meant to be.
+const MEANT: f64 = 1e-2;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// File to read: .safetensors, or .pth and .pt of torch.save
+    file: PathBuf,
+    /// Key of the state dict inside a .pth or .pt file, `model` for one
+    #[arg(long)]
+    key: Option<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let file = TensorFile::read(&args.file, args.key.as_deref())?;
+    let mut text = String::new();
+    let mut metadata: Vec<&String> = file.metadata.iter().flatten().map(|(k, _)| k).collect();
+    metadata.sort();
+    for key in metadata {
+        text.push_str(&format!("metadata: {key}\n"));
+    }
+    for (key, entry) in &file.entries {
+        let shape = format!("{:?}", entry.shape);
+        let mut line = format!(
+            "{key:<40} {shape:<14} {:<4} {:>9} bytes",
+            entry.dtype.to_string(),
+            entry.bytes.len()
+        );
+        let base = key == "base" || key.ends_with(".base");
+        if entry.shape.len() == 2
+            && (base || key == "weight" || key.ends_with(".weight"))
+            && let Ok(tensor) = entry.float(key)
+        {
+            let residual = stiefel_residual(&tensor)?;
+            if base || residual < MEANT {
+                line.push_str(&format!("  residual {residual:.1e}"));
+            }
+        }
+        text.push_str(&line);
+        text.push('\n');
+    }
+    for weight in Parametrised::find(&file.entries)? {
+        if weight.needs_map() {
+            text.push_str(&format!("{}: of raw and base; the map is not stored\n", weight.name));
+            continue;
+        }
+        let built = weight.build(&file.entries, None)?;
+        text.push_str(&format!(
+            "{}: built with {} (PyTorch's default), residual {:.1e}\n",
+            weight.name, built.map, built.residual
+        ));
+        if let Some(fault) = built.fault {
+            crate::note(&format!("warning: {}: not orthonormal: {fault}", weight.name));
+        }
+    }
+    crate::print(&text)
+}

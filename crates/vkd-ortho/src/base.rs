@@ -1,0 +1,105 @@
+//! The base of a trivialisation: an `n x n` orthogonal matrix kept as `k` reflectors.
+
+use crate::linalg::{product, reflectors, solve_upper, upper_half};
+use crate::parametrization::check_orthonormal;
+use candle_core::{DType, Device, Result, Tensor};
+use faer::{Mat, MatRef};
+
+/// A loaded base may be this far from orthonormal: above the rounding of f32, below that of bf16.
+const BASE_RESIDUAL: f64 = 1e-5;
+
+/// What rounding leaves of `|QᵀQ - I|`, with room to stay below the laws of the weight: 1e-6 in f32, 1e-13 in f64.
+pub(crate) fn rounding(dtype: DType) -> f64 {
+    if dtype == DType::F64 { 5e-14 } else { 5e-7 }
+}
+
+/// The orthogonal matrix `H = (I - V T Vᵀ) diag(signs, I)` whose first `k` columns are the stored tensor; all parts in f64.
+#[derive(Debug)]
+pub(crate) struct Base {
+    source: Vec<f64>,
+    v: Tensor,
+    t: Tensor,
+    signs: Tensor,
+    /// The stored tensor and `E`, where the stored tensor is orthonormal to rounding.
+    exact: Option<(Tensor, Tensor)>,
+}
+
+impl Base {
+    pub(crate) fn new(base: &Tensor) -> Result<Self> {
+        check_orthonormal("stiefel: `base`", base, BASE_RESIDUAL)?;
+        let exact = crate::stiefel_residual(base)? <= rounding(base.dtype());
+        let (n, k) = base.dims2()?;
+        let source = values(base)?;
+        let (basis, _) = reflectors(MatRef::from_row_major_slice(&source, n, k));
+        let v = Mat::from_fn(n, k, |i, j| match i.cmp(&j) {
+            std::cmp::Ordering::Less => 0.,
+            std::cmp::Ordering::Equal => 1.,
+            std::cmp::Ordering::Greater => basis[(i, j)],
+        });
+        let s = upper_half(&product(v.transpose(), v.as_ref()));
+        let t = solve_upper(s.as_ref(), Mat::identity(k, k));
+        // A reflector without a tail turns its column where the factorisation did not: read the signs off the result.
+        let turned = product(v.as_ref(), product(t.as_ref(), v.subrows(0, k).transpose()).as_ref());
+        let sign = |j: usize| {
+            let kept = |i: usize| f64::from(u8::from(i == j)) - turned[(i, j)];
+            (0..n).map(|i| kept(i) * source[i * k + j]).sum::<f64>().signum()
+        };
+        let signs = Mat::from_fn(n, 1, |i, _| if i < k { sign(i) } else { 1. });
+        let device = base.device();
+        let exact = match exact {
+            false => None,
+            true => Some((
+                Tensor::from_vec(source.clone(), (n, k), device)?,
+                unit_columns(n, k, DType::F64, device)?,
+            )),
+        };
+        let (v, t, signs) = (tensor(&v, device)?, tensor(&t, device)?, tensor(&signs, device)?);
+        Ok(Self { source, v, t, signs, exact })
+    }
+
+    /// Whether the stored tensor still is the one that this was made from.
+    pub(crate) fn made_from(&self, base: &Tensor) -> Result<bool> {
+        let now = values(base)?;
+        Ok(now.iter().map(|x| x.to_bits()).eq(self.source.iter().map(|x| x.to_bits())))
+    }
+
+    /// `H y` for an `n x k` f64 matrix.
+    pub(crate) fn apply(&self, y: &Tensor) -> Result<Tensor> {
+        let y = y.broadcast_mul(&self.signs)?;
+        let inner = self.t.matmul(&self.v.t()?.matmul(&y)?)?;
+        &y - self.v.matmul(&inner)?
+    }
+
+    /// `Q₀ + H (y - E)`: the same up to the rounding of `Q₀`, and `Q₀` to the bit at `y = E`.
+    ///
+    /// `H E` is orthonormal where the stored `Q₀` is rounded, so the two differ by its rounding; this form keeps that difference
+    /// as a constant. A base that is further off than rounding gets the plain product, which repairs it.
+    pub(crate) fn apply_exactly(&self, y: &Tensor) -> Result<Tensor> {
+        match &self.exact {
+            Some((stored, unit)) => stored + self.apply(&(y - unit)?)?,
+            None => self.apply(y),
+        }
+    }
+
+    /// `Hᵀ q`.
+    pub(crate) fn apply_transposed(&self, q: &Tensor) -> Result<Tensor> {
+        let inner = self.t.t()?.matmul(&self.v.t()?.matmul(q)?)?;
+        (q - self.v.matmul(&inner)?)?.broadcast_mul(&self.signs)
+    }
+}
+
+/// The first `k` columns of the `n x n` identity, which is not built.
+pub(crate) fn unit_columns(n: usize, k: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    let values = (0..n * k).map(|at| f64::from(u8::from(at / k == at % k))).collect();
+    Tensor::from_vec(values, (n, k), device)?.to_dtype(dtype)
+}
+
+pub(crate) fn values(xs: &Tensor) -> Result<Vec<f64>> {
+    xs.detach().to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+}
+
+fn tensor(a: &Mat<f64>, device: &Device) -> Result<Tensor> {
+    let (n, k) = (a.nrows(), a.ncols());
+    let values: Vec<f64> = (0..n * k).map(|at| a[(at / k, at % k)]).collect();
+    Tensor::from_vec(values, (n, k), device)
+}
