@@ -5,21 +5,24 @@ use std::process::ExitCode;
 use candle_core::{Result, Tensor, Var};
 use vkd_benches::{Suite, Work, data, gradient, run};
 
-/// One forward and one backward pass of `map` from a free (n, k) matrix.
+/// The residual of the result, and one forward and one backward pass of `map` from a free (n, k)
+/// matrix.
 fn step(
     work: &Work,
     map: fn(&Tensor) -> Result<Tensor>,
-) -> Result<impl FnMut() -> Result<Tensor> + use<>> {
-    let (n, k) = work.matrix()?;
-    // The scale of a layer's initial values; at 1 the exponential would spend its time on scaling.
-    let raw = Var::from_tensor(&(data((n, k), 7)? * (1.0 / (n as f64).sqrt()))?)?;
-    Ok(move || gradient(&map(&raw)?, &raw))
+) -> Result<(f64, impl FnMut() -> Result<Tensor> + use<>)> {
+    // Uniform values in (-1, 1) have the standard deviation 1 / sqrt(3).
+    let raw = Var::from_tensor(&(data(work.matrix()?, 7)? * (work.scale * 3f64.sqrt()))?)?;
+    let residual = vkd_ortho::stiefel_residual(&map(raw.as_tensor())?)?;
+    Ok((residual, move || gradient(&map(&raw)?, &raw)))
 }
 
 fn works(suite: &mut Suite) -> Result<()> {
-    suite.works("ortho/cayley", |work| step(work, vkd_ortho::cayley))?;
-    suite.works("ortho/matrix_exp", |work| step(work, vkd_ortho::matrix_exp))?;
-    suite.works("ortho/householder_product", |work| step(work, vkd_ortho::householder_product))
+    suite.orthogonal_works("ortho/cayley", |work| step(work, vkd_ortho::cayley))?;
+    suite.orthogonal_works("ortho/matrix_exp", |work| step(work, vkd_ortho::matrix_exp))?;
+    suite.orthogonal_works("ortho/householder_product", |work| {
+        step(work, vkd_ortho::householder_product)
+    })
 }
 
 fn main() -> ExitCode {

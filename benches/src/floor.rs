@@ -66,7 +66,15 @@ mod tests {
     use crate::Work;
 
     fn work(matmuls: Vec<[usize; 4]>, copies: Vec<usize>) -> Work {
-        Work { name: "a/b/c/d".to_owned(), shape: vec![], reason: String::new(), matmuls, copies }
+        Work {
+            name: "a/b/c/d".to_owned(),
+            shape: vec![],
+            reason: String::new(),
+            matmuls,
+            copies,
+            scale: 1.0,
+            peer: None,
+        }
     }
 
     #[test]

@@ -7,8 +7,9 @@
 mod alloc;
 mod floor;
 mod machine;
+mod peer;
 mod shapes;
 mod suite;
 
-pub use shapes::{Shapes, Work};
+pub use shapes::{PeerWork, Shapes, Work};
 pub use suite::{Suite, data, gradient, run};

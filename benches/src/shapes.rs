@@ -28,6 +28,26 @@ pub struct Work {
     /// Bytes of plain copies, each read once and written once.
     #[serde(default)]
     pub copies: Vec<usize>,
+    /// Standard deviation of the input, where the bench draws it.
+    #[serde(default = "scale")]
+    pub scale: f64,
+    /// What another library measures beside the work.
+    #[serde(default)]
+    pub peer: Option<PeerWork>,
+}
+
+/// The same work in torch: `torch.nn.utils.parametrizations.orthogonal`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerWork {
+    /// Torch's name of the map.
+    pub map: String,
+    /// Torch's `use_trivialization`: the result is multiplied by an n x n base.
+    pub trivialization: bool,
+}
+
+fn scale() -> f64 {
+    0.1
 }
 
 impl Shapes {
@@ -92,10 +112,17 @@ mod tests {
 
     #[test]
     fn the_stated_formulas_are_what_stands_in_the_file() {
-        for (shape, n, k) in
-            [("3024x192", 3024, 192), ("3024x384", 3024, 384), ("256x256", 256, 256)]
-        {
-            let floor = |work: &str| operations(&format!("ortho/{work}/{shape}/fwd_bwd"));
+        for (shape, n, k) in [
+            ("3024x192/fwd_bwd", 3024, 192),
+            ("3024x192/fwd_bwd_1e3", 3024, 192),
+            ("3024x384/fwd_bwd", 3024, 384),
+            ("256x256/fwd_bwd", 256, 256),
+            ("1024x64/fwd_bwd", 1024, 64),
+            ("4096x64/fwd_bwd", 4096, 64),
+            ("16384x64/fwd_bwd", 16384, 64),
+            ("65536x64/fwd_bwd", 65536, 64),
+        ] {
+            let floor = |work: &str| operations(&format!("ortho/{work}/{shape}"));
             assert_eq!(floor("cayley"), 10 * n * k * k);
             assert_eq!(floor("householder_product"), 12 * n * k * k);
             // Tall: 10nk² around 12 products of a 2k x 2k exponential. Square: the 12 alone.

@@ -3,13 +3,17 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use candle_core::{Device, Error, Result, Shape, Tensor, Var, bail};
 use criterion::Criterion;
 use serde_json::{Value, json};
 
+use crate::peer::Peer;
 use crate::{Shapes, Work, alloc, floor, machine};
+
+/// A peer that needs more seconds than this is asked once.
+const PEER_ONCE: f64 = 5.0;
 
 /// What one bench target was asked for.
 #[derive(Debug, Default, PartialEq)]
@@ -24,6 +28,7 @@ pub struct Suite {
     options: Options,
     criterion: Criterion,
     folder: PathBuf,
+    peer: Peer,
 }
 
 /// The `main` of a bench target: reads its flags, runs `works`, prints an error.
@@ -75,14 +80,12 @@ impl Suite {
             None => std::env::current_exe()?.with_extension("rows"),
         };
         std::fs::create_dir_all(&folder)?;
-        let (samples, warm_up, measurement) = if options.quick { (10, 1, 2) } else { (30, 3, 15) };
         let criterion = Criterion::default()
             .without_plots()
-            .sample_size(samples)
-            .warm_up_time(Duration::from_secs(warm_up))
-            .measurement_time(Duration::from_secs(measurement))
+            .warm_up_time(Duration::from_secs(1))
+            .measurement_time(Duration::from_secs(if options.quick { 2 } else { 5 }))
             .output_directory(&folder.join("criterion"));
-        Ok(Self { shapes: Shapes::read()?, options, criterion, folder })
+        Ok(Self { shapes: Shapes::read()?, options, criterion, folder, peer: Peer::default() })
     }
 
     /// Measures every work of `shapes.toml` that starts with `crate/work` and passes the filter.
@@ -99,27 +102,65 @@ impl Suite {
     where
         S: FnMut() -> Result<T>,
     {
+        self.each(start, |work| Ok((None, prepare(work)?)))
+    }
+
+    /// As [`works`](Self::works); `prepare` also returns the residual of the orthogonal result.
+    ///
+    /// # Errors
+    /// Those of [`works`](Self::works), and those of the peer.
+    pub fn orthogonal_works<S, T>(
+        &mut self,
+        start: &str,
+        mut prepare: impl FnMut(&Work) -> Result<(f64, S)>,
+    ) -> Result<()>
+    where
+        S: FnMut() -> Result<T>,
+    {
+        self.each(start, |work| prepare(work).map(|(residual, step)| (Some(residual), step)))
+    }
+
+    fn each<S, T>(
+        &mut self,
+        start: &str,
+        mut prepare: impl FnMut(&Work) -> Result<(Option<f64>, S)>,
+    ) -> Result<()>
+    where
+        S: FnMut() -> Result<T>,
+    {
         let works = self.shapes.of(start);
         if works.is_empty() {
             bail!("shapes.toml has no work {start}")
         }
         for work in works {
             if work.name.contains(&self.options.filter) {
-                let step = prepare(&work)?;
-                self.measure(&work, step)?;
+                let (residual, step) = prepare(&work)?;
+                self.measure(&work, residual, step)?;
             }
         }
         Ok(())
     }
 
-    fn measure<T>(&mut self, work: &Work, mut step: impl FnMut() -> Result<T>) -> Result<()> {
+    fn measure<T>(
+        &mut self,
+        work: &Work,
+        residual: Option<f64>,
+        mut step: impl FnMut() -> Result<T>,
+    ) -> Result<()> {
         let repeats = if self.options.quick { 3 } else { 10 };
         // Caches and thread pools are filled by a first call that nobody counts.
         step()?;
+        let start = Instant::now();
         let (result, peak) = alloc::peak_of(&mut step);
         result?;
+        // Slow works have less relative noise, and samples of them cost more.
+        let slow = start.elapsed() > Duration::from_millis(30);
+        let samples = if self.options.quick || slow { 10 } else { 30 };
+        self.criterion = std::mem::take(&mut self.criterion).sample_size(samples);
         // The floor before and after, so that a drift of the clock meets both.
         let before = floor::seconds(work, repeats)?;
+        // The peer too, but not twice where one answer takes long.
+        let first = self.peer.ask(work)?;
         let mut failure = None;
         self.criterion.bench_function(work.name.as_str(), |bencher| {
             bencher.iter(|| {
@@ -131,6 +172,12 @@ impl Suite {
         if let Some(message) = failure {
             bail!("{}: {message}", work.name)
         }
+        let peer = match first {
+            Some(first) if first.peer_median_s < PEER_ONCE => {
+                self.peer.ask(work)?.map(|second| first.faster(second))
+            }
+            first => first,
+        };
         let floor = before.min(floor::seconds(work, repeats)?);
         let estimates = estimates(&self.folder.join("criterion"), &work.name)?;
         let nanoseconds = |name: &str| match estimates[name]["point_estimate"].as_f64() {
@@ -145,8 +192,11 @@ impl Suite {
             "median_s": nanoseconds("median")?,
             "spread_s": nanoseconds("median_abs_dev")?,
             "floor_s": floor,
-            "peer": null,
-            "peer_median_s": null,
+            "peer": peer.as_ref().map(|peer| &peer.peer),
+            "peer_median_s": peer.as_ref().map(|peer| peer.peer_median_s),
+            "peer_repeats": peer.as_ref().map(|peer| peer.peer_repeats),
+            "peer_residual": peer.as_ref().map(|peer| peer.peer_residual),
+            "residual": residual,
             "peak_bytes": peak,
             "commit": machine::commit(),
             "machine": machine::description(),

@@ -13,11 +13,13 @@ pub(crate) const COMMAND: Command = Command {
     summary: "Measure the works of benches/shapes.toml beside their floors",
     details: "Prints a table. A floor is the same FLOPs and bytes as candle matmuls and plain\n\
               copies, timed in the same run; median and spread (the median absolute deviation,\n\
-              scaled to a standard deviation) are criterion's.",
+              scaled to a standard deviation) are criterion's. --against torch uses the Python\n\
+              in VKD_PYTHON, or makes an environment in the target folder and installs torch.",
     flags: &[
         Flag { name: "--quick", value: None, help: "few samples: does it run, not how fast" },
         Flag { name: "--json", value: Some("FILE"), help: "also write the rows" },
         Flag { name: "--filter", value: Some("S"), help: "only works whose name contains S" },
+        Flag { name: "--against", value: Some("torch"), help: "also measure torch, interleaved" },
         Flag {
             name: "--baseline",
             value: Some("FILE"),
@@ -29,11 +31,15 @@ pub(crate) const COMMAND: Command = Command {
             quick: args.has("--quick"),
             json: args.value("--json").map(PathBuf::from),
             filter: args.value("--filter").map(str::to_owned),
+            against: args.value("--against").map(str::to_owned),
             baseline: args.value("--baseline").map(PathBuf::from),
         };
         measure(&shell::root()?, &request)
     },
 };
+
+/// Tells the benches which Python measures the peer.
+const PEER_PYTHON: &str = "VKD_BENCH_PEER_PYTHON";
 
 /// What to measure, and what to do with the rows.
 #[derive(Default)]
@@ -41,6 +47,7 @@ pub(crate) struct Request {
     pub(crate) quick: bool,
     pub(crate) json: Option<PathBuf>,
     pub(crate) filter: Option<String>,
+    pub(crate) against: Option<String>,
     pub(crate) baseline: Option<PathBuf>,
 }
 
@@ -59,6 +66,12 @@ pub(crate) fn measure(root: &Path, request: &Request) -> Result<()> {
     let gathered = folder.join("rows.jsonl");
     std::fs::write(&gathered, "").map_err(|error| format!("rows.jsonl: {error}"))?;
 
+    let python = match request.against.as_deref() {
+        None => None,
+        Some("torch") => Some(torch_python(&folder)?),
+        Some(other) => return Err(format!("--against: expected torch, got {other}")),
+    };
+
     let mut command = shell::cargo(root);
     // The whole workspace, so that candle keeps the features it has in `cargo test --workspace`
     // and is not compiled again; the named targets, so that nothing else is built.
@@ -75,6 +88,10 @@ pub(crate) fn measure(root: &Path, request: &Request) -> Result<()> {
     }
     // By environment, so that the printed line names no folder of this machine.
     command.env("VKD_BENCH_FOLDER", &folder);
+    command.env_remove(PEER_PYTHON);
+    if let Some(python) = python {
+        command.env(PEER_PYTHON, python);
+    }
     shell::run(&mut command)?;
 
     let text =
@@ -102,6 +119,40 @@ pub(crate) fn measure(root: &Path, request: &Request) -> Result<()> {
         Some(baseline) => rows::compare(baseline, &rows),
         None => Ok(()),
     }
+}
+
+/// A Python with torch: VKD_PYTHON, or that of an environment which is made once.
+fn torch_python(folder: &Path) -> Result<PathBuf> {
+    let has_torch = |python: &Path| {
+        let mut import = std::process::Command::new(python);
+        shell::run(import.args(["-c", "import torch, numpy"]))
+    };
+    if let Some(python) = std::env::var_os("VKD_PYTHON").map(PathBuf::from) {
+        // The benches run in another folder. Links stay: an environment's python is one.
+        let python = match python.components().count() {
+            0 | 1 => python,
+            _ => std::path::absolute(&python).map_err(|error| format!("VKD_PYTHON: {error}"))?,
+        };
+        has_torch(&python).map_err(|error| format!("VKD_PYTHON has no torch: {error}"))?;
+        return Ok(python);
+    }
+    let venv = folder.join("venv");
+    let python = venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
+    if !python.is_file() || has_torch(&python).is_err() {
+        let wrong = |error| {
+            format!(
+                "--against torch: no environment, set VKD_PYTHON to a Python with torch: {error}"
+            )
+        };
+        // Run inside the folder, so that the printed line names no folder of this machine.
+        let mut make = std::process::Command::new("python3");
+        shell::run(make.current_dir(folder).args(["-m", "venv", "venv"])).map_err(wrong)?;
+        let mut install = std::process::Command::new(&python);
+        shell::run(install.args(["-m", "pip", "install", "torch==2.15.*", "numpy"]))
+            .map_err(wrong)?;
+        has_torch(&python).map_err(wrong)?;
+    }
+    Ok(python)
 }
 
 /// The bench targets of vkd-benches.

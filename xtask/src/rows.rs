@@ -24,6 +24,9 @@ const KEYS: [&str; 12] = [
     "machine",
 ];
 
+/// Keys that a row may lack: files written before they were measured have none of them.
+const OPTIONAL: [&str; 3] = ["peer_repeats", "peer_residual", "residual"];
+
 /// A ratio median / floor that grew by more than this is a failure.
 const WORSE: f64 = 1.20;
 
@@ -37,13 +40,17 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Value>> {
     Ok(rows.clone())
 }
 
-/// A row has the twelve keys, and numbers where they may not be null.
+fn known(key: &str) -> bool {
+    KEYS.contains(&key) || OPTIONAL.contains(&key)
+}
+
+/// A row has the twelve keys, perhaps the optional ones, and numbers where they may not be null.
 pub(crate) fn check(row: &Value) -> Result<()> {
     let object = row.as_object().ok_or("a row is not an object")?;
     if let Some(key) = KEYS.iter().find(|key| !object.contains_key(**key)) {
         return Err(format!("a row has no `{key}`"));
     }
-    if let Some(key) = object.keys().find(|key| !KEYS.contains(&key.as_str())) {
+    if let Some(key) = object.keys().find(|key| !known(key)) {
         return Err(format!("a row has an unknown key `{key}`"));
     }
     let is_text = |key: &str| row[key].is_string();
@@ -56,7 +63,8 @@ pub(crate) fn check(row: &Value) -> Result<()> {
 /// The text of a file of rows.
 pub(crate) fn to_json(rows: &[Value]) -> String {
     let line = |row: &Value| {
-        let fields = KEYS.iter().map(|key| format!("\"{key}\":{}", row[*key]));
+        let optional = OPTIONAL.iter().filter(|key| row.get(**key).is_some());
+        let fields = KEYS.iter().chain(optional).map(|key| format!("\"{key}\":{}", row[*key]));
         format!("  {{{}}}", fields.collect::<Vec<_>>().join(","))
     };
     format!("[\n{}\n]\n", rows.iter().map(line).collect::<Vec<_>>().join(",\n"))
@@ -96,8 +104,36 @@ pub(crate) fn table(rows: &[Value]) -> String {
     crate::docs::markdown_table(&cells, 4)
 }
 
+/// The table of orthogonal maps: floor, peer and residual.
+pub(crate) fn orthogonal_table(rows: &[Value]) -> String {
+    let header =
+        ["work", "median", "floor", "x floor", "peer", "peer median", "times faster", "peak MiB"];
+    let mut cells =
+        vec![header.into_iter().chain(["residual"]).map(str::to_owned).collect::<Vec<_>>()];
+    for row in rows {
+        let text = |key: &str| row[key].as_str().unwrap_or("-").to_owned();
+        let time = |key: &str| row[key].as_f64().map_or("-".to_owned(), seconds);
+        let show = |value: Option<f64>, digits: usize| {
+            value.map_or("-".to_owned(), |value| format!("{value:.digits$}"))
+        };
+        let peer = row["peer_median_s"].as_f64().zip(row["median_s"].as_f64());
+        cells.push(vec![
+            text("name"),
+            time("median_s"),
+            time("floor_s"),
+            show(ratio(row), 2),
+            text("peer"),
+            time("peer_median_s"),
+            show(peer.map(|(peer, median)| peer / median), 1),
+            show(row["peak_bytes"].as_f64().map(|bytes| bytes / 1_048_576.0), 1),
+            row["residual"].as_f64().map_or("-".to_owned(), |value| format!("{value:.1e}")),
+        ]);
+    }
+    crate::docs::markdown_table(&cells, 1)
+}
+
 /// Three digits that matter, and the unit that fits.
-fn seconds(value: f64) -> String {
+pub(crate) fn seconds(value: f64) -> String {
     let (value, unit) = match value {
         value if value >= 1.0 => (value, "s"),
         value if value >= 1e-3 => (value * 1e3, "ms"),
@@ -175,7 +211,10 @@ mod tests {
 
     #[test]
     fn a_file_reads_back() {
-        let rows = vec![row("a", 0.5, json!(0.25)), row("b", 1.0, json!(null))];
+        let mut rows = vec![row("a", 0.5, json!(0.25)), row("b", 1.0, json!(null))];
+        rows[1]["residual"] = json!(1e-7);
+        rows[1]["peer_repeats"] = json!(null);
+        rows.iter().for_each(|row| check(row).unwrap());
         let back: Vec<Value> = serde_json::from_str(&to_json(&rows)).unwrap();
         assert_eq!(back, rows);
     }
@@ -186,6 +225,16 @@ mod tests {
         assert!(text.contains("500 ms") && text.contains("2.00") && text.contains("1.0 MiB"));
         assert_eq!(seconds(2.5e-6), "2.50 µs");
         assert_eq!(seconds(0.0123), "12.3 ms");
+    }
+
+    #[test]
+    fn the_orthogonal_table_compares_with_the_peer() {
+        let mut row = row("ortho/b/c/d", 0.5, json!(0.25));
+        row["peer"] = json!("torch");
+        row["peer_median_s"] = json!(4.0);
+        row["residual"] = json!(1.23e-7);
+        let text = super::orthogonal_table(&[row]);
+        assert!(text.contains("8.0") && text.contains("1.2e-7") && text.contains("2.00"), "{text}");
     }
 
     #[test]

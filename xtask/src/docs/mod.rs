@@ -5,6 +5,7 @@
 //! under docs/results/runs), `runs/NAME` (one of them), `benchmarks/*`, `benchmarks/NAME`.
 //! A run file that no page shows is an error, so is a key that no file answers.
 
+mod fit;
 mod markers;
 mod report;
 mod runs;
@@ -126,7 +127,12 @@ fn benchmark(rows: &[serde_json::Value]) -> Result<String> {
         return Err("a benchmark file without rows".to_owned());
     }
     let (machine, commit) = (join(values("machine")), join(values("commit")));
-    Ok(format!("Machine: {machine}. Commit: {commit}.\n\n{}", rows::table(rows)))
+    let table = if rows.iter().all(|row| row["residual"].is_number()) {
+        format!("{}{}", rows::orthogonal_table(rows), fit::render(rows))
+    } else {
+        rows::table(rows)
+    };
+    Ok(format!("Machine: {machine}. Commit: {commit}.\n\n{table}"))
 }
 
 /// A Markdown table of aligned columns; those from `first_number` on are set to the right.

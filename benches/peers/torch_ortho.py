@@ -1,0 +1,79 @@
+"""Times torch's orthogonal parametrization, one JSON request a line on stdin.
+
+Request: {"map": "householder|cayley|matrix_exp", "n": 3024, "k": 192, "scale": 0.1,
+          "threads": 2, "budget_s": 5.0, "max_repeats": 15, "dtype": "f32"}
+Answer:  {"peer", "peer_median_s", "peer_repeats", "peer_residual"} or {"error"}.
+
+One pass is the weight, forward and backward, eager, `parametrize.cached` off.
+The first request of a map runs a tiny layer untimed, to absorb start-up. A small work has one
+untimed pass of its own; a large one, of seconds a pass, has not. Then passes are timed until
+`budget_s` is spent or `max_repeats` are done, at least one.
+`"trivialization"` (default true, as in torch) multiplies by an n x n base.
+"""
+
+import json
+import statistics
+import sys
+import time
+
+import torch
+from torch.nn.utils.parametrizations import orthogonal
+
+
+# From this n on the first pass of a work is timed: what torch does here grows with n * n * n.
+LARGE = 1024
+started = set()
+
+
+def measure(req):
+    torch.set_num_threads(int(req.get("threads", 2)))
+    if req["map"] not in started:
+        started.add(req["map"])
+        measure(dict(req, n=8, k=4, max_repeats=1))
+    torch.manual_seed(0)
+    n, k = int(req["n"]), int(req["k"])
+    dtype = {"f32": torch.float32, "f64": torch.float64}[req.get("dtype", "f32")]
+    layer = torch.nn.Linear(k, n, bias=False, dtype=dtype)
+    # The start is replaced below, so a cheap one with orthonormal columns will do.
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(n, k, dtype=dtype))
+    orthogonal(layer, orthogonal_map=req["map"], use_trivialization=bool(req.get("trivialization", True)))
+    raw = layer.parametrizations.weight.original
+    with torch.no_grad():
+        # The diagonal holds torch's Householder signs: only what is below it is drawn.
+        drawn = torch.randn(raw.shape, dtype=dtype) * float(req.get("scale", 0.1))
+        raw.copy_(drawn.tril(-1) + raw.tril().triu())
+    grad = torch.randn(n, k, dtype=dtype)
+
+    def once():
+        raw.grad = None
+        start = time.perf_counter()
+        weight = layer.weight
+        weight.backward(grad)
+        return time.perf_counter() - start, weight.detach()
+
+    if n < LARGE:
+        once()
+    most = int(req.get("max_repeats", 15))
+    budget = float(req.get("budget_s", 5.0))
+    times = []
+    while not times or (len(times) < most and sum(times) < budget):
+        seconds, weight = once()
+        times.append(seconds)
+    w = weight.double()
+    residual = (w.T @ w - torch.eye(k, dtype=torch.float64)).abs().max().item()
+    return {
+        "peer": "torch " + torch.__version__.split("+")[0] + " " + req["map"],
+        "peer_median_s": statistics.median(times),
+        "peer_repeats": len(times),
+        "peer_residual": residual,
+    }
+
+
+for line in sys.stdin:
+    if line.strip():
+        try:
+            answer = measure(json.loads(line))
+        except Exception as error:  # the asker decides what a failed work means
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
