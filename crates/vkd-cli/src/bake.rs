@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use vkd_models::write_atomically;
 use vkd_ortho::OrthogonalMap;
 
+/// A baked weight that is further from orthonormal than half types round is worth a warning.
+const LARGEST: f64 = 1e-2;
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// File to read: .safetensors, or .pth and .pt of torch.save
@@ -27,6 +30,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let out = args.output.display();
     if same(args) {
         bail!("bake: expected an output other than the input, got {out} for both")
+    }
+    if args.output.extension().is_none_or(|e| e != "safetensors") {
+        bail!("{out}: expected an output named .safetensors")
     }
     if args.output.exists() && !args.overwrite {
         bail!("{out}: expected a new file, got one that exists; --overwrite replaces it")
@@ -50,8 +56,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ));
         if let Some(fault) = built.fault {
             crate::note(&format!("warning: {}: not orthonormal: {fault}", weight.name));
+        } else if !(built.residual <= LARGEST) {
+            crate::note(&format!(
+                "warning: {}: not orthonormal: residual {:.1e}",
+                weight.name, built.residual
+            ));
         }
-        if weight.keys.len() == 1 {
+        if let (false, [n, k]) = (weight.torch, built.weight.dims())
+            && n != k
+        {
+            crate::note(&format!(
+                "warning: {}: written as {n} x {k}; a layer from {n} to {k} features needs its transpose, which the file does not tell",
+                weight.name
+            ));
+        }
+        if weight.torch && weight.keys.len() == 1 {
             crate::note(&format!(
                 "warning: {}: has no base; taken for orthogonal without trivialisation, which the file does not say",
                 weight.name

@@ -45,12 +45,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         text.push_str(&line);
         text.push('\n');
     }
-    for weight in Parametrised::find(&file.entries)? {
+    let found = match Parametrised::find(&file.entries) {
+        Ok(found) => found,
+        // The list is worth having all the same.
+        Err(e) => {
+            crate::note(&format!("warning: {}", vkd_train::plain(&e)));
+            Vec::new()
+        }
+    };
+    for weight in found {
         if weight.needs_map() {
             text.push_str(&format!("{}: of raw and base; the map is not stored\n", weight.name));
             continue;
         }
-        let built = weight.build(&file.entries, None)?;
+        let built = match weight.build(&file.entries, None) {
+            Ok(built) => built,
+            Err(e) => {
+                crate::note(&format!("warning: {}", vkd_train::plain(&e)));
+                continue;
+            }
+        };
         text.push_str(&format!(
             "{}: built with {} (PyTorch's default), residual {:.1e}\n",
             weight.name, built.map, built.residual

@@ -86,17 +86,27 @@ impl TensorFile {
     fn pickle(path: &Path, key: Option<&str>) -> Result<Self> {
         let name = path.display();
         std::fs::File::open(path).map_err(|e| Error::msg(format!("{name}: {e}")))?;
-        let tensors = candle_core::pickle::read_all_with_key(path, key).map_err(|e| {
+        let expected = |got: &str| {
             Error::msg(format!(
-                "{name}: expected a zip of torch.save with a dict of tensors, got: {}",
-                vkd_train::plain(&e)
+                "{name}: expected a zip of torch.save with a dict of tensors, got: {got}"
             ))
-        })?;
+        };
+        // The reader may panic on a pickle that no torch has written; the hook that reports panics as ours must not speak.
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let read = std::panic::catch_unwind(|| candle_core::pickle::read_all_with_key(path, key));
+        std::panic::set_hook(hook);
+        let tensors = read
+            .map_err(|_| expected("a pickle that can't be read"))?
+            .map_err(|e| expected(&vkd_train::plain(&e)))?;
         if tensors.is_empty() {
             bail!(
                 "{name}: expected a dict of tensors, got none; `--key model` reads the dict stored under `model`"
             )
         }
+        crate::note(&format!(
+            "note: {name}: only float, int64, uint32 and uint8 tensors of a .pth can be read; anything else in it is left out"
+        ));
         let entries = tensors
             .into_iter()
             .map(|(key, tensor)| Ok((key, Entry::of(&tensor)?)))
@@ -112,7 +122,7 @@ pub(crate) struct Parametrised {
     /// Keys that the plain weight replaces; the parameter first.
     pub(crate) keys: Vec<String>,
     /// Stored by PyTorch, not by vkd.
-    torch: bool,
+    pub(crate) torch: bool,
 }
 
 /// A parametrised weight, built.
@@ -154,10 +164,16 @@ impl Parametrised {
                 found.push(Self { name: format!("{stem}weight"), keys, torch: false });
             }
         }
-        match found.iter().find(|p| entries.contains_key(&p.name)) {
-            Some(p) => bail!("{}: expected no plain weight beside {}, got one", p.name, p.keys[0]),
-            None => Ok(found),
+        for (at, weight) in found.iter().enumerate() {
+            let (name, parameter) = (&weight.name, &weight.keys[0]);
+            if entries.contains_key(name) {
+                bail!("{name}: expected no plain weight beside {parameter}, got one")
+            }
+            if let Some(other) = found[..at].iter().find(|other| other.name == *name) {
+                bail!("{name}: expected one parametrisation, got {} and {parameter}", other.keys[0])
+            }
         }
+        Ok(found)
     }
 
     /// Whether the file alone says nothing of the map: PyTorch at least has a rule.

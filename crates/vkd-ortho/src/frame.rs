@@ -285,12 +285,16 @@ impl Stiefel {
 
     /// The reflectors of `base` as it is now: a checkpoint loaded after construction changes it behind our back.
     fn current_base(&self) -> Result<Arc<Base>> {
-        // What a panicking thread left behind is a whole value or the old one.
-        let mut cached = self.reflectors.lock().unwrap_or_else(PoisonError::into_inner);
-        if !cached.made_from(&self.base)? {
-            *cached = Arc::new(Base::new(&self.base)?);
+        // What a panicking thread left behind is a whole value or the old one. The lock is not held while a base is made:
+        // its products may run other tasks of the pool, which may want this weight.
+        let lock = || self.reflectors.lock().unwrap_or_else(PoisonError::into_inner);
+        let cached = lock().clone();
+        if cached.made_from(&self.base)? {
+            return Ok(cached);
         }
-        Ok(cached.clone())
+        let made = Arc::new(Base::new(&self.base)?);
+        *lock() = made.clone();
+        Ok(made)
     }
 }
 

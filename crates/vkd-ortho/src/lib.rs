@@ -50,13 +50,13 @@
 //!
 //! # What holds throughout
 //!
-//! - No `n x n` matrix is ever built for an `n x k` weight.
+//! - No square matrix larger than `2k` is built for an `n x k` weight.
 //! - Only the part of a parameter strictly below the diagonal is read; the gradient is exactly zero elsewhere.
 //! - The residual does not grow with the size or the scale: `k x k` cores are in f64, the large products of an f32 tensor in
-//!   f32, and every forward pass measures its own result. Where that misses the law (1e-6 in f32, 1e-13 in f64), the
+//!   f32 (but for one Gram matrix of the exponential), and every forward pass measures its own result. Where that misses the law (1e-6 in f32, 1e-13 in f64), the
 //!   map is computed again in a form that holds it. bf16 and f16 are computed in f32 and rounded once.
 //! - A parameter that is not finite is an error that names its place, never a poisoned weight.
-//! - Backward passes are analytic and recompute what they need; second derivatives are out of scope, because
+//! - Backward passes are analytic; a factor is kept for the first one and freed by it; second derivatives are out of scope, because
 //!   candle detaches the gradients that it hands to custom ops.
 //! - CPU only. Equal inputs give equal bits from run to run on one machine; across processors results agree to rounding.
 //!

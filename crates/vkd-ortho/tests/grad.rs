@@ -212,3 +212,28 @@ fn the_checks_fail_on_broken_gradients() -> Result<()> {
     // The tape of the broken reflectors is right, so it passes here: the law is what catches it.
     GradCheck::default().run(|x| tau_off(&x[0]), &[normal(&[8, 3], DType::F64, 4)?])
 }
+
+#[test]
+fn a_parameter_overwritten_before_the_backward_pass_is_noticed() -> Result<()> {
+    // What was kept of the old values must not meet the new ones.
+    for case in &CASES {
+        for dtype in [DType::F32, DType::F64] {
+            let (old, new) = (normal(&[9, 3], dtype, 1)?, normal(&[9, 3], dtype, 2)?);
+            let weights = normal(&[9, 3], dtype, 3)?;
+            let raw = candle_core::Var::from_tensor(&old)?;
+            let loss = ((case.op)(&raw)? * &weights)?.sum_all()?;
+            raw.set(&new)?;
+            let grads = loss.backward()?;
+            let fresh = candle_core::Var::from_tensor(&new)?;
+            let want = ((case.op)(&fresh)? * &weights)?.sum_all()?.backward()?;
+            let (Some(got), Some(want)) = (grads.get(&raw), want.get(&fresh)) else {
+                panic!("{}: no gradient", case.name)
+            };
+            assert_close(case.name, got, want, Tolerance::EXACT)?;
+            // A second pass over one graph has nothing kept left, and gives the same.
+            let again = loss.backward()?;
+            assert_close(case.name, again.get(&raw).unwrap_or(got), got, Tolerance::EXACT)?;
+        }
+    }
+    Ok(())
+}

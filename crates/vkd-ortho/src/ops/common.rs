@@ -27,8 +27,8 @@ pub(super) trait Map: Send + Sync + 'static {
 
     fn forward<T: Real>(raw: Rows<'_, T>) -> Result<(Vec<T>, Option<Self::Kept>)>;
 
-    /// `kept` is of the same matrix, unless the pass is run a second time. What stands on and above the diagonal of the result
-    /// is ignored.
+    /// `kept` is of the same values; absent where the pass is run a second time or the parameter was overwritten in between.
+    /// What stands on and above the diagonal of the result is ignored.
     fn backward<T: Real>(
         raw: Rows<'_, T>,
         grad: Rows<'_, T>,
@@ -57,7 +57,10 @@ pub(super) fn apply<M: Map>(raw: &Tensor) -> Result<Tensor> {
     raw.apply_op1(Forward::<M> { kept })?.to_dtype(dtype)
 }
 
-type Kept<M> = Arc<Mutex<Vec<Option<<M as Map>::Kept>>>>;
+/// Of each matrix: the fingerprint of the parameter, and what was kept of it.
+type Parts<M> = Vec<Option<(u64, <M as Map>::Kept)>>;
+
+type Kept<M> = Arc<Mutex<Parts<M>>>;
 
 struct Forward<M: Map> {
     /// Absent where no backward pass can follow.
@@ -98,6 +101,11 @@ impl<M: Map> Forward<M> {
             if !q.iter().all(|x| x.to_f64().is_finite()) {
                 bail!("{}: expected a finite result, got none for matrix {at}", M::NAME)
             }
+            // A parameter may be overwritten in place before the backward pass reads it.
+            let kept = match &self.kept {
+                Some(_) => kept.map(|kept| (fingerprint(raw.values), kept)),
+                None => None,
+            };
             Ok((q, kept))
         })?;
         let (qs, kept): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
@@ -111,7 +119,7 @@ impl<M: Map> Forward<M> {
 }
 
 struct Backward<M: Map> {
-    kept: Mutex<Vec<Option<M::Kept>>>,
+    kept: Mutex<Parts<M>>,
     map: PhantomData<M>,
 }
 
@@ -156,7 +164,9 @@ impl<M: Map> Backward<M> {
             let rows = |values| Rows { values, n, k };
             // Never `unwrap`: without the kept part the pass computes it again.
             let kept = self.kept.lock().ok().and_then(|mut kept| kept.get_mut(at)?.take());
-            let mut out = M::backward(rows(&raw[part.clone()]), rows(&grad[part]), kept)?;
+            let raw = rows(&raw[part.clone()]);
+            let kept = kept.filter(|(of, _)| *of == fingerprint(raw.values)).map(|(_, kept)| kept);
+            let mut out = M::backward(raw, rows(&grad[part]), kept)?;
             for i in 0..k {
                 out[i * k + i..(i + 1) * k].fill(T::from_f64(0.));
             }
@@ -180,6 +190,23 @@ fn join<T>(mut parts: Vec<Vec<T>>) -> Vec<T> {
         return parts.swap_remove(0);
     }
     parts.into_iter().flatten().collect()
+}
+
+/// Of the bits of a matrix; eight lanes, because one would wait for each product.
+fn fingerprint<T: WithDType>(values: &[T]) -> u64 {
+    let mix = |hash: u64, x: &T| (hash ^ x.to_f64().to_bits()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut lanes = [0x243f_6a88_85a3_08d3u64; 8];
+    let rows = values.chunks_exact(8);
+    let rest = rows.remainder();
+    for row in rows {
+        for (lane, x) in lanes.iter_mut().zip(row) {
+            *lane = mix(*lane, x);
+        }
+    }
+    let hash = rest.iter().fold(values.len() as u64, mix);
+    lanes
+        .iter()
+        .fold(hash, |hash, lane| (hash.rotate_left(31) ^ lane).wrapping_mul(0x2545_f491_4f6c_dd1d))
 }
 
 /// An error that names the first entry below the diagonal that is not finite.

@@ -130,6 +130,9 @@ fn spectral(lower: MatRef<'_, f64>) -> Result<(Mat<f64>, Mat<f64>, SkewEigen)> {
 /// `1/(1 + iλ/2)` without a square that could overflow.
 fn resolvent(lambda: f64) -> c64 {
     let t = 0.5 * lambda;
+    if t.is_infinite() {
+        return c64::new(0., 0.);
+    }
     let cos = 1. / t.hypot(1.);
     c64::new(cos * cos, -(t * cos) * cos)
 }

@@ -31,8 +31,8 @@ const NAME: &str = "cayley";
 /// `stiefel_residual(Q)` is at most 1e-6 in f32 and 1e-13 in f64 at every size and for every finite `raw`; half types add their
 /// own rounding. The inverse is in f64, the large products in the tensor's type. `CᵀC` squares the spread of the singular
 /// values, so the result is measured: an f32 result that is off by 5e-7 is computed again in f64, and where f64 is off by
-/// 1e-8 (2e-14 for an f64 tensor) the transform comes from the eigenvalues of a `2k x 2k` skew matrix, several times slower and exact at every
-/// scale. Zero gives the identity exactly.
+/// 1e-8 (2e-14 for an f64 tensor) the transform comes from the eigenvalues of a `2k x 2k` skew matrix, several times slower and orthonormal at every
+/// scale, with digits of `Q` lost in proportion to the norm of A. Zero gives the identity exactly.
 ///
 /// # Errors
 /// Fewer than two dimensions, `n < k`, `k = 0`, a dtype that is no float, or an entry below the diagonal that is not

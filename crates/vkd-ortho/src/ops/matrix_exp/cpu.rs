@@ -1,7 +1,7 @@
 //! Exponential and gradient from the eigenvalues of the reduced skew matrix.
 //!
 //! An f32 parameter of moderate norm goes through a real symmetric eigenproblem ([`super::real`]); all else, through a
-//! Hermitian one, which is exact at any norm.
+//! Hermitian one, which is orthonormal at any norm.
 
 use super::real::Real as RealForm;
 use crate::linalg::{Real, add_product, product};

@@ -25,12 +25,12 @@ const NAME: &str = "matrix_exp";
 /// # Gradient
 /// Flows to `raw`; exactly zero on and above the diagonal. It is the Fréchet derivative by divided differences, which no
 /// coincidence of eigenvalues disturbs, and is exact where the columns lose rank, zero included. The eigenvectors are kept
-/// from the forward to the first backward pass, `O(k²)`.
+/// from the forward to the first backward pass, `O(k²)`; the Hermitian form keeps a basis of the columns too, `O(nk)`.
 ///
 /// # Numerics
 /// `stiefel_residual(Q)` is at most 1e-6 in f32 and 1e-13 in f64 at every size and for every finite `raw`; half types add their
 /// own rounding. For f32 with `‖A‖` up to 2000 the real symmetric eigenproblem of `KᵀK` is enough; beyond, and for f64, it is
-/// the Hermitian one of `iK`, several times slower and exact at any norm. Digits of `Q` itself are lost in proportion to the norm of A, as in
+/// the Hermitian one of `iK`, several times slower and orthonormal at any norm. Digits of `Q` itself are lost in proportion to the norm of A, as in
 /// any method: angles are only known to `2e-16 ‖A‖`. Zero gives the identity to rounding.
 ///
 /// # Errors
