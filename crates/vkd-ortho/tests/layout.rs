@@ -68,3 +68,28 @@ fn incoming_gradients_may_be_strided() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn the_number_of_threads_changes_no_bit() -> Result<()> {
+    // Wide enough that the products are shared among threads.
+    let values = normal(&[3024, 192], DType::F32, 5)?;
+    for case in &CASES {
+        let run = |threads: usize| -> Result<(Tensor, Tensor)> {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.map_err(candle_core::Error::wrap)?.install(|| {
+                let raw = Var::from_tensor(&values)?;
+                let q = (case.op)(&raw)?;
+                let grads = (&q * &values)?.backward()?;
+                let Some(grad) = grads.get(&raw) else { panic!("{}: no gradient", case.name) };
+                Ok((q, grad.clone()))
+            })
+        };
+        let (q, grad) = run(1)?;
+        for threads in [2, 3] {
+            let (other, other_grad) = run(threads)?;
+            assert_close(case.name, &other, &q, Tolerance::EXACT)?;
+            assert_close(case.name, &other_grad, &grad, Tolerance::EXACT)?;
+        }
+    }
+    Ok(())
+}
