@@ -1,8 +1,9 @@
 //! The base of a trivialisation: an `n x n` orthogonal matrix kept as `k` reflectors.
 
 use crate::linalg::{product, reflectors, solve_upper, upper_half};
+use crate::ops::Wy;
 use crate::parametrization::check_orthonormal;
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor};
 use faer::{Mat, MatRef};
 
 /// A loaded base may be this far from orthonormal: above the rounding of f32, below that of bf16.
@@ -13,15 +14,17 @@ pub(crate) fn rounding(dtype: DType) -> f64 {
     if dtype == DType::F64 { 5e-14 } else { 5e-7 }
 }
 
-/// The orthogonal matrix `H = (I - V T Vᵀ) diag(signs, I)` whose first `k` columns are the stored tensor; all parts in f64.
+/// The orthogonal matrix `H = (I - V T Vᵀ) diag(signs, I)` whose first `k` columns are the stored tensor.
 #[derive(Debug)]
 pub(crate) struct Base {
-    source: Vec<f64>,
+    /// The stored tensor.
+    pub(crate) source: Vec<f64>,
+    pub(crate) h: Wy,
+    /// The stored tensor is orthonormal to rounding.
+    pub(crate) exact: bool,
     v: Tensor,
     t: Tensor,
     signs: Tensor,
-    /// The stored tensor and `E`, where the stored tensor is orthonormal to rounding.
-    exact: Option<(Tensor, Tensor)>,
 }
 
 impl Base {
@@ -31,11 +34,15 @@ impl Base {
         let (n, k) = base.dims2()?;
         let source = values(base)?;
         let (basis, _) = reflectors(MatRef::from_row_major_slice(&source, n, k));
-        let v = Mat::from_fn(n, k, |i, j| match i.cmp(&j) {
+        let mut v = Mat::from_fn(n, k, |i, j| match i.cmp(&j) {
             std::cmp::Ordering::Less => 0.,
             std::cmp::Ordering::Equal => 1.,
             std::cmp::Ordering::Greater => basis[(i, j)],
         });
+        for j in 0..k {
+            let length = v.col(j).norm_l2();
+            v.col_mut(j).iter_mut().for_each(|x| *x /= length);
+        }
         let s = upper_half(&product(v.transpose(), v.as_ref()));
         let t = solve_upper(s.as_ref(), Mat::identity(k, k));
         // A reflector without a tail turns its column where the factorisation did not: read the signs off the result.
@@ -44,23 +51,34 @@ impl Base {
             let kept = |i: usize| f64::from(u8::from(i == j)) - turned[(i, j)];
             (0..n).map(|i| kept(i) * source[i * k + j]).sum::<f64>().signum()
         };
-        let signs = Mat::from_fn(n, 1, |i, _| if i < k { sign(i) } else { 1. });
+        let signs: Vec<f64> = (0..k).map(sign).collect();
         let device = base.device();
-        let exact = match exact {
-            false => None,
-            true => Some((
-                Tensor::from_vec(source.clone(), (n, k), device)?,
-                unit_columns(n, k, DType::F64, device)?,
-            )),
-        };
-        let (v, t, signs) = (tensor(&v, device)?, tensor(&t, device)?, tensor(&signs, device)?);
-        Ok(Self { source, v, t, signs, exact })
+        let padded = Mat::from_fn(n, 1, |i, _| if i < k { signs[i] } else { 1. });
+        let (v_tensor, t_tensor) = (tensor(&v, device)?, tensor(&t, device)?);
+        let h = Wy::new(v, t, signs);
+        Ok(Self { source, h, exact, v: v_tensor, t: t_tensor, signs: tensor(&padded, device)? })
     }
 
     /// Whether the stored tensor still is the one that this was made from.
     pub(crate) fn made_from(&self, base: &Tensor) -> Result<bool> {
-        let now = values(base)?;
-        Ok(now.iter().map(|x| x.to_bits()).eq(self.source.iter().map(|x| x.to_bits())))
+        let (storage, layout) = base.storage_and_layout();
+        let same = match (&*storage, layout.contiguous_offsets()) {
+            (Storage::Cpu(CpuStorage::F32(now)), Some((start, end))) => {
+                // Exact: the source was widened from f32.
+                let now = now[start..end].iter().map(|x| f64::from(*x).to_bits());
+                now.eq(self.source.iter().map(|x| x.to_bits()))
+            }
+            (Storage::Cpu(CpuStorage::F64(now)), Some((start, end))) => {
+                let now = now[start..end].iter().map(|x| x.to_bits());
+                now.eq(self.source.iter().map(|x| x.to_bits()))
+            }
+            _ => {
+                drop(storage);
+                let now = values(base)?;
+                now.iter().map(|x| x.to_bits()).eq(self.source.iter().map(|x| x.to_bits()))
+            }
+        };
+        Ok(same)
     }
 
     /// `H y` for an `n x k` f64 matrix.
@@ -73,12 +91,18 @@ impl Base {
     /// `Q₀ + H (y - E)`: the same up to the rounding of `Q₀`, and `Q₀` to the bit at `y = E`.
     ///
     /// `H E` is orthonormal where the stored `Q₀` is rounded, so the two differ by its rounding; this form keeps that difference
-    /// as a constant. A base that is further off than rounding gets the plain product, which repairs it.
+    /// as a constant. A base that is further off than rounding gets the plain product, which repairs it. From plain tensor
+    /// ops, on any device; on the CPU, [`base_product`](crate::ops::base_product) does the same.
     pub(crate) fn apply_exactly(&self, y: &Tensor) -> Result<Tensor> {
-        match &self.exact {
-            Some((stored, unit)) => stored + self.apply(&(y - unit)?)?,
-            None => self.apply(y),
+        let dtype = y.dtype();
+        let y = y.to_dtype(DType::F64)?;
+        if !self.exact {
+            return self.apply(&y)?.to_dtype(dtype);
         }
+        let (n, k) = y.dims2()?;
+        let stored = Tensor::from_slice(&self.source, (n, k), y.device())?;
+        let unit = unit_columns(n, k, DType::F64, y.device())?;
+        (stored + self.apply(&(y - unit)?)?)?.to_dtype(dtype)
     }
 
     /// `Hᵀ q`.

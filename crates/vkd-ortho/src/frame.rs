@@ -1,6 +1,7 @@
 //! The bare parameter: an orthonormal weight without a layer around it.
 
 use crate::base::{Base, rounding, unit_columns, values};
+use crate::ops::base_product;
 use crate::parametrization::{check_orthonormal, parameters, tolerance};
 use crate::polar::polar_of;
 use crate::{OrthogonalMap, sample_stiefel, stiefel_residual};
@@ -170,7 +171,9 @@ impl Stiefel {
     /// # Errors
     /// A `raw` that is not finite, or a `base` that has been overwritten by something that is not orthonormal.
     pub fn weight(&self) -> Result<Tensor> {
-        self.lay(&self.current_base()?.apply_exactly(&self.frame()?)?.to_dtype(self.dtype)?)
+        let frame = self.map.apply(&self.raw).map_err(no_weight)?;
+        let tall = base_product(&self.current_base()?, &frame, self.sign())?;
+        self.lay(&tall.to_dtype(self.dtype)?)
     }
 
     /// How far the weight is from orthonormal: [`stiefel_residual`] of [`weight`](Self::weight).
@@ -230,7 +233,7 @@ impl Stiefel {
         let stored = self.raw.dtype();
         check_orthonormal("stiefel assign", &q, tolerance(stored))?;
         let frame = self.current_base()?.apply_transposed(&q)?;
-        let raw = parameters(self.map, &self.signed(frame)?, stored)?;
+        let raw = parameters(self.map, &(frame * self.sign())?, stored)?;
         variable("raw", &self.raw)?.set(&raw)
     }
 
@@ -251,14 +254,14 @@ impl Stiefel {
 
     /// The map at `raw`, with zero at the identity: Householder has minus the identity there.
     fn frame(&self) -> Result<Tensor> {
-        let frame = self.map.apply(&self.raw).and_then(|frame| frame.to_dtype(DType::F64));
-        self.signed(frame.map_err(|e| e.context("stiefel: no weight from `raw`"))?)
+        self.map.apply(&self.raw).map_err(no_weight)?.to_dtype(DType::F64)? * self.sign()
     }
 
-    fn signed(&self, frame: Tensor) -> Result<Tensor> {
+    /// Of the map at zero.
+    fn sign(&self) -> f64 {
         match self.map {
-            OrthogonalMap::Householder => frame.neg(),
-            OrthogonalMap::Cayley | OrthogonalMap::MatrixExp => Ok(frame),
+            OrthogonalMap::Householder => -1.,
+            OrthogonalMap::Cayley | OrthogonalMap::MatrixExp => 1.,
         }
     }
 
@@ -296,6 +299,10 @@ impl Stiefel {
         *lock() = made.clone();
         Ok(made)
     }
+}
+
+fn no_weight(error: Error) -> Error {
+    error.context("stiefel: no weight from `raw`")
 }
 
 /// The variable behind a tensor that a store handed out.

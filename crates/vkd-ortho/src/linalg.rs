@@ -9,14 +9,18 @@ use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::householder;
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::linalg::triangular_solve::{
     solve_lower_triangular_in_place, solve_upper_triangular_in_place,
 };
-use faer::linalg::{evd, lu::partial_pivoting as lu, qr::no_pivoting::factor as qr};
+use faer::linalg::{
+    cholesky::llt::factor as llt, evd, lu::partial_pivoting as lu, qr::no_pivoting::factor as qr,
+};
 use faer::perm::PermRef;
 use faer::traits::ext::ComplexFieldExt;
 use faer::traits::{ComplexField, RealField};
 use faer::{Accum, Conj, Mat, MatMut, MatRef, Par};
+use rayon::prelude::*;
 
 /// The two types that the maps compute in.
 pub(crate) trait Real: WithDType + RealField {
@@ -102,27 +106,46 @@ pub(crate) fn solve_upper_transposed(upper: MatRef<'_, f64>, mut rhs: Mat<f64>) 
     rhs
 }
 
-/// Sums of squares of the columns, in f64.
+/// Entries of a block that one thread passes over; it depends on the size alone, so that threads move no bit.
+///
+/// What fits the nearer caches is one block: shared among threads, it would have to travel back for the product after it.
+pub(crate) fn block(entries: usize) -> usize {
+    if entries < 1 << 20 { entries.max(1) } else { 1 << 15 }
+}
+
+/// Sums of squares of the columns, in f64; of row `i` the first `width(i)` entries.
 ///
 /// A long sum of positive numbers drifts by more in f32 than what is measured here.
-fn squares<T: Real>(a: MatRef<'_, T>) -> Vec<f64> {
-    let mut sums = vec![0f64; a.ncols()];
-    for i in 0..a.nrows() {
-        // A slice where there is one: an index checks its bounds.
-        match a.row(i).try_as_row_major() {
-            Some(row) => {
-                for (sum, x) in sums.iter_mut().zip(row.as_slice()) {
-                    *sum += x.to_f64() * x.to_f64();
+pub(crate) fn squares<T: Real>(
+    a: MatRef<'_, T>,
+    width: impl Fn(usize) -> usize + Sync,
+) -> Vec<f64> {
+    let (n, k) = a.shape();
+    let rows = (block(n * k) / k).max(1);
+    let part = |block: usize| {
+        let mut sums = vec![0f64; k];
+        for i in block * rows..n.min((block + 1) * rows) {
+            // A slice where there is one: an index checks its bounds.
+            match a.row(i).try_as_row_major() {
+                Some(row) => {
+                    for (sum, x) in sums.iter_mut().zip(&row.as_slice()[..width(i)]) {
+                        *sum += x.to_f64() * x.to_f64();
+                    }
                 }
-            }
-            None => {
-                for (j, sum) in sums.iter_mut().enumerate() {
-                    *sum += a[(i, j)].to_f64().powi(2);
+                None => {
+                    for (j, sum) in sums.iter_mut().enumerate().take(width(i)) {
+                        *sum += a[(i, j)].to_f64().powi(2);
+                    }
                 }
             }
         }
-    }
-    sums
+        sums
+    };
+    let parts: Vec<Vec<f64>> = (0..n.div_ceil(rows)).into_par_iter().map(part).collect();
+    parts.into_iter().fold(vec![0.; k], |mut sums, part| {
+        sums.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
+        sums
+    })
 }
 
 /// Largest `|qᵀq - I|`, off the diagonal in the type of `q`; infinite when any entry is NaN.
@@ -139,7 +162,7 @@ pub(crate) fn residual<T: Real>(q: MatRef<'_, T>) -> f64 {
             difference.abs()
         };
     };
-    for (j, square) in squares(q).into_iter().enumerate() {
+    for (j, square) in squares(q, |_| q.ncols()).into_iter().enumerate() {
         meet(square - 1.);
         for i in j + 1..gram.nrows() {
             meet(gram[(i, j)].to_f64());
@@ -173,6 +196,25 @@ pub(crate) fn inverse(mut a: Mat<f64>) -> Mat<f64> {
     let rows = PermRef::new_checked(&forward, &backward, k);
     lu::inverse::inverse(out.as_mut(), a.as_ref(), a.as_ref(), rows, Par::Seq, stack);
     out
+}
+
+/// The upper triangular `R` of `RᵀR = a`, and its inverse; `None` unless `a` is positive definite to rounding.
+pub(crate) fn cholesky(a: MatRef<'_, f64>) -> Option<(Mat<f64>, Mat<f64>)> {
+    let k = a.nrows();
+    let mut lower = a.to_owned();
+    let scratch = llt::cholesky_in_place_scratch::<f64>(k, Par::Seq, Default::default());
+    llt::cholesky_in_place(
+        lower.as_mut(),
+        Default::default(),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Default::default(),
+    )
+    .ok()?;
+    let mut inverse = Mat::zeros(k, k);
+    invert_lower_triangular(inverse.as_mut(), lower.as_ref(), Par::Seq);
+    let upper = Mat::from_fn(k, k, |i, j| if i <= j { lower[(j, i)] } else { 0. });
+    Some((upper, inverse.transpose().to_owned()))
 }
 
 /// Eigenvalues, ascending, and eigenvectors of a Hermitian matrix; reads the lower triangle only. `None` if it did not converge.

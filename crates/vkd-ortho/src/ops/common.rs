@@ -1,6 +1,6 @@
 //! What the three ops share: checks, dtype dispatch, the loop over a batch, and the tape.
 
-use crate::linalg::Real;
+use crate::linalg::{Real, block};
 use candle_core::backend::BackendStorage;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, D, DType, Error, Layout, Result, Shape, Tensor, WithDType,
@@ -98,7 +98,7 @@ impl<M: Map> Forward<M> {
             let raw = Rows { values: &raw[at * n * k..(at + 1) * n * k], n, k };
             finite(M::NAME, at, raw)?;
             let (q, kept) = M::forward(raw)?;
-            if !q.iter().all(|x| x.to_f64().is_finite()) {
+            if !all_finite(&q) {
                 bail!("{}: expected a finite result, got none for matrix {at}", M::NAME)
             }
             // A parameter may be overwritten in place before the backward pass reads it.
@@ -179,6 +179,7 @@ impl<M: Map> Backward<M> {
 /// Maps the matrices in order, in parallel when there is more than one; the first error in order wins.
 fn each<R: Send>(count: usize, f: impl Fn(usize) -> Result<R> + Send + Sync) -> Result<Vec<R>> {
     if count == 1 {
+        // On a thread of the pool: from outside, each product and each pass would have to wake it anew.
         return Ok(vec![f(0)?]);
     }
     let parts: Vec<Result<R>> = (0..count).into_par_iter().map(f).collect();
@@ -192,28 +193,42 @@ fn join<T>(mut parts: Vec<Vec<T>>) -> Vec<T> {
     parts.into_iter().flatten().collect()
 }
 
-/// Of the bits of a matrix; eight lanes, because one would wait for each product.
+/// Of the bits of a matrix, by blocks, so that threads can share them.
 fn fingerprint<T: WithDType>(values: &[T]) -> u64 {
-    let mix = |hash: u64, x: &T| (hash ^ x.to_f64().to_bits()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let blocks: Vec<u64> = values.par_chunks(block(values.len())).map(block_fingerprint).collect();
+    blocks.into_iter().fold(values.len() as u64, mix)
+}
+
+/// Eight lanes, because one would wait for each product, and one product for two entries.
+fn block_fingerprint<T: WithDType>(values: &[T]) -> u64 {
+    let bits = |x: &T| x.to_f64().to_bits();
     let mut lanes = [0x243f_6a88_85a3_08d3u64; 8];
-    let rows = values.chunks_exact(8);
-    let rest = rows.remainder();
+    let rows = values.chunks_exact(16);
+    let hash = rows.remainder().iter().map(bits).fold(0, mix);
     for row in rows {
-        for (lane, x) in lanes.iter_mut().zip(row) {
-            *lane = mix(*lane, x);
+        let (left, right) = row.split_at(8);
+        for ((lane, x), y) in lanes.iter_mut().zip(left).zip(right) {
+            *lane = mix(*lane, bits(x) ^ bits(y).rotate_left(32));
         }
     }
-    let hash = rest.iter().fold(values.len() as u64, mix);
-    lanes
-        .iter()
-        .fold(hash, |hash, lane| (hash.rotate_left(31) ^ lane).wrapping_mul(0x2545_f491_4f6c_dd1d))
+    lanes.into_iter().fold(hash, |hash, lane| mix(hash.rotate_left(31), lane))
+}
+
+fn mix(hash: u64, bits: u64) -> u64 {
+    (hash ^ bits).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+fn all_finite<T: WithDType>(values: &[T]) -> bool {
+    // Not `all` inside a block: a loop without an early end runs on vectors.
+    values
+        .par_chunks(block(values.len()))
+        .all(|values| values.iter().fold(true, |fine, x| fine & x.to_f64().is_finite()))
 }
 
 /// An error that names the first entry below the diagonal that is not finite.
 fn finite<T: WithDType>(op: &'static str, at: usize, raw: Rows<'_, T>) -> Result<()> {
     let Rows { values, n, k } = raw;
-    let fine = |row: &[T]| row.iter().all(|x| x.to_f64().is_finite());
-    if (0..k).all(|i| fine(&values[i * k..i * k + i])) && fine(&values[k * k..]) {
+    if (0..k).all(|i| all_finite(&values[i * k..i * k + i])) && all_finite(&values[k * k..]) {
         return Ok(());
     }
     for i in 0..n {
@@ -259,12 +274,13 @@ fn size(layout: &Layout) -> Result<(usize, usize)> {
     }
 }
 
-fn dense<'a, T>(op: &'static str, storage: &'a [T], layout: &Layout) -> Result<&'a [T]> {
+pub(super) fn dense<'a, T>(op: &'static str, storage: &'a [T], layout: &Layout) -> Result<&'a [T]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage[start..end]),
         None => Err(Error::RequiresContiguous { op }.bt()),
     }
 }
+
 /// For the reference twins: the strict lower part padded to `(.., n, n)`, minus its transpose.
 pub(super) fn padded_skew(raw: &Tensor) -> Result<Tensor> {
     let (n, k) = (raw.dim(D::Minus2)?, raw.dim(D::Minus1)?);

@@ -1,10 +1,12 @@
 //! One folder per op: `mod.rs` (checks, tape), `cpu.rs` (the arithmetic), `reference.rs` (the slow twin).
 
+mod base_product;
 mod cayley;
 mod common;
 mod householder;
 mod matrix_exp;
 
+pub(crate) use base_product::{base_product, cpu::Wy};
 pub use cayley::cayley;
 pub use householder::householder_product;
 pub use matrix_exp::matrix_exp;

@@ -4,13 +4,14 @@
 //! triangle. Otherwise blocks of 32 in f64, whose triangles are always well conditioned.
 
 use crate::linalg::{
-    Real, add_product, cast, gram, product, residual, solve_upper, solve_upper_transposed,
-    upper_half,
+    self, Real, add_product, cast, gram, product, residual, solve_upper, solve_upper_transposed,
+    squares, upper_half,
 };
 use crate::ops::common::{Map, Rows, row_major};
 use candle_core::Result;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatMut, MatRef, Par};
+use rayon::prelude::*;
 
 pub(super) struct Householder;
 
@@ -39,28 +40,37 @@ impl Map for Householder {
     }
 }
 
-/// Unit reflectors row by row, and the lengths that were divided out.
+/// Unit reflectors row by row, and the factors that gave them their length.
 fn unit<T: Real>(raw: Rows<'_, T>) -> (Vec<T>, Vec<f64>) {
     let Rows { values, n, k } = raw;
-    let mut squares = vec![1f64; k];
-    for i in 1..n {
-        let row = &values[i * k..i * k + k.min(i)];
-        for (sum, x) in squares.iter_mut().zip(row) {
-            *sum += x.to_f64() * x.to_f64();
-        }
-    }
-    let lengths: Vec<f64> = squares.iter().map(|x| x.sqrt()).collect();
-    let factors: Vec<f64> = lengths.iter().map(|x| x.recip()).collect();
-    let mut u = vec![T::from_f64(0.); n * k];
-    for (i, (out, row)) in u.chunks_exact_mut(k).zip(values.chunks_exact(k)).enumerate() {
-        for ((out, x), factor) in out.iter_mut().zip(row).zip(&factors).take(i) {
-            *out = T::from_f64(x.to_f64() * factor);
-        }
+    let squares = squares(MatRef::from_row_major_slice(values, n, k), |i| k.min(i));
+    let factors: Vec<f64> = squares.iter().map(|x| (1. + x).sqrt().recip()).collect();
+    let mut u = values.to_vec();
+    each_row(&mut u, k, |i, row| {
+        scale(&mut row[..k.min(i)], &factors);
         if i < k {
-            out[i] = T::from_f64(factors[i]);
+            row[i] = T::from_f64(factors[i]);
+            row[i + 1..].fill(T::from_f64(0.));
         }
+    });
+    (u, factors)
+}
+
+/// Calls `f` with the number and the entries of each row, rows shared among threads.
+fn each_row<T: Real>(values: &mut [T], k: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    let rows = (linalg::block(values.len()) / k).max(1);
+    values.par_chunks_mut(rows * k).enumerate().for_each(|(at, values)| {
+        for (i, row) in values.chunks_exact_mut(k).enumerate() {
+            f(at * rows + i, row);
+        }
+    });
+}
+
+/// A function of its own, so that the compiler knows the two apart and works on vectors.
+fn scale<T: Real>(row: &mut [T], factors: &[f64]) {
+    for (x, factor) in row.iter_mut().zip(factors) {
+        *x = T::from_f64(x.to_f64() * factor);
     }
-    (u, lengths)
 }
 
 /// `Z = S⁻¹ U₁ᵀ`, upper triangular.
@@ -115,7 +125,7 @@ fn whole<T: Real>(raw: Rows<'_, T>) -> Option<(Vec<T>, Mat<f64>)> {
 fn gradient<T: Real>(raw: Rows<'_, T>, grad: Rows<'_, T>, s: &Mat<f64>) -> Vec<T> {
     use BlockStructure::{Rectangular, TriangularLower, TriangularUpper};
     let Rows { n, k, .. } = raw;
-    let (u, lengths) = unit(raw);
+    let (u, factors) = unit(raw);
     let z = triangle(&u, s);
     let u = MatRef::from_row_major_slice(&u, n, k);
     let g = MatRef::from_row_major_slice(grad.values, n, k);
@@ -132,17 +142,19 @@ fn gradient<T: Real>(raw: Rows<'_, T>, grad: Rows<'_, T>, s: &Mat<f64>) -> Vec<T
     half_product((u_grad.as_mut(), Rectangular), g, (z.transpose(), TriangularLower), -1.);
     add_product(u_grad, T::from_f64(1.), u, gram_grad.as_ref());
     // The product does not depend on the lengths, so the gradient is orthogonal to each reflector already.
-    for (i, row) in out.chunks_exact_mut(k).enumerate() {
-        for (j, (x, length)) in row.iter_mut().zip(&lengths).enumerate().take(i) {
-            let top = if i < k { w[(j, i)] } else { 0. };
-            *x = T::from_f64((x.to_f64() + top) / length);
+    each_row(&mut out, k, |i, row| {
+        if i < k {
+            for (j, x) in row.iter_mut().enumerate().take(i) {
+                *x = T::from_f64(x.to_f64() + w[(j, i)]);
+            }
         }
-    }
+        scale(row, &factors);
+    });
     out
 }
 
 /// Reflectors per block. Small blocks keep `S` well conditioned, and touch only the rows and columns at and after their own.
-const BLOCK: usize = 32;
+const REFLECTORS: usize = 32;
 
 /// Unit reflectors, and the lengths that were divided out.
 fn reflectors(lower: MatRef<'_, f64>) -> (Mat<f64>, Vec<f64>) {
@@ -166,12 +178,12 @@ fn reflectors(lower: MatRef<'_, f64>) -> (Mat<f64>, Vec<f64>) {
 
 /// First reflector of each block, ascending.
 fn starts(k: usize) -> impl DoubleEndedIterator<Item = usize> {
-    (0..k.div_ceil(BLOCK)).map(|p| p * BLOCK)
+    (0..k.div_ceil(REFLECTORS)).map(|p| p * REFLECTORS)
 }
 
 /// The block that starts at reflector `at`, without the zero rows above it, and its `S`.
 fn block(u: &Mat<f64>, at: usize) -> (MatRef<'_, f64>, Mat<f64>) {
-    let width = BLOCK.min(u.ncols() - at);
+    let width = REFLECTORS.min(u.ncols() - at);
     let u = u.as_ref().submatrix(at, at, u.nrows() - at, width);
     let s = upper_half(&product(u.transpose(), u));
     (u, s)

@@ -2,21 +2,25 @@
 //!
 //! With `N = KᵀK`, `exp(K) = c(N) + K s(N)`, `c(x) = cos √x` and `s(x) = sin √x / √x`: a quarter of the work of the Hermitian
 //! form. `N` squares the norm, so its digits end at `1e-16 ‖K‖²`; the form is refused before f32 could tell.
-//! Above `n = 2k` the lower block `C` enters through its Gram matrix `V Σ² Vᵀ` alone: `K` holds `R = Σ Vᵀ` in its place, and the
-//! lower rows of the result are `C P`, `P` the top block of `φ₁(K)`, without a basis of the columns of `C`.
+//! Above `n = 2k` the lower block `C` enters through its Gram matrix `V Σ² Vᵀ` alone: `K` holds an `R` with
+//! `RᵀR = CᵀC` in its place, and the lower rows of the result are `C P`, `P` the top block of `φ₁(K)`, without a basis of the columns of `C`.
 
 use crate::linalg::{
-    Real as Float, add_product, cast, eigen, gram, product, product_into, residual,
+    Real as Float, add_product, cast, cholesky, eigen, gram, product, product_into, residual,
 };
 use crate::ops::common::Rows;
 use crate::skew::sinc;
 use faer::{Mat, MatMut, MatRef};
+use rayon::prelude::*;
 
 /// Largest `‖K‖²` taken here: 1e-16 of it is well below the law of f32.
 const LARGEST: f64 = 4e6;
 
 /// Singular values of `C` below this part of the largest are noise of its Gram matrix.
 const NOISE: f64 = 1e-7;
+
+/// Condition up to which a Cholesky factor of the Gram matrix serves: its square leaves eight digits of f64.
+const WELL_CONDITIONED: f64 = 1e4;
 
 pub(super) struct Real {
     /// Skew, `m x m`, with `K = [[B, -Rᵀ], [R, 0]]`.
@@ -25,8 +29,16 @@ pub(super) struct Real {
     angles: Vec<f64>,
     /// Eigenvectors of `KᵀK`.
     w: Mat<f64>,
-    /// `VΣ⁺`: `C VΣ⁺` is a basis of the columns of `C`. `None` where `R = C`.
-    to_basis: Option<Mat<f64>>,
+    /// Absent where `R = C`.
+    basis: Option<Basis>,
+}
+
+/// How the tall block `C` stands in `K`.
+struct Basis {
+    /// `R⁺`: `C R⁺` is a basis of the columns of `C`.
+    inverse: Mat<f64>,
+    /// `P`, the top `k x k` block of `φ₁(K)`.
+    phi: Mat<f64>,
 }
 
 impl Real {
@@ -34,15 +46,11 @@ impl Real {
         let Rows { values, n, k } = raw;
         let wide: Vec<f64> = values[k * k..].iter().map(|x| x.to_f64()).collect();
         let c = MatRef::from_row_major_slice(&wide, n - k, k);
-        let (r, to_basis) = if n <= 2 * k {
+        let (r, inverse) = if n <= 2 * k {
             (c.to_owned(), None)
         } else {
-            let (squares, v) = eigen(gram(c).as_ref())?;
-            let sigma: Vec<f64> = squares.iter().map(|x| x.max(0.).sqrt()).collect();
-            let noise = NOISE * sigma.iter().fold(0., |a: f64, b| a.max(*b));
-            let inverse = |x: f64| if x > noise { 1. / x } else { 0. };
-            let r = Mat::from_fn(k, k, |i, j| sigma[i] * v[(j, i)]);
-            (r, Some(Mat::from_fn(k, k, |i, j| v[(i, j)] * inverse(sigma[j]))))
+            let (r, inverse) = root(gram(c))?;
+            (r, Some(inverse))
         };
         let m = k + r.nrows();
         let below = |i: usize, j: usize| match (i < k, j < k) {
@@ -64,19 +72,32 @@ impl Real {
             return None;
         }
         let angles = squares.into_iter().map(|x| x.max(0.).sqrt()).collect();
-        Some(Self { skew, angles, w, to_basis })
+        let mut form = Self { skew, angles, w, basis: None };
+        if let Some(inverse) = inverse {
+            // `φ₁(K) = s(N) + K t(N)`, `t(x) = (1 - cos √x) / x`.
+            let t = |a: f64| 0.5 * sinc(0.5 * a) * sinc(0.5 * a);
+            let phi = form.columns(k, k, sinc, t);
+            form.basis = Some(Basis { inverse, phi });
+        }
+        Some(form)
     }
 
-    /// First `k` columns of `f(N) + K g(N)`, all rows.
-    fn columns(&self, k: usize, f: impl Fn(f64) -> f64, g: impl Fn(f64) -> f64) -> Mat<f64> {
+    /// First `rows` rows and `k` columns of `f(N) + K g(N)`.
+    fn columns(
+        &self,
+        rows: usize,
+        k: usize,
+        f: impl Fn(f64) -> f64,
+        g: impl Fn(f64) -> f64,
+    ) -> Mat<f64> {
         let m = self.w.nrows();
         let scaled = |f: &dyn Fn(f64) -> f64| {
             let factors: Vec<f64> = self.angles.iter().map(|a| f(*a)).collect();
-            let left = Mat::from_fn(k, m, |i, j| self.w[(i, j)] * factors[j]);
-            product(self.w.as_ref(), left.transpose())
+            Mat::from_fn(k, m, |i, j| self.w[(i, j)] * factors[j])
         };
-        let mut out = scaled(&f);
-        add_product(out.as_mut(), 1., self.skew.as_ref(), scaled(&g).as_ref());
+        let mut out = product(self.w.as_ref().subrows(0, rows), scaled(&f).transpose());
+        let inner = product(self.w.as_ref(), scaled(&g).transpose());
+        add_product(out.as_mut(), 1., self.skew.as_ref().subrows(0, rows), inner.as_ref());
         out
     }
 
@@ -84,58 +105,53 @@ impl Real {
     pub(super) fn forward<T: Float>(raw: Rows<'_, T>) -> Option<(Vec<T>, Self)> {
         let Rows { values, n, k } = raw;
         let form = Self::new(raw)?;
-        let exp = form.columns(k, f64::cos, sinc);
-        let rows = if form.to_basis.is_some() { k } else { n };
+        let rows = if form.basis.is_some() { k } else { n };
+        let exp = form.columns(rows, k, f64::cos, sinc);
         let mut q = vec![T::from_f64(0.); n * k];
         for (i, row) in q.chunks_exact_mut(k).take(rows).enumerate() {
             for (j, x) in row.iter_mut().enumerate() {
                 *x = T::from_f64(exp[(i, j)]);
             }
         }
-        if form.to_basis.is_some() {
+        if let Some(basis) = &form.basis {
             let c = MatRef::from_row_major_slice(&values[k * k..], n - k, k);
             let bottom = MatMut::from_row_major_slice_mut(&mut q[k * k..], n - k, k);
-            product_into(bottom, c, cast::<f64, T>(form.phi(k).as_ref()).as_ref());
+            product_into(bottom, c, cast::<f64, T>(basis.phi.as_ref()).as_ref());
         }
         let orthonormal = residual(MatRef::from_row_major_slice(&q, n, k)) <= T::RESIDUAL;
         orthonormal.then_some((q, form))
     }
 
-    /// Top `k x k` block of `φ₁(K) = s(N) + K t(N)`, `t(x) = (1 - cos √x) / x`.
-    fn phi(&self, k: usize) -> Mat<f64> {
-        let t = |a: f64| 0.5 * sinc(0.5 * a) * sinc(0.5 * a);
-        self.columns(k, sinc, t).as_ref().subrows(0, k).to_owned()
-    }
-
     /// The adjoint of the exponential at `K`, to which the gradient is carried by the basis of the columns of `C`.
+    ///
+    /// Products are in `T`: nothing below is squared or inverted any more.
     pub(super) fn gradient<T: Float>(&self, raw: Rows<'_, T>, grad: Rows<'_, T>) -> Vec<T> {
         let Rows { values, n, k } = raw;
         let part = |values| MatRef::from_row_major_slice(values, n - k, k);
         let (c, g2) = (part(&values[k * k..]), part(&grad.values[k * k..]));
         let m = self.w.nrows();
         // Ĝ, the gradient in the coordinates of K.
-        let coordinates = self.to_basis.as_ref().map(|to_basis| {
+        let coordinates = self.basis.as_ref().map(|basis| {
             let inner: Mat<f64> = cast(product(c.transpose(), g2).as_ref());
-            product(to_basis.transpose(), inner.as_ref())
+            product(basis.inverse.transpose(), inner.as_ref())
         });
         let small = Mat::from_fn(m, k, |i, j| match &coordinates {
-            Some(coordinates) if i >= k => coordinates[(i - k, j)],
-            _ => grad.values[i * k + j].to_f64(),
+            Some(coordinates) if i >= k => T::from_f64(coordinates[(i - k, j)]),
+            _ => grad.values[i * k + j],
         });
         let k_grad = self.adjoint(small.as_ref());
         let mut out = vec![T::from_f64(0.); n * k];
-        let rows = if self.to_basis.is_some() { k } else { n };
+        let rows = if self.basis.is_some() { k } else { n };
         for (i, row) in out.chunks_exact_mut(k).take(rows).enumerate() {
             for (j, x) in row.iter_mut().enumerate().take(i) {
-                *x = T::from_f64(k_grad[(i, j)] - k_grad[(j, i)]);
+                *x = k_grad[(i, j)];
             }
         }
-        if let (Some(to_basis), Some(coordinates)) = (&self.to_basis, &coordinates) {
-            let phi = self.phi(k);
-            let mut r_grad = Mat::from_fn(k, k, |i, j| k_grad[(k + i, j)] - k_grad[(j, k + i)]);
-            add_product(r_grad.as_mut(), -1., coordinates.as_ref(), phi.transpose());
-            let inside: Mat<T> = cast(product(to_basis.as_ref(), r_grad.as_ref()).as_ref());
-            let phi: Mat<T> = cast(phi.as_ref());
+        if let (Some(basis), Some(coordinates)) = (&self.basis, &coordinates) {
+            let mut r_grad = Mat::from_fn(k, k, |i, j| k_grad[(k + i, j)].to_f64());
+            add_product(r_grad.as_mut(), -1., coordinates.as_ref(), basis.phi.transpose());
+            let inside: Mat<T> = cast(product(basis.inverse.as_ref(), r_grad.as_ref()).as_ref());
+            let phi: Mat<T> = cast(basis.phi.as_ref());
             let mut bottom = MatMut::from_row_major_slice_mut(&mut out[k * k..], n - k, k);
             product_into(bottom.as_mut(), g2, phi.transpose());
             add_product(bottom, T::from_f64(1.), c, inside.as_ref());
@@ -143,30 +159,57 @@ impl Real {
         out
     }
 
-    /// Gradient with respect to `K` for the gradient `g` of the first `k` columns of `exp(K)`.
+    /// Gradient with respect to the entries of the skew `K` below its diagonal, for the gradient `g` of the first `k`
+    /// columns of `exp(K)`.
     ///
-    /// `exp(K) = c(N) + K s(N)` and `N = -K²`, each by its divided differences in the eigenvectors of `N`.
-    fn adjoint(&self, g: MatRef<'_, f64>) -> Mat<f64> {
+    /// `exp(K) = c(N) + K s(N)` and `N = -K²`, each by its divided differences in the eigenvectors of `N`. With `H` the
+    /// gradient of `N` plus its transpose, `N` gives `HK - (HK)ᵀ`.
+    fn adjoint<T: Float>(&self, g: MatRef<'_, T>) -> Mat<T> {
         let (m, k) = g.shape();
-        let w = self.w.as_ref();
+        let (w, skew): (Mat<T>, Mat<T>) = (cast(self.w.as_ref()), cast(self.skew.as_ref()));
+        let (w, skew) = (w.as_ref(), skew.as_ref());
         let w1 = w.subrows(0, k);
-        let turned = product(self.skew.transpose(), g);
+        let turned = product(skew.transpose(), g);
         let inner_c = product(product(w.transpose(), g).as_ref(), w1);
         let inner_s = product(product(w.transpose(), turned.as_ref()).as_ref(), w1);
         let nodes: Vec<Node> = self.angles.iter().map(|a| Node::new(*a)).collect();
-        let inner = Mat::from_fn(m, m, |i, j| {
-            let (c, s) = divided_differences(&nodes[i], &nodes[j]);
-            c * inner_c[(i, j)] + s * inner_s[(i, j)]
-        });
-        let n_grad = product(product(w, inner.as_ref()).as_ref(), w.transpose());
-        let mut out = product(n_grad.as_ref(), self.skew.as_ref());
-        add_product(out.as_mut(), 1., self.skew.as_ref(), n_grad.as_ref());
+        // On and below the diagonal, column by column; the rest by symmetry.
+        let columns: Vec<Vec<T>> = (0..m)
+            .into_par_iter()
+            .map(|j| {
+                let entry = |i: usize| {
+                    let (c, s) = divided_differences(&nodes[i], &nodes[j]);
+                    let both = |a: &Mat<T>| a[(i, j)].to_f64() + a[(j, i)].to_f64();
+                    T::from_f64(c * both(&inner_c) + s * both(&inner_s))
+                };
+                (j..m).map(entry).collect()
+            })
+            .collect();
+        let inner = Mat::from_fn(m, m, |i, j| columns[i.min(j)][i.abs_diff(j)]);
+        let h = product(product(w, inner.as_ref()).as_ref(), w.transpose());
+        let mut out = product(h.as_ref(), skew);
         // G s(N), of which the first k rows of s(N) are enough: the rest of G is zero.
-        let s1 = Mat::from_fn(k, m, |i, j| w1[(i, j)] * nodes[j].sinc);
+        let s1 = Mat::from_fn(k, m, |i, j| T::from_f64(w1[(i, j)].to_f64() * nodes[j].sinc));
         let s1 = product(s1.as_ref(), w.transpose());
-        add_product(out.as_mut(), 1., g, s1.as_ref());
-        out
+        add_product(out.as_mut(), T::from_f64(1.), g, s1.as_ref());
+        &out - out.transpose()
     }
+}
+
+/// `R` with `RᵀR` the Gram matrix, and `R⁺`: the Cholesky factor where it is well conditioned, else `Σ Vᵀ`.
+fn root(gram: Mat<f64>) -> Option<(Mat<f64>, Mat<f64>)> {
+    if let Some((r, inverse)) = cholesky(gram.as_ref())
+        && r.norm_l2() * inverse.norm_l2() < WELL_CONDITIONED
+    {
+        return Some((r, inverse));
+    }
+    let k = gram.nrows();
+    let (squares, v) = eigen(gram.as_ref())?;
+    let sigma: Vec<f64> = squares.iter().map(|x| x.max(0.).sqrt()).collect();
+    let noise = NOISE * sigma.iter().fold(0., |a: f64, b| a.max(*b));
+    let inverse = |x: f64| if x > noise { 1. / x } else { 0. };
+    let r = Mat::from_fn(k, k, |i, j| sigma[i] * v[(j, i)]);
+    Some((r, Mat::from_fn(k, k, |i, j| v[(i, j)] * inverse(sigma[j]))))
 }
 
 /// What the divided differences need of one angle, so that no sine is taken for a pair.
