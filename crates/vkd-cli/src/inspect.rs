@@ -1,7 +1,7 @@
 //! `vkd inspect`: what a tensor file holds, and how orthonormal it is.
 
 use crate::tensor_file::{Parametrised, TensorFile};
-use candle_core::Result;
+use candle_core::{DType, Result, Tensor};
 use std::path::PathBuf;
 use vkd_ortho::stiefel_residual;
 
@@ -36,6 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if entry.shape.len() == 2
             && (base || key == "weight" || key.ends_with(".weight"))
             && let Ok(tensor) = entry.float(key)
+            && (base || of_unit_length(&tensor)?)
         {
             let residual = stiefel_residual(&tensor)?;
             if base || residual < MEANT {
@@ -74,4 +75,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     crate::print(&text)
+}
+
+/// Whether the columns of a tall matrix, or the rows of a wide one, have about unit length: cheap to ask of an embedding
+/// whose products all with all would take minutes.
+fn of_unit_length(matrix: &Tensor) -> Result<bool> {
+    let (n, k) = matrix.dims2()?;
+    let squares = matrix.to_dtype(DType::F64)?.sqr()?.sum(usize::from(n < k))?.to_vec1::<f64>()?;
+    Ok(squares.iter().all(|square| (square - 1.).abs() < MEANT))
 }

@@ -70,6 +70,36 @@ fn a_state_dict_of_torch_becomes_plain_weights() {
 }
 
 #[test]
+fn a_weight_of_ours_is_baked_with_the_map_that_is_named() {
+    use candle_core::{DType, Var};
+    use vkd_ortho::{OrthogonalConfig, OrthogonalMap, Stiefel};
+    let dir = tempfile::tempdir().unwrap();
+    let store = candle_nn::VarMap::new();
+    let vb = candle_nn::VarBuilder::from_varmap(&store, DType::F32, &Device::Cpu);
+    let config = OrthogonalConfig::new(OrthogonalMap::Cayley, 3);
+    let ours = Stiefel::new(9, 4, config, vb.pp("p")).unwrap();
+    let raw: Var = store.data().lock().unwrap()["p.raw"].clone();
+    raw.set(
+        &(Tensor::arange(0f32, 36., &Device::Cpu).unwrap().reshape((9, 4)).unwrap() * 0.1).unwrap(),
+    )
+    .unwrap();
+    store.save(dir.path().join("own.safetensors")).unwrap();
+
+    let (list, _) = good(dir.path(), &["inspect", "own.safetensors"]);
+    assert!(list.contains("of raw and base; the map is not stored"), "{list}");
+    assert!(bad(dir.path(), &["bake", "own.safetensors", "o.safetensors"]).contains("--map"));
+    good(dir.path(), &["bake", "own.safetensors", "o.safetensors", "--map", "cayley"]);
+    let baked = load(&dir.path().join("o.safetensors"));
+    assert_eq!(baked.keys().collect::<Vec<_>>(), ["p.weight"]);
+    assert_eq!(gap(&baked["p.weight"], &ours.weight().unwrap()), 0.);
+    let (list, _) = good(dir.path(), &["inspect", "o.safetensors"]);
+    assert!(list.contains("residual"), "{list}");
+    good(dir.path(), &["bake", "own.safetensors", "other.safetensors", "--map", "householder"]);
+    let other = load(&dir.path().join("other.safetensors"));
+    assert!(gap(&other["p.weight"], &ours.weight().unwrap()) > 1e-3, "another map, another weight");
+}
+
+#[test]
 fn a_dead_projector_is_warned_of() {
     let dir = tempfile::tempdir().unwrap();
     let golden = load(Path::new(&format!("{GOLDEN}/torch_state.safetensors")));
