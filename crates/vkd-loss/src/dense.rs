@@ -1,61 +1,8 @@
-//! From tensors to dense slices, and the checks that all losses share.
+//! The checks that all losses share; slices and storage are vkd-norm's.
 
-use candle_core::{CpuStorage, DType, Error, Layout, Result, Storage, Tensor, WithDType, bail};
+use candle_core::{DType, Error, Result, Tensor, bail};
 
-/// Element types of the CPU kernels.
-pub(crate) trait Real: WithDType {
-    fn wide(self) -> f64;
-    fn narrow(value: f64) -> Self;
-}
-
-impl Real for f32 {
-    #[inline(always)]
-    fn wide(self) -> f64 {
-        f64::from(self)
-    }
-
-    #[inline(always)]
-    fn narrow(value: f64) -> Self {
-        value as f32
-    }
-}
-
-impl Real for f64 {
-    #[inline(always)]
-    fn wide(self) -> f64 {
-        self
-    }
-
-    #[inline(always)]
-    fn narrow(value: f64) -> Self {
-        value
-    }
-}
-
-/// The values behind a contiguous layout, which may start at an offset.
-pub(crate) fn dense<'a, T: WithDType>(
-    op: &'static str,
-    storage: &'a CpuStorage,
-    layout: &Layout,
-) -> Result<&'a [T]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<T>()?[start..end]),
-        None => bail!("{op}: expected a contiguous layout, got {layout:?}"),
-    }
-}
-
-/// Hands `f` the CPU storage and layout of a tensor; used by backward passes, which see tensors.
-pub(crate) fn with_storage<R>(
-    op: &'static str,
-    tensor: &Tensor,
-    f: impl FnOnce(&CpuStorage, &Layout) -> Result<R>,
-) -> Result<R> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(storage) => f(storage, layout),
-        other => bail!("{op}: expected a CPU tensor, got one on {:?}", other.device()),
-    }
-}
+pub(crate) use vkd_norm::dense::{Real, dense, with_storage};
 
 /// f32 or f64, else the typed error.
 pub(crate) fn check_float(op: &'static str, xs: &Tensor) -> Result<()> {

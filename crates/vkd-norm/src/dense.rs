@@ -1,10 +1,14 @@
 //! From tensors to dense slices and back: the only place where kernels meet storage.
+//!
+//! Public for vkd-loss alone, which shares it; no part of the stable interface.
 
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, WithDType, bail};
 
 /// Element types of the CPU kernels.
-pub(crate) trait Real: WithDType + Send + Sync {
+pub trait Real: WithDType + Send + Sync {
+    /// The same number.
     fn wide(self) -> f64;
+    /// The nearest number of the type.
     fn narrow(value: f64) -> Self;
 }
 
@@ -33,7 +37,7 @@ impl Real for f64 {
 }
 
 /// The values behind a contiguous layout, which may start at an offset.
-pub(crate) fn dense<'a, T: WithDType>(
+pub fn dense<'a, T: WithDType>(
     op: &'static str,
     storage: &'a CpuStorage,
     layout: &Layout,
@@ -44,8 +48,21 @@ pub(crate) fn dense<'a, T: WithDType>(
     }
 }
 
-/// Hands `f` the values of contiguous CPU tensors; used by backward passes, which see tensors.
-pub(crate) fn with_slices<T: WithDType, R, const N: usize>(
+/// Hands `f` the CPU storage and layout of a tensor; used by backward passes, which see tensors.
+pub fn with_storage<R>(
+    op: &'static str,
+    tensor: &Tensor,
+    f: impl FnOnce(&CpuStorage, &Layout) -> Result<R>,
+) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => f(storage, layout),
+        other => bail!("{op}: expected a CPU tensor, got one on {:?}", other.device()),
+    }
+}
+
+/// Hands `f` the values of contiguous CPU tensors.
+pub fn with_slices<T: WithDType, R, const N: usize>(
     op: &'static str,
     tensors: [&Tensor; N],
     f: impl FnOnce([&[T]; N]) -> Result<R>,

@@ -23,7 +23,8 @@
 //! ```
 
 mod context;
-mod dense;
+#[doc(hidden)]
+pub mod dense;
 mod normalizer;
 mod ops;
 
