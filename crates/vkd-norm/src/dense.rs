@@ -6,6 +6,10 @@ use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, WithDType, bail};
 
 /// Element types of the CPU kernels.
 pub trait Real: WithDType + Send + Sync {
+    /// The smallest normal number.
+    const MIN_POSITIVE: f64;
+    /// Distance of 1 to the next number.
+    const EPSILON: f64;
     /// The same number.
     fn wide(self) -> f64;
     /// The nearest number of the type.
@@ -13,6 +17,9 @@ pub trait Real: WithDType + Send + Sync {
 }
 
 impl Real for f32 {
+    const MIN_POSITIVE: f64 = f32::MIN_POSITIVE as f64;
+    const EPSILON: f64 = f32::EPSILON as f64;
+
     #[inline(always)]
     fn wide(self) -> f64 {
         f64::from(self)
@@ -25,6 +32,9 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
+    const MIN_POSITIVE: f64 = f64::MIN_POSITIVE;
+    const EPSILON: f64 = f64::EPSILON;
+
     #[inline(always)]
     fn wide(self) -> f64 {
         self

@@ -25,9 +25,18 @@
 mod context;
 #[doc(hidden)]
 pub mod dense;
+#[doc(hidden)]
+pub mod lanes;
 mod normalizer;
 mod ops;
+#[doc(hidden)]
+pub mod row_stats;
+mod running;
 
 pub use context::{Context, stream};
 pub use normalizer::Normalizer;
-pub use ops::{layer_norm, layer_norm_affine, standardize, whiten_cholesky};
+pub use ops::{
+    Variance, layer_norm, layer_norm_affine, standardize, standardize_masked, standardize_with,
+    whiten_cholesky,
+};
+pub use running::RunningStats;

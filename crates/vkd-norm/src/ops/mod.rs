@@ -5,5 +5,6 @@ mod standardize;
 mod whiten;
 
 pub use layer_norm::{layer_norm, layer_norm_affine};
-pub use standardize::standardize;
+pub(crate) use standardize::{Moments, moments};
+pub use standardize::{Variance, standardize, standardize_masked, standardize_with};
 pub use whiten::whiten_cholesky;

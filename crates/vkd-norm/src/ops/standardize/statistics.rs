@@ -1,0 +1,235 @@
+//! Mean and variance of every channel of a row-major matrix.
+//!
+//! Rows are taken in blocks whose size depends on the row length alone; a block is summed twice in the element type, about
+//! its own mean, while it is in the cache, and the blocks are joined in f64. Channels that leave the range of the element
+//! type are taken again in f64, in units of a power of two near their largest magnitude, where no square can overflow or
+//! vanish.
+
+use crate::dense::Real;
+use crate::lanes::{accumulate, vectorized};
+use rayon::prelude::*;
+
+/// Below this many elements threads cost more than they give.
+pub(super) const PARALLEL_FROM: usize = 1 << 16;
+
+/// Which sum of squares is called the variance.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Variance {
+    /// Over the number of rows.
+    Biased,
+    /// Over the number of rows less one; zero for a single row.
+    Unbiased,
+}
+
+impl Variance {
+    /// 1 / the divisor of the sum of squares of `rows` rows; zero where nothing can vary.
+    pub(crate) fn weight(self, rows: usize) -> f64 {
+        match (self, rows) {
+            (_, 0 | 1) => 0.,
+            (Self::Biased, n) => 1. / n as f64,
+            (Self::Unbiased, n) => 1. / (n - 1) as f64,
+        }
+    }
+}
+
+/// Moments of one channel of `z = x * inverse_unit`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Moments {
+    /// A power of two: 1 unless the channel's range asks for another, zero for a channel that is all zero.
+    pub(crate) inverse_unit: f64,
+    pub(crate) mean: f64,
+    /// Sum of the squares about the mean.
+    pub(crate) squares: f64,
+}
+
+/// The rows that count, of a row-major matrix with at least one channel.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a, T> {
+    pub(crate) values: &'a [T],
+    pub(crate) channels: usize,
+    /// Indices of the rows, in order.
+    pub(crate) kept: &'a [usize],
+}
+
+impl<'a, T: Real> Rows<'a, T> {
+    #[inline(always)]
+    pub(super) fn row(&self, index: usize) -> &'a [T] {
+        let start = index * self.channels;
+        &self.values[start..start + self.channels]
+    }
+
+    /// Moments of every channel; all zero without rows.
+    pub(crate) fn moments(&self) -> Vec<Moments> {
+        let n = self.kept.len() as f64;
+        let Some(&first) = self.kept.first() else {
+            return vec![Moments { inverse_unit: 1., mean: 0., squares: 0. }; self.channels];
+        };
+        // Everything is taken relative to the first row: a constant channel is exactly zero from here on.
+        let first = self.row(first);
+        let size = block_rows(self.channels);
+        let [offsets, squares] = by_block(self.kept, self.channels, |kept, [offsets, squares]| {
+            self.block(kept, first, offsets, squares);
+        });
+        let weights = |block: usize| self.kept.len().saturating_sub(block * size).min(size) as f64;
+        let mut offset = vec![0f64; self.channels];
+        for (b, part) in offsets.chunks_exact(self.channels).enumerate() {
+            let weight = weights(b) / n;
+            offset.iter_mut().zip(part).for_each(|(sum, o)| *sum += weight * o);
+        }
+        let mut total = vec![0f64; self.channels];
+        let parts = offsets.chunks_exact(self.channels).zip(squares.chunks_exact(self.channels));
+        for (b, (offsets, squares)) in parts.enumerate() {
+            let weight = weights(b);
+            for (((total, s), o), mean) in total.iter_mut().zip(squares).zip(offsets).zip(&offset) {
+                *total += s + weight * (o - mean) * (o - mean);
+            }
+        }
+        let mut moments: Vec<Moments> = first
+            .iter()
+            .zip(offset)
+            .zip(total)
+            .map(|((f, o), squares)| Moments { inverse_unit: 1., mean: f.wide() + o, squares })
+            .collect();
+        self.take_again(&mut moments);
+        moments
+    }
+
+    /// Means relative to the first row, and sums of squares about them, of one block.
+    fn block(&self, kept: &[usize], first: &[T], offsets: &mut [f64], squares: &mut [f64]) {
+        let n = kept.len() as f64;
+        let zeros = || vec![T::zero(); self.channels];
+        let (mut mean, mut rest, mut square) = (zeros(), zeros(), zeros());
+        vectorized(
+            #[inline(always)]
+            || {
+                let (fours, few) = kept.as_chunks::<4>();
+                for four in fours {
+                    let [a, b, c, d] = four.map(|i| self.row(i));
+                    accumulate([&mut mean], [a, b, c, d, first], |[a, b, c, d, f]| {
+                        [((a - f) + (b - f)) + ((c - f) + (d - f))]
+                    });
+                }
+                for &i in few {
+                    accumulate([&mut mean], [self.row(i), first], |[x, f]| [x - f]);
+                }
+                let share = T::narrow(1. / n);
+                mean.iter_mut().zip(first).for_each(|(m, &f)| *m = *m * share + f);
+                for four in fours {
+                    let [a, b, c, d] = four.map(|i| self.row(i));
+                    accumulate(
+                        [&mut rest, &mut square],
+                        [a, b, c, d, &mean],
+                        |[a, b, c, d, mean]| {
+                            let (a, b, c, d) = (a - mean, b - mean, c - mean, d - mean);
+                            [(a + b) + (c + d), (a * a + b * b) + (c * c + d * d)]
+                        },
+                    );
+                }
+                for &i in few {
+                    accumulate([&mut rest, &mut square], [self.row(i), &mean], |[x, mean]| {
+                        [x - mean, (x - mean) * (x - mean)]
+                    });
+                }
+                for j in 0..self.channels {
+                    // The rounded mean leaves a little over.
+                    let left = rest[j].wide() / n;
+                    offsets[j] = (mean[j].wide() - first[j].wide()) + left;
+                    squares[j] = (square[j].wide() - n * left * left).max(0.);
+                }
+            },
+        );
+    }
+
+    /// Channels whose squares may have left the range of the element type.
+    #[cold]
+    fn take_again(&self, moments: &mut [Moments]) {
+        let n = self.kept.len() as f64;
+        // Squares this small are rounded by the spacing of subnormals, or gone.
+        let least = n * T::MIN_POSITIVE / T::EPSILON;
+        let fine = |m: &Moments| {
+            m.squares >= least && m.squares.is_finite() && (m.mean * m.mean).is_finite()
+        };
+        let mut doubtful: Vec<usize> = (0..self.channels).filter(|&j| !fine(&moments[j])).collect();
+        if doubtful.is_empty() {
+            return;
+        }
+        // A constant channel is right as it is: its squares are zero, its mean is the first row's value.
+        let first = self.row(self.kept[0]);
+        let mut varies = vec![false; doubtful.len()];
+        for &i in self.kept {
+            let row = self.row(i);
+            for (varies, &j) in varies.iter_mut().zip(&doubtful) {
+                *varies |= row[j] != first[j];
+            }
+        }
+        let constant = |j: usize| Moments { inverse_unit: 1., mean: first[j].wide(), squares: 0. };
+        doubtful
+            .iter()
+            .zip(&varies)
+            .filter(|(_, v)| !**v)
+            .for_each(|(&j, _)| moments[j] = constant(j));
+        let mut varies = varies.into_iter();
+        doubtful.retain(|_| varies.next() == Some(true));
+        if doubtful.is_empty() {
+            return;
+        }
+        let walk = |f: &mut dyn FnMut(usize, f64)| {
+            for &i in self.kept {
+                let row = self.row(i);
+                doubtful.iter().enumerate().for_each(|(k, &j)| f(k, row[j].wide()));
+            }
+        };
+        let mut largest = vec![0f64; doubtful.len()];
+        walk(&mut |k, x| largest[k] = largest[k].max(x.abs()));
+        let unit: Vec<f64> = largest.into_iter().map(inverse_unit).collect();
+        let mut mean = vec![0f64; doubtful.len()];
+        walk(&mut |k, x| mean[k] += x * unit[k] / n);
+        let (mut rest, mut squares) = (vec![0f64; doubtful.len()], vec![0f64; doubtful.len()]);
+        walk(&mut |k, x| {
+            let d = x * unit[k] - mean[k];
+            rest[k] += d;
+            squares[k] += d * d;
+        });
+        for (k, &j) in doubtful.iter().enumerate() {
+            let left = rest[k] / n;
+            let squares = squares[k] - n * left * left;
+            // Not `max`, which would turn NaN to zero.
+            let squares = if squares < 0. { 0. } else { squares };
+            moments[j] = Moments { inverse_unit: unit[k], mean: mean[k] + left, squares };
+        }
+    }
+}
+
+/// 1 / 2^floor(log2 largest), kept finite for subnormal input; zero for zero.
+fn inverse_unit(largest: f64) -> f64 {
+    if largest == 0. {
+        return 0.;
+    }
+    let exponent = f64::from_bits(largest.to_bits() & f64::INFINITY.to_bits());
+    1. / exponent.max(f64::MIN_POSITIVE)
+}
+
+/// Rows per block: a function of the row length alone, so that the number of threads changes no bit.
+pub(super) fn block_rows(channels: usize) -> usize {
+    ((1 << 16) / channels).clamp(16, 256)
+}
+
+/// `f` on every block of `kept`, with two rows of sums each; all rows of each kind together.
+pub(super) fn by_block(
+    kept: &[usize],
+    channels: usize,
+    f: impl Fn(&[usize], [&mut [f64]; 2]) + Sync,
+) -> [Vec<f64>; 2] {
+    let size = block_rows(channels);
+    let blocks = kept.len().div_ceil(size);
+    let zeros = || vec![0f64; blocks * channels];
+    let (mut a, mut b) = (zeros(), zeros());
+    if kept.len() * channels >= PARALLEL_FROM {
+        let sums = a.par_chunks_mut(channels).zip(b.par_chunks_mut(channels));
+        kept.par_chunks(size).zip(sums).for_each(|(kept, (a, b))| f(kept, [a, b]));
+    } else {
+        let sums = a.chunks_mut(channels).zip(b.chunks_mut(channels));
+        kept.chunks(size).zip(sums).for_each(|(kept, (a, b))| f(kept, [a, b]));
+    }
+    [a, b]
+}
