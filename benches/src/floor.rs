@@ -1,6 +1,5 @@
 //! The floor of a work, timed: candle matmuls and plain copies of the sizes in `shapes.toml`.
 
-use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -10,7 +9,7 @@ use rayon::prelude::*;
 use crate::suite::data;
 use crate::{Work, machine};
 
-/// Seconds of one pass over the floor: each part's best time, as often as it occurs.
+/// Seconds of one pass over the floor: each product's best time, as often as it occurs, and the best time of all copies.
 ///
 /// The best and not the median, because a floor should not rise with the noise around it.
 pub(crate) fn seconds(work: &Work, repeats: usize) -> Result<f64> {
@@ -20,22 +19,20 @@ pub(crate) fn seconds(work: &Work, repeats: usize) -> Result<f64> {
         let best = best(repeats, || left.matmul(&right).map(drop))?;
         total += best * count as f64;
     }
-    // Sizes that occur more than once are timed once.
-    let mut sizes: BTreeMap<usize, usize> = BTreeMap::new();
-    for &bytes in &work.copies {
-        *sizes.entry(bytes).or_default() += 1;
-    }
-    for (bytes, count) in sizes {
-        let source = vec![1u8; bytes];
-        let mut target = vec![0u8; bytes];
-        let part = bytes.div_ceil(machine::threads()).max(1);
-        let best = best(repeats, || {
-            let parts = target.par_chunks_mut(part).zip(source.par_chunks(part));
-            parts.for_each(|(target, source)| target.copy_from_slice(source));
-            black_box(&mut target);
+    if !work.copies.is_empty() {
+        // One after the other over their own arrays, as the work's passes are: a copy that is repeated on the same arrays
+        // would stay in the cache where a work of that size can't.
+        let mut arrays: Vec<(Vec<u8>, Vec<u8>)> =
+            work.copies.iter().map(|&bytes| (vec![1u8; bytes], vec![0u8; bytes])).collect();
+        total += best(repeats, || {
+            for (source, target) in &mut arrays {
+                let part = source.len().div_ceil(machine::threads()).max(1);
+                let parts = target.par_chunks_mut(part).zip(source.par_chunks(part));
+                parts.for_each(|(target, source)| target.copy_from_slice(source));
+                black_box(target);
+            }
             Ok(())
         })?;
-        total += best * count as f64;
     }
     Ok(total)
 }

@@ -1,8 +1,9 @@
-//! Torch beside us: one long-lived Python process that answers a work's request with its times.
+//! Torch beside us: a long-lived Python process per script that answers a work's request with its times.
 //!
 //! Only used where `cargo xtask bench --against torch` names a Python; otherwise nothing is asked.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
@@ -10,10 +11,12 @@ use std::time::Duration;
 use candle_core::{Error, Result, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
+use crate::shapes::PEERS;
 use crate::{Work, machine};
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/torch_ortho.py");
 const PYTHON: &str = "VKD_BENCH_PEER_PYTHON";
 
 /// Seconds of timed passes in one answer, unless one pass alone takes longer.
@@ -28,7 +31,7 @@ pub(crate) struct Answer {
     pub(crate) peer: String,
     pub(crate) peer_median_s: f64,
     pub(crate) peer_repeats: usize,
-    pub(crate) peer_residual: f64,
+    pub(crate) peer_residual: Option<f64>,
 }
 
 impl Answer {
@@ -38,10 +41,10 @@ impl Answer {
     }
 }
 
-/// The process, started by the first question.
+/// The processes by script, each started by its first question.
 #[derive(Default)]
 pub(crate) struct Peer {
-    running: Option<Process>,
+    running: BTreeMap<String, Process>,
 }
 
 struct Process {
@@ -57,19 +60,20 @@ impl Peer {
             return Ok(None);
         };
         let (n, k) = work.matrix()?;
-        let question = json!({
-            "map": peer.map,
-            "trivialization": peer.trivialization,
-            "n": n,
-            "k": k,
-            "scale": work.scale,
-            "threads": machine::threads(),
-            "budget_s": BUDGET_S,
-            "dtype": "f32",
-        });
-        let process = match self.running.take() {
-            Some(process) => self.running.insert(process),
-            None => self.running.insert(Process::start(&python)?),
+        let mut question = peer.request.clone();
+        let sizes = [
+            ("n", json!(n)),
+            ("k", json!(k)),
+            ("scale", json!(work.scale)),
+            ("threads", json!(machine::threads())),
+            ("budget_s", json!(BUDGET_S)),
+            ("dtype", json!("f32")),
+        ];
+        question.extend(sizes.map(|(key, value)| (key.to_owned(), value)));
+        let question = Value::Object(question);
+        let process = match self.running.entry(peer.script.clone()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Process::start(&python, &peer.script)?),
         };
         writeln!(process.questions, "{question}")?;
         match process.answers.recv_timeout(PATIENCE) {
@@ -78,11 +82,11 @@ impl Peer {
                 .map_err(|error| Error::msg(format!("{}: peer: {error}", work.name))),
             Err(RecvTimeoutError::Timeout) => {
                 eprintln!("{}: the peer took more than {PATIENCE:?}: no peer", work.name);
-                self.running = None;
+                self.running.remove(&peer.script);
                 Ok(None)
             }
             Err(RecvTimeoutError::Disconnected) => {
-                self.running = None;
+                self.running.remove(&peer.script);
                 bail!("{}: the peer ended without an answer", work.name)
             }
         }
@@ -90,9 +94,9 @@ impl Peer {
 }
 
 impl Process {
-    fn start(python: &std::ffi::OsStr) -> Result<Self> {
+    fn start(python: &std::ffi::OsStr, script: &str) -> Result<Self> {
         let mut child = Command::new(python)
-            .arg(SCRIPT)
+            .arg(Path::new(PEERS).join(script))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -143,6 +147,8 @@ mod tests {
         };
         assert_eq!(answer(2.0).faster(answer(1.0)), answer(1.0));
         assert_eq!(answer(1.0).faster(answer(2.0)), answer(1.0));
+        let none = r#"{"peer":"p","peer_median_s":1,"peer_repeats":3,"peer_residual":null}"#;
+        assert_eq!(read(none).unwrap().peer_residual, None);
         assert!(read(r#"{"error":"no torch"}"#).unwrap_err().to_string().contains("no torch"));
         assert!(read("{}").is_err() && read("text").is_err());
     }

@@ -3,6 +3,8 @@
 use candle_core::{Result, bail};
 use serde::Deserialize;
 
+/// Where the scripts of the peers are.
+pub(crate) const PEERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers");
 const TEXT: &str = include_str!("../shapes.toml");
 
 /// All works.
@@ -36,14 +38,20 @@ pub struct Work {
     pub peer: Option<PeerWork>,
 }
 
-/// The same work in torch: `torch.nn.utils.parametrizations.orthogonal`.
+/// The same work in another library: who measures it, and what that is asked.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct PeerWork {
-    /// Torch's name of the map.
-    pub map: String,
-    /// Torch's `use_trivialization`: the result is multiplied by an n x n base.
-    pub trivialization: bool,
+    /// The script in `benches/peers`.
+    #[serde(default = "script")]
+    pub script: String,
+    /// Keys of the request beside the sizes: the script says which it knows, and refuses others' values.
+    #[serde(flatten)]
+    pub request: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The one whose requests stand in most lines.
+fn script() -> String {
+    "torch_ortho.py".to_owned()
 }
 
 fn scale() -> f64 {
@@ -69,6 +77,11 @@ impl Shapes {
             }
             if shapes.work[..index].iter().any(|other| other.name == *name) {
                 bail!("shapes.toml: {name} stands twice")
+            }
+            if let Some(peer) = &work.peer
+                && !std::path::Path::new(PEERS).join(&peer.script).is_file()
+            {
+                bail!("shapes.toml: {name}: no script {} in benches/peers", peer.script)
             }
             if work.matmuls.is_empty() && work.copies.is_empty() {
                 bail!("shapes.toml: {name} has no floor")
@@ -136,11 +149,18 @@ mod tests {
     fn a_list_with_a_fault_is_refused() {
         let work = "[[work]]\nname = \"a/b/c/d\"\nshape = [1]\nreason = \"r\"\ncopies = [8]\n";
         assert!(Shapes::parse(work).is_ok());
+        let with_peer = format!("{work}peer = {{ script = \"torch_norm.py\", op = \"x\" }}\n");
+        let peer = Shapes::parse(&with_peer).unwrap().work[0].peer.clone().unwrap();
+        assert_eq!(
+            (peer.script.as_str(), peer.request["op"].as_str()),
+            ("torch_norm.py", Some("x"))
+        );
         for fault in [
             work.replace("a/b/c/d", "a/b"),
             work.replace("a/b/c/d", "a//c/d"),
             work.replace("copies = [8]", ""),
             work.replace("reason", "because"),
+            format!("{work}peer = {{ script = \"none.py\", op = \"x\" }}\n"),
             format!("{work}{work}"),
         ] {
             assert!(Shapes::parse(&fault).is_err(), "{fault}");

@@ -195,7 +195,7 @@ impl Suite {
             "peer": peer.as_ref().map(|peer| &peer.peer),
             "peer_median_s": peer.as_ref().map(|peer| peer.peer_median_s),
             "peer_repeats": peer.as_ref().map(|peer| peer.peer_repeats),
-            "peer_residual": peer.as_ref().map(|peer| peer.peer_residual),
+            "peer_residual": peer.as_ref().and_then(|peer| peer.peer_residual),
             "residual": residual,
             "peak_bytes": peak,
             "commit": machine::commit(),

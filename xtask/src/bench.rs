@@ -41,6 +41,9 @@ pub(crate) const COMMAND: Command = Command {
 /// Tells the benches which Python measures the peer.
 const PEER_PYTHON: &str = "VKD_BENCH_PEER_PYTHON";
 
+/// Bytes below which glibc's allocator neither maps nor returns memory; other allocators ignore it.
+const KEEP_MEMORY: &str = "4294967296";
+
 /// What to measure, and what to do with the rows.
 #[derive(Default)]
 pub(crate) struct Request {
@@ -91,6 +94,11 @@ pub(crate) fn measure(root: &Path, request: &Request) -> Result<()> {
     command.env_remove(PEER_PYTHON);
     if let Some(python) = python {
         command.env(PEER_PYTHON, python);
+    }
+    // As `vkd distill` runs its workers: freed memory is kept, so that no step faults its pages in again. The benches start
+    // the peer, which inherits it.
+    for name in ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"] {
+        command.env(name, KEEP_MEMORY);
     }
     shell::run(&mut command)?;
 

@@ -1,7 +1,7 @@
 //! Against results recorded from PyTorch, value and gradient.
 
 use candle_core::{DType, Result, Tensor, Var, bail};
-use vkd_loss::{cross_entropy, kl, mse, smooth_l1, soft_cross_entropy};
+use vkd_loss::{cross_entropy, kl, mse, smooth_l1, smooth_l1_layer_norm, soft_cross_entropy};
 use vkd_norm::{layer_norm, standardize};
 use vkd_testkit::{Golden, Tolerance, assert_close};
 
@@ -75,10 +75,18 @@ fn losses_on_features() -> Result<()> {
         g.check("fitnet_map.mdistiller", "map_s", |s| mse(s, &map))?;
         let normed = layer_norm(&teacher, 1e-5)?;
         g.check("vkd_smooth_l1_layernorm_vectors", "feat_s", |s| smooth_l1(s, &normed, 1.))?;
-        let normed = layer_norm(&g.input("map_t")?.mean((2, 3))?, 1e-5)?;
+        // The same loss in one pass.
+        g.check("vkd_smooth_l1_layernorm_vectors", "feat_s", |s| {
+            smooth_l1_layer_norm(s, &teacher, 1., 1e-5)
+        })?;
+        let pooled = g.input("map_t")?.mean((2, 3))?;
+        let normed = layer_norm(&pooled, 1e-5)?;
         let projector = g.input("vkd_projector")?;
         g.check("vkd_smooth_l1_layernorm", "vkd_tokens_s", |s| {
             smooth_l1(&s.mean(1)?.matmul(&projector.t()?)?, &normed, 1.)
+        })?;
+        g.check("vkd_smooth_l1_layernorm", "vkd_tokens_s", |s| {
+            smooth_l1_layer_norm(&s.mean(1)?.matmul(&projector.t()?)?, &pooled, 1., 1e-5)
         })?;
         let tokens = g.input("vkd_tokens_s")?.mean(1)?;
         g.check("vkd_smooth_l1_layernorm", "vkd_projector", |p| {

@@ -22,6 +22,8 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+#[doc(hidden)]
+pub mod blocks;
 mod context;
 #[doc(hidden)]
 pub mod dense;

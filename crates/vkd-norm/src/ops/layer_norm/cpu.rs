@@ -4,19 +4,13 @@
 //! lanes and over blocks whose size depends on the row length alone, so that the result is the same bit for bit with any
 //! number of threads.
 
+use crate::blocks::{fill, rows_of};
 use crate::dense::Real;
 use crate::lanes::{sums, vectorized};
 use crate::row_stats::RowStats;
-use rayon::prelude::*;
 
-/// Below this many elements threads cost more than they give.
-const PARALLEL_FROM: usize = 1 << 16;
-
-/// Elements per block: whole rows, a function of the row length alone.
-fn block_len(channels: usize) -> usize {
-    // An empty tensor may have rows of any length.
-    channels.saturating_mul(((1 << 14) / channels).max(8))
-}
+/// Entries of a block: its rows stay in the second cache.
+const BLOCK: usize = 1 << 14;
 
 /// Gain and bias of the affine form.
 pub(super) type Affine<'a, T> = Option<(&'a [T], &'a [T])>;
@@ -28,8 +22,8 @@ pub(super) fn forward<T: Real>(
     channels: usize,
     eps: f64,
 ) -> Vec<T> {
-    let mut ys = vec![T::zero(); xs.len()];
-    let block = |ys: &mut [T], xs: &[T]| {
+    let block = |start: usize, ys: &mut [T]| {
+        let xs = &xs[start * channels..];
         vectorized(
             #[inline(always)]
             || {
@@ -45,15 +39,9 @@ pub(super) fn forward<T: Real>(
                     }
                 }
             },
-        )
+        );
     };
-    let len = block_len(channels);
-    if xs.len() >= PARALLEL_FROM {
-        ys.par_chunks_mut(len).zip(xs.par_chunks(len)).for_each(|(y, x)| block(y, x));
-    } else {
-        ys.chunks_mut(len).zip(xs.chunks(len)).for_each(|(y, x)| block(y, x));
-    }
-    ys
+    fill(xs.len(), channels, rows_of(BLOCK, channels), block).0
 }
 
 /// Gradients of input, gain and bias; the last two are empty without `weight`.
@@ -67,9 +55,9 @@ pub(super) fn backward<T: Real>(
     channels: usize,
     eps: f64,
 ) -> (Vec<T>, Vec<T>, Vec<T>) {
-    let mut dxs = vec![T::zero(); xs.len()];
     let width = if weight.is_some() { channels } else { 0 };
-    let block = |dxs: &mut [T], xs: &[T], grad: &[T]| -> [Vec<T>; 2] {
+    let block = |start: usize, dxs: &mut [T]| -> [Vec<T>; 2] {
+        let (xs, grad) = (&xs[start * channels..], &grad[start * channels..]);
         let mut of_affine = [vec![T::zero(); width], vec![T::zero(); width]];
         let [dw, db] = &mut of_affine;
         vectorized(
@@ -83,14 +71,7 @@ pub(super) fn backward<T: Real>(
         );
         of_affine
     };
-    let len = block_len(channels);
-    let parts: Vec<[Vec<T>; 2]> = if xs.len() >= PARALLEL_FROM {
-        let blocks = dxs.par_chunks_mut(len).zip(xs.par_chunks(len)).zip(grad.par_chunks(len));
-        blocks.map(|((dx, x), g)| block(dx, x, g)).collect()
-    } else {
-        let blocks = dxs.chunks_mut(len).zip(xs.chunks(len)).zip(grad.chunks(len));
-        blocks.map(|((dx, x), g)| block(dx, x, g)).collect()
-    };
+    let (dxs, parts) = fill(xs.len(), channels, rows_of(BLOCK, channels), block);
     let joined = |which: usize| {
         let mut sums = vec![0f64; width];
         for part in &parts {

@@ -1,9 +1,9 @@
 //! Passes over the matrix once its moments are known: values forward, gradient backward.
 
-use super::statistics::{Moments, PARALLEL_FROM, Rows, block_rows, by_block};
+use super::statistics::{Moments, Rows, block_rows};
+use crate::blocks::fill;
 use crate::dense::Real;
 use crate::lanes::{accumulate, vectorized};
-use rayon::prelude::*;
 
 /// What one channel is shifted by and divided by, in units of `z = x * inverse_unit`.
 #[derive(Clone, Copy, Debug)]
@@ -48,26 +48,14 @@ fn column<T: Real>(channels: &[Channel], f: impl Fn(&Channel) -> f64) -> Vec<T> 
     channels.iter().map(|c| T::narrow(f(c))).collect()
 }
 
-/// `f` on each row block of `out` with the index of its first row; blocks run side by side.
-fn each_block<T: Real>(out: &mut [T], channels: usize, f: impl Fn(usize, &mut [T]) + Sync) {
-    let rows = block_rows(channels);
-    let len = rows * channels;
-    if out.len() >= PARALLEL_FROM {
-        out.par_chunks_mut(len).enumerate().for_each(|(b, out)| f(b * rows, out));
-    } else {
-        out.chunks_mut(len).enumerate().for_each(|(b, out)| f(b * rows, out));
-    }
-}
-
 /// The standardised rows; a row that `mask` has no place for stays zero.
 pub(super) fn forward<T: Real>(xs: &[T], mask: Option<&[bool]>, channels: &[Channel]) -> Vec<T> {
     let width = channels.len();
-    let mut ys = vec![T::zero(); xs.len()];
     let mean = column::<T>(channels, |c| c.mean);
     let shift = column::<T>(channels, |c| c.mean - T::narrow(c.mean).wide());
     let inverse = column::<T>(channels, |c| c.inverse);
     let wide = wide::<T>(channels);
-    each_block(&mut ys, width, |start, ys| {
+    let block = |start: usize, ys: &mut [T]| {
         vectorized(
             #[inline(always)]
             || {
@@ -86,8 +74,8 @@ pub(super) fn forward<T: Real>(xs: &[T], mask: Option<&[bool]>, channels: &[Chan
                 }
             },
         );
-    });
-    ys
+    };
+    fill(xs.len(), width, block_rows(width), block).0
 }
 
 /// How the denominator follows its channel's entries: `dD/dx = of_value y + of_guard mean / D`.
@@ -118,8 +106,7 @@ pub(super) fn backward<T: Real>(
     let term = |k: usize| terms.iter().map(|t| T::narrow(t[k])).collect::<Vec<T>>();
     let (level, slope, scale) = (term(0), term(1), term(2));
     let wide = wide::<T>(channels);
-    let mut dxs = vec![T::zero(); ys.values.len()];
-    each_block(&mut dxs, width, |start, dxs| {
+    let block = |start: usize, dxs: &mut [T]| {
         vectorized(
             #[inline(always)]
             || {
@@ -143,8 +130,8 @@ pub(super) fn backward<T: Real>(
                 }
             },
         );
-    });
-    dxs
+    };
+    fill(ys.values.len(), width, block_rows(width), block).0
 }
 
 /// Level, slope and scale of every channel's gradient, where the statistics follow the entries.
@@ -156,7 +143,7 @@ fn turned<T: Real>(
 ) -> Vec<[f64; 3]> {
     let width = channels.len();
     let n = ys.kept.len().max(1) as f64;
-    let [sums, products] = by_block(ys.kept, width, |kept, [sums, products]| {
+    let blocks = ys.blocks(|kept| {
         let (mut sum, mut product) = (vec![T::zero(); width], vec![T::zero(); width]);
         vectorized(
             #[inline(always)]
@@ -179,17 +166,16 @@ fn turned<T: Real>(
                 }
             },
         );
-        sums.iter_mut().zip(&sum).for_each(|(to, from)| *to = from.wide());
-        products.iter_mut().zip(&product).for_each(|(to, from)| *to = from.wide());
+        (sum, product)
     });
-    let join = |parts: &[f64]| {
-        let mut total = vec![0f64; width];
-        for part in parts.chunks_exact(width) {
-            total.iter_mut().zip(part).for_each(|(total, p)| *total += p);
-        }
-        total
+    let (mut sums, mut products) = (vec![0f64; width], vec![0f64; width]);
+    let join = |total: &mut [f64], part: &[T]| {
+        total.iter_mut().zip(part).for_each(|(total, p)| *total += p.wide());
     };
-    let (sums, products) = (join(&sums), join(&products));
+    for (sum, product) in &blocks {
+        join(&mut sums, sum);
+        join(&mut products, product);
+    }
     let sums = sums.iter().zip(&products);
     channels
         .iter()

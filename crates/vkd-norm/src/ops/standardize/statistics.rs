@@ -5,12 +5,13 @@
 //! type are taken again in f64, in units of a power of two near their largest magnitude, where no square can overflow or
 //! vanish.
 
+use crate::blocks;
 use crate::dense::Real;
 use crate::lanes::{accumulate, vectorized};
-use rayon::prelude::*;
+use std::ops::Range;
 
-/// Below this many elements threads cost more than they give.
-pub(super) const PARALLEL_FROM: usize = 1 << 16;
+/// Entries of a block: it stays in the second cache between two walks over it.
+const BLOCK: usize = 1 << 16;
 
 /// Which sum of squares is called the variance.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,20 +67,16 @@ impl<'a, T: Real> Rows<'a, T> {
         };
         // Everything is taken relative to the first row: a constant channel is exactly zero from here on.
         let first = self.row(first);
-        let size = block_rows(self.channels);
-        let [offsets, squares] = by_block(self.kept, self.channels, |kept, [offsets, squares]| {
-            self.block(kept, first, offsets, squares);
+        let blocks = self.blocks(|kept| {
+            let (offsets, squares) = self.block(kept, first);
+            (kept.len() as f64, offsets, squares)
         });
-        let weights = |block: usize| self.kept.len().saturating_sub(block * size).min(size) as f64;
         let mut offset = vec![0f64; self.channels];
-        for (b, part) in offsets.chunks_exact(self.channels).enumerate() {
-            let weight = weights(b) / n;
-            offset.iter_mut().zip(part).for_each(|(sum, o)| *sum += weight * o);
+        for (weight, offsets, _) in &blocks {
+            offset.iter_mut().zip(offsets).for_each(|(sum, o)| *sum += weight / n * o);
         }
         let mut total = vec![0f64; self.channels];
-        let parts = offsets.chunks_exact(self.channels).zip(squares.chunks_exact(self.channels));
-        for (b, (offsets, squares)) in parts.enumerate() {
-            let weight = weights(b);
+        for (weight, offsets, squares) in &blocks {
             for (((total, s), o), mean) in total.iter_mut().zip(squares).zip(offsets).zip(&offset) {
                 *total += s + weight * (o - mean) * (o - mean);
             }
@@ -94,8 +91,16 @@ impl<'a, T: Real> Rows<'a, T> {
         moments
     }
 
+    /// Results of `f` on blocks of the rows that count, in order.
+    pub(super) fn blocks<R: Send>(&self, f: impl Fn(&[usize]) -> R + Sync + Send) -> Vec<R> {
+        let size = block_rows(self.channels);
+        let f = |rows: Range<usize>| f(&self.kept[rows]);
+        blocks::map(self.kept.len(), self.channels, size, f)
+    }
+
     /// Means relative to the first row, and sums of squares about them, of one block.
-    fn block(&self, kept: &[usize], first: &[T], offsets: &mut [f64], squares: &mut [f64]) {
+    fn block(&self, kept: &[usize], first: &[T]) -> (Vec<f64>, Vec<f64>) {
+        let (mut offsets, mut squares) = (vec![0f64; self.channels], vec![0f64; self.channels]);
         let n = kept.len() as f64;
         let zeros = || vec![T::zero(); self.channels];
         let (mut mean, mut rest, mut square) = (zeros(), zeros(), zeros());
@@ -138,6 +143,7 @@ impl<'a, T: Real> Rows<'a, T> {
                 }
             },
         );
+        (offsets, squares)
     }
 
     /// Channels whose squares may have left the range of the element type.
@@ -209,27 +215,7 @@ fn inverse_unit(largest: f64) -> f64 {
     1. / exponent.max(f64::MIN_POSITIVE)
 }
 
-/// Rows per block: a function of the row length alone, so that the number of threads changes no bit.
+/// Rows of a block.
 pub(super) fn block_rows(channels: usize) -> usize {
-    ((1 << 16) / channels).clamp(16, 256)
-}
-
-/// `f` on every block of `kept`, with two rows of sums each; all rows of each kind together.
-pub(super) fn by_block(
-    kept: &[usize],
-    channels: usize,
-    f: impl Fn(&[usize], [&mut [f64]; 2]) + Sync,
-) -> [Vec<f64>; 2] {
-    let size = block_rows(channels);
-    let blocks = kept.len().div_ceil(size);
-    let zeros = || vec![0f64; blocks * channels];
-    let (mut a, mut b) = (zeros(), zeros());
-    if kept.len() * channels >= PARALLEL_FROM {
-        let sums = a.par_chunks_mut(channels).zip(b.par_chunks_mut(channels));
-        kept.par_chunks(size).zip(sums).for_each(|(kept, (a, b))| f(kept, [a, b]));
-    } else {
-        let sums = a.chunks_mut(channels).zip(b.chunks_mut(channels));
-        kept.chunks(size).zip(sums).for_each(|(kept, (a, b))| f(kept, [a, b]));
-    }
-    [a, b]
+    blocks::rows_of(BLOCK, channels)
 }

@@ -1,0 +1,76 @@
+"""Times torch's normalisers and losses, one JSON request a line on stdin.
+
+Request: {"op": "layer_norm|layer_norm_affine|batch_norm|smooth_l1_layer_norm", "n": 4096, "k": 512,
+          "threads": 2, "budget_s": 2.0, "max_repeats": 300, "dtype": "f32"}
+Answer:  {"peer", "peer_median_s", "peer_repeats", "peer_residual"} or {"error"}.
+
+One pass is forward and backward, eager, from a given gradient of ones (of one, for a loss).
+`batch_norm` is training mode without gain, bias and running statistics: torch's fused form of a
+per-channel standardisation, with the biased variance. Passes are timed until `budget_s` is spent
+or `max_repeats` are done, after ten that nobody counts.
+"""
+
+import json
+import statistics
+import sys
+import time
+
+import torch
+from torch.nn import functional as F
+
+EPS = 1e-5
+
+
+def works(op, n, k, dtype):
+    """The inputs that get a gradient, and the forward pass."""
+    x = torch.rand(n, k, dtype=dtype).mul_(2).sub_(1).requires_grad_()
+    if op == "layer_norm":
+        return [x], lambda: F.layer_norm(x, (k,), eps=EPS)
+    if op == "layer_norm_affine":
+        gain = torch.ones(k, dtype=dtype, requires_grad=True)
+        bias = torch.zeros(k, dtype=dtype, requires_grad=True)
+        return [x, gain, bias], lambda: F.layer_norm(x, (k,), gain, bias, EPS)
+    if op == "batch_norm":
+        return [x], lambda: F.batch_norm(x, None, None, training=True, eps=EPS)
+    if op == "smooth_l1_layer_norm":
+        teacher = torch.rand(n, k, dtype=dtype)
+        return [x], lambda: F.smooth_l1_loss(x, F.layer_norm(teacher, (k,), eps=EPS))
+    raise ValueError(f"unknown op {op}")
+
+
+def measure(req):
+    torch.set_num_threads(int(req.get("threads", 2)))
+    torch.manual_seed(0)
+    dtype = {"f32": torch.float32, "f64": torch.float64}[req.get("dtype", "f32")]
+    inputs, forward = works(req["op"], int(req["n"]), int(req["k"]), dtype)
+    grad = torch.ones_like(forward())
+
+    def once():
+        for x in inputs:
+            x.grad = None
+        start = time.perf_counter()
+        forward().backward(grad)
+        return time.perf_counter() - start
+
+    for _ in range(10):
+        once()
+    most = int(req.get("max_repeats", 300))
+    budget = float(req.get("budget_s", 2.0))
+    times = []
+    while not times or (len(times) < most and sum(times) < budget):
+        times.append(once())
+    return {
+        "peer": "torch " + torch.__version__.split("+")[0] + " " + req["op"],
+        "peer_median_s": statistics.median(times),
+        "peer_repeats": len(times),
+        "peer_residual": None,
+    }
+
+
+for line in sys.stdin:
+    if line.strip():
+        try:
+            answer = measure(json.loads(line))
+        except Exception as error:  # the asker decides what a failed work means
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)

@@ -1,0 +1,132 @@
+//! Smooth-L1 against a teacher that is layer-normed on the way.
+
+mod cpu;
+pub(crate) mod reference;
+#[cfg(test)]
+mod tests;
+
+use crate::dense::{Real, check_pair, check_positive, dense};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use cpu::Terms;
+use vkd_norm::dense::with_slices;
+
+const OP: &str = "smooth_l1_layer_norm";
+
+/// Smooth-L1 between student and layer-normed teacher, in one pass: V_kD's feature loss in classification.
+///
+/// With `t̂ = layer_norm(teacher, eps)`, over the last dimension, without gain and bias, the value is
+/// [`smooth_l1`](crate::smooth_l1)`(student, t̂, beta)`: the mean over all entries. `t̂` is never written to memory.
+///
+/// # Shapes
+/// - `student`, `teacher`: `(.., C)`, the same, with at least one entry; f32 or f64
+/// - output: rank 0
+///
+/// # Gradient
+/// Flows to `student` alone: `d/β` cut to [-1, 1], over the number of entries, with `d = student − t̂`. The backward
+/// pass normalises the teacher's rows again. The teacher must carry no gradient; where it has one, compose
+/// [`layer_norm`](vkd_norm::layer_norm) and another loss.
+///
+/// # Numerics
+/// As [`layer_norm`](vkd_norm::layer_norm) for the teacher. Row sums in the dtype, joined in f64; equal to the two ops
+/// up to rounding, and the same bit for bit with any number of threads. NaN and infinity propagate.
+///
+/// # Errors
+/// `beta` or `eps` not finite or under the smallest normal f32, different shapes or dtypes, no dimension, no entries, a
+/// tracked teacher (detach it), or another dtype.
+///
+/// # References
+/// V_kD (arXiv:2403.06213) in code, with `beta = 1` and `eps = 1e-5`.
+///
+/// # Example
+/// ```
+/// # use candle_core::{Device, Tensor}; use vkd_loss::smooth_l1_layer_norm;
+/// let teacher = Tensor::new(&[[10f64, 30.]], &Device::Cpu)?;
+/// // The normed teacher is (-1, 1).
+/// let student = Tensor::new(&[[-1f64, 4.]], &Device::Cpu)?;
+/// let loss = smooth_l1_layer_norm(&student, &teacher, 1., 1e-5)?;
+/// assert!((loss.to_scalar::<f64>()? - (0. + 2.5) / 2.).abs() < 1e-6);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn smooth_l1_layer_norm(
+    student: &Tensor,
+    teacher: &Tensor,
+    beta: f64,
+    eps: f64,
+) -> Result<Tensor> {
+    check_positive(OP, "beta", beta)?;
+    check_positive(OP, "eps", eps)?;
+    check_pair(OP, student, teacher, "a teacher")?;
+    let channels = match *student.dims() {
+        [.., channels] if student.elem_count() > 0 => channels,
+        ref dims => bail!("{OP}: expected (.., C) with at least one entry, got {dims:?}"),
+    };
+    if !student.device().is_cpu() {
+        return reference::smooth_l1_layer_norm(student, teacher, beta, eps);
+    }
+    let op = NormedSmoothL1(Terms { channels, beta, eps });
+    student.contiguous()?.apply_op2(&teacher.contiguous()?, op)
+}
+
+struct NormedSmoothL1(Terms);
+
+impl CustomOp2 for NormedSmoothL1 {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(
+        &self,
+        student: &CpuStorage,
+        student_layout: &Layout,
+        teacher: &CpuStorage,
+        teacher_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (student, teacher) = ((student, student_layout), (teacher, teacher_layout));
+        let loss = match student.0 {
+            CpuStorage::F32(_) => self.forward::<f32>(student, teacher)?,
+            _ => self.forward::<f64>(student, teacher)?,
+        };
+        Ok((loss, Shape::from(())))
+    }
+
+    fn bwd(
+        &self,
+        student: &Tensor,
+        teacher: &Tensor,
+        _loss: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let ds = match student.dtype() {
+            DType::F32 => self.backward::<f32>(student, teacher, grad)?,
+            _ => self.backward::<f64>(student, teacher, grad)?,
+        };
+        // The teacher is checked to be untracked; zeros keep candle from panicking all the same.
+        let dt = if teacher.track_op() { Some(teacher.zeros_like()?) } else { None };
+        Ok((Some(ds), dt))
+    }
+}
+
+impl NormedSmoothL1 {
+    fn forward<T: Real>(
+        &self,
+        student: (&CpuStorage, &Layout),
+        teacher: (&CpuStorage, &Layout),
+    ) -> Result<CpuStorage> {
+        let student = dense::<T>(OP, student.0, student.1)?;
+        let teacher = dense::<T>(OP, teacher.0, teacher.1)?;
+        Ok(T::to_cpu_storage_owned(vec![T::narrow(self.0.forward(student, teacher))]))
+    }
+
+    fn backward<T: Real>(
+        &self,
+        student: &Tensor,
+        teacher: &Tensor,
+        grad: &Tensor,
+    ) -> Result<Tensor> {
+        let grad = grad.to_scalar::<T>()?.wide();
+        let ds = with_slices::<T, _, 2>(OP, [student, teacher], |[s, t]| {
+            Ok(self.0.backward(s, t, grad))
+        })?;
+        Tensor::from_vec(ds, student.shape(), student.device())
+    }
+}
