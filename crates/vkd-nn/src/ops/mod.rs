@@ -6,6 +6,7 @@
 mod add_bias;
 mod attention;
 mod gelu;
+pub(crate) mod gemm;
 mod real;
 mod relu;
 mod unfold2d;
