@@ -12,7 +12,7 @@
 //!
 //! ```
 //! use candle_core::{Device, Tensor, Var};
-//! use vkd_loss::{cross_entropy, kl, smooth_l1};
+//! use vkd_loss::{Reduction::Mean, cross_entropy, kl, smooth_l1};
 //!
 //! let logits = Var::new(&[[1f32, -1.], [0., 2.]], &Device::Cpu)?;
 //! let features = Var::new(&[[0.1f32, 0.2, 0.3], [0.4, 0.5, 0.6]], &Device::Cpu)?;
@@ -20,23 +20,34 @@
 //! let teacher_features = features.detach().neg()?;
 //! let labels = Tensor::new(&[0u32, 1], &Device::Cpu)?;
 //!
-//! let task = cross_entropy(&logits, &labels, 0.1)?;
-//! let soft = kl(&logits, &teacher_logits, 1.)?;
-//! let feature = smooth_l1(&features, &teacher_features, 1.)?;
+//! let task = cross_entropy(&logits, &labels, 0.1, Mean)?;
+//! let soft = kl(&logits, &teacher_logits, 1., Mean)?;
+//! let feature = smooth_l1(&features, &teacher_features, 1., Mean)?;
 //! let grads = ((task + soft)? + feature)?.backward()?;
 //! assert!(grads.get(&logits).is_some() && grads.get(&features).is_some());
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+mod bce;
+mod checks;
+mod cosine;
 mod cross_entropy;
 mod dense;
 mod kl;
 mod mse;
 mod ops;
+mod reduction;
 mod smooth_l1;
+mod token_l2;
+mod weighted_sum;
 
+pub use bce::bce_with_logits;
+pub use cosine::cosine;
 pub use cross_entropy::{cross_entropy, soft_cross_entropy};
 pub use kl::kl;
 pub use mse::mse;
 pub use ops::log_softmax;
+pub use reduction::Reduction;
 pub use smooth_l1::smooth_l1;
+pub use token_l2::token_l2;
+pub use weighted_sum::{Term, weighted_sum};

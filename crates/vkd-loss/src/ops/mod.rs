@@ -2,8 +2,10 @@
 
 mod log_softmax;
 mod pointwise;
+mod row_loss;
 mod softmax_loss;
 
 pub use log_softmax::log_softmax;
 pub(crate) use pointwise::{Pointwise, pointwise};
+pub(crate) use row_loss::{RowLoss, row_loss};
 pub(crate) use softmax_loss::{Target, softmax_loss};

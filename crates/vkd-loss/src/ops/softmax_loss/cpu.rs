@@ -35,7 +35,7 @@ impl Row {
             (Target::Labels { smoothing }, Values::Labels(labels)) => {
                 let label = labels[row] as usize;
                 if label >= classes {
-                    bail!("{op}: expected labels below {classes}, got {label} in row {row}")
+                    bail!("{op}: expected class < {classes}, got class {label} in row {row}")
                 }
                 self.target.fill(smoothing / classes as f64);
                 self.target[label] += 1. - smoothing;
@@ -71,15 +71,17 @@ impl Row {
     }
 }
 
-/// The mean over rows.
+/// The sum over rows divided by `divisor`, or every row's loss where there is none.
 pub(super) fn forward<T: Real>(
     kind: Target,
     logits: &[T],
     values: Values<'_, T>,
     classes: usize,
-) -> Result<f64> {
+    divisor: Option<f64>,
+) -> Result<Vec<T>> {
     let temperature = kind.temperature();
     let mut row = Row::new(classes);
+    let mut rows = Vec::with_capacity(if divisor.is_some() { 0 } else { logits.len() / classes });
     let mut total = 0f64;
     for (i, xs) in logits.chunks_exact(classes).enumerate() {
         row.fill(kind, values, i)?;
@@ -92,27 +94,37 @@ pub(super) fn forward<T: Real>(
             }
         }
         // None of the losses is negative: what is below zero is rounding. NaN passes.
-        total += if loss < 0. { 0. } else { loss };
+        let loss = if loss < 0. { 0. } else { loss };
+        match divisor {
+            Some(_) => total += loss,
+            None => rows.push(T::narrow(loss * kind.factor())),
+        }
     }
-    Ok(total * kind.factor() / (logits.len() / classes) as f64)
+    if let Some(divisor) = divisor {
+        rows.push(T::narrow(total * kind.factor() / divisor));
+    }
+    Ok(rows)
 }
 
-/// Gradient of the logits for the incoming gradient `grad` of the mean.
+/// Gradient of the logits; `grad` is that of the one loss, or of every row.
 pub(super) fn backward<T: Real>(
     kind: Target,
     logits: &[T],
     values: Values<'_, T>,
     classes: usize,
-    grad: f64,
+    grad: &[T],
+    divisor: Option<f64>,
 ) -> Result<Vec<T>> {
     let temperature = kind.temperature();
-    let share = grad * kind.factor() / (temperature * (logits.len() / classes) as f64);
+    let scale = kind.factor() / (temperature * divisor.unwrap_or(1.));
     let mut row = Row::new(classes);
     let mut ds = Vec::with_capacity(logits.len());
     for (i, xs) in logits.chunks_exact(classes).enumerate() {
         row.fill(kind, values, i)?;
         let norm = log_sum_exp(xs, temperature);
         let sum: f64 = row.target.iter().sum();
+        let at = if divisor.is_some() { 0 } else { i };
+        let share = scale * grad.get(at).map_or(0., |g| g.wide());
         ds.extend(
             xs.iter()
                 .zip(&row.target)
