@@ -46,3 +46,22 @@ pub(crate) fn finite(op: &str, loss: Tensor, inputs: &[(&str, &Tensor)]) -> Resu
     }
     Ok(loss)
 }
+
+/// Labels `(B,)`, U32, each below `classes`; values are read on the CPU only.
+pub(crate) fn check_labels(op: &str, labels: &Tensor, batch: usize, classes: usize) -> Result<()> {
+    if labels.dtype() != DType::U32 || labels.dims() != [batch] {
+        bail!(
+            "{op}: expected U32 labels of shape [{batch}], got {:?} {:?}",
+            labels.dtype(),
+            labels.dims()
+        )
+    }
+    if !labels.device().is_cpu() {
+        return Ok(());
+    }
+    let labels = labels.to_vec1::<u32>()?;
+    if let Some(row) = labels.iter().position(|label| *label as usize >= classes) {
+        bail!("{op}: expected class < {classes}, got class {} in row {row}", labels[row])
+    }
+    Ok(())
+}

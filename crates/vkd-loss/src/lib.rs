@@ -28,6 +28,7 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+pub mod baselines;
 mod bce;
 mod checks;
 mod cosine;

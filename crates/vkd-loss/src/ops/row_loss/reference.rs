@@ -14,9 +14,10 @@ pub(crate) fn row_loss(
     let entries = match kind {
         RowLoss::Distance => {
             let squares = (student - teacher)?.sqr()?.sum(D::Minus1)?;
-            let far = squares.gt(0.)?;
-            let safe = far.where_cond(&squares, &squares.ones_like()?)?.sqrt()?;
-            far.where_cond(&safe, &safe.zeros_like()?)?
+            // Negated, so that NaN is not taken for zero.
+            let same = squares.le(0.)?;
+            let safe = same.where_cond(&squares.ones_like()?, &squares)?.sqrt()?;
+            same.where_cond(&safe.zeros_like()?, &safe)?
         }
         RowLoss::Cosine { eps } => {
             let (ss, tt) = (student.sqr()?.sum(D::Minus1)?, teacher.sqr()?.sum(D::Minus1)?);
