@@ -1,7 +1,7 @@
 //! Binary cross entropy from logits.
 
 use crate::Reduction;
-use crate::checks::widen_pair;
+use crate::checks::{finite, widen_pair};
 use crate::ops::{Pointwise, pointwise};
 use candle_core::{Result, Tensor};
 
@@ -46,5 +46,6 @@ pub fn bce_with_logits(
     reduction: Reduction,
 ) -> Result<Tensor> {
     let (logits, probabilities) = widen_pair(logits, probabilities)?;
-    pointwise(Pointwise::Bce, &logits, &probabilities, reduction)
+    let loss = pointwise(Pointwise::Bce, &logits, &probabilities, reduction)?;
+    finite("bce_with_logits", loss, &[("logits", &logits)])
 }

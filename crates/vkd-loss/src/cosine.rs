@@ -1,7 +1,7 @@
 //! Angle between paired rows.
 
 use crate::Reduction;
-use crate::checks::widen_pair;
+use crate::checks::{finite, widen_pair};
 use crate::dense::check_positive;
 use crate::ops::{RowLoss, row_loss};
 use candle_core::{Result, Tensor};
@@ -43,5 +43,6 @@ pub fn cosine(
 ) -> Result<Tensor> {
     check_positive("cosine", "eps", eps)?;
     let (student, teacher) = widen_pair(student, teacher)?;
-    row_loss(RowLoss::Cosine { eps }, &student, &teacher, reduction)
+    let loss = row_loss(RowLoss::Cosine { eps }, &student, &teacher, reduction)?;
+    finite("cosine", loss, &[("student", &student), ("teacher", &teacher)])
 }

@@ -1,7 +1,7 @@
 //! Cross entropy with hard, smoothed and soft labels.
 
 use crate::Reduction;
-use crate::checks::{widen, widen_pair};
+use crate::checks::{finite, widen, widen_pair};
 use crate::ops::{Target, softmax_loss};
 use candle_core::{Result, Tensor};
 
@@ -45,7 +45,9 @@ pub fn cross_entropy(
     smoothing: f64,
     reduction: Reduction,
 ) -> Result<Tensor> {
-    softmax_loss(Target::Labels { smoothing }, &widen(logits)?, labels, reduction)
+    let logits = widen(logits)?;
+    let loss = softmax_loss(Target::Labels { smoothing }, &logits, labels, reduction)?;
+    finite("cross_entropy", loss, &[("logits", &logits)])
 }
 
 /// Cross entropy of logits with a distribution per row: the task loss under mixup.
@@ -84,5 +86,6 @@ pub fn soft_cross_entropy(
     reduction: Reduction,
 ) -> Result<Tensor> {
     let (logits, probabilities) = widen_pair(logits, probabilities)?;
-    softmax_loss(Target::Probabilities, &logits, &probabilities, reduction)
+    let loss = softmax_loss(Target::Probabilities, &logits, &probabilities, reduction)?;
+    finite("soft_cross_entropy", loss, &[("logits", &logits)])
 }

@@ -1,7 +1,7 @@
 //! Divergence of softened class distributions.
 
 use crate::Reduction;
-use crate::checks::widen_pair;
+use crate::checks::{finite, widen_pair};
 use crate::ops::{Target, softmax_loss};
 use candle_core::{Result, Tensor};
 
@@ -50,5 +50,6 @@ pub fn kl(
     reduction: Reduction,
 ) -> Result<Tensor> {
     let (student, teacher) = widen_pair(student_logits, teacher_logits)?;
-    softmax_loss(Target::Logits { temperature }, &student, &teacher, reduction)
+    let loss = softmax_loss(Target::Logits { temperature }, &student, &teacher, reduction)?;
+    finite("kl", loss, &[("student logits", &student), ("teacher logits", &teacher)])
 }

@@ -34,6 +34,7 @@ mod checks;
 mod cosine;
 mod cross_entropy;
 mod dense;
+pub mod geometry;
 mod kl;
 mod mse;
 mod ops;

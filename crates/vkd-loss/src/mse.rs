@@ -1,7 +1,7 @@
 //! Mean squared error.
 
 use crate::Reduction;
-use crate::checks::widen_pair;
+use crate::checks::{finite, widen_pair};
 use crate::ops::{Pointwise, pointwise};
 use candle_core::{Result, Tensor};
 
@@ -35,5 +35,6 @@ use candle_core::{Result, Tensor};
 /// ```
 pub fn mse(student: &Tensor, teacher: &Tensor, reduction: Reduction) -> Result<Tensor> {
     let (student, teacher) = widen_pair(student, teacher)?;
-    pointwise(Pointwise::Mse, &student, &teacher, reduction)
+    let loss = pointwise(Pointwise::Mse, &student, &teacher, reduction)?;
+    finite("mse", loss, &[("student", &student), ("teacher", &teacher)])
 }

@@ -1,7 +1,7 @@
 //! Smooth-L1.
 
 use crate::Reduction;
-use crate::checks::widen_pair;
+use crate::checks::{finite, widen_pair};
 use crate::dense::check_positive;
 use crate::ops::{Pointwise, pointwise};
 use candle_core::{Result, Tensor};
@@ -45,5 +45,6 @@ pub fn smooth_l1(
 ) -> Result<Tensor> {
     check_positive("smooth_l1", "beta", beta)?;
     let (student, teacher) = widen_pair(student, teacher)?;
-    pointwise(Pointwise::SmoothL1 { beta }, &student, &teacher, reduction)
+    let loss = pointwise(Pointwise::SmoothL1 { beta }, &student, &teacher, reduction)?;
+    finite("smooth_l1", loss, &[("student", &student), ("teacher", &teacher)])
 }

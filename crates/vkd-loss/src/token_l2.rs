@@ -1,7 +1,7 @@
 //! Distance between paired tokens.
 
 use crate::Reduction;
-use crate::checks::widen_pair;
+use crate::checks::{finite, widen_pair};
 use crate::ops::{RowLoss, row_loss};
 use candle_core::{Result, Tensor};
 
@@ -38,5 +38,6 @@ use candle_core::{Result, Tensor};
 /// ```
 pub fn token_l2(student: &Tensor, teacher: &Tensor, reduction: Reduction) -> Result<Tensor> {
     let (student, teacher) = widen_pair(student, teacher)?;
-    row_loss(RowLoss::Distance, &student, &teacher, reduction)
+    let loss = row_loss(RowLoss::Distance, &student, &teacher, reduction)?;
+    finite("token_l2", loss, &[("student", &student), ("teacher", &teacher)])
 }

@@ -50,7 +50,8 @@ pub fn deit_hard(
         }
     }
     let labels = pair.teacher.argmax(D::Minus1)?;
-    pair.finish(&cross_entropy(&pair.student, &labels, 0., reduction)?)
+    let rows = cross_entropy(&pair.student, &labels, 0., Reduction::None)?;
+    pair.finish(&reduction.apply(&rows, rows.elem_count())?)
 }
 
 /// Soft distillation as in DeiT: [`Form::Paper`] is [`kl`](crate::kl), [`Form::Code`] also divides by the classes.

@@ -4,7 +4,7 @@ use super::Form;
 use super::tensor::{Pair, gram, lengths};
 use candle_core::{D, DType, Result, Tensor, bail};
 
-/// Keeps lengths and logarithms from zero, as in the published code.
+/// Keeps lengths, sums and logarithms from zero; for the first and the last as in the published code.
 const EPS: f64 = 1e-7;
 
 /// Probabilistic knowledge transfer: divergence of who is whose neighbour in the batch.
@@ -22,7 +22,7 @@ const EPS: f64 = 1e-7;
 /// Flows to `student`.
 ///
 /// # Numerics
-/// In f64. Zero at equality; the guards allow values down to -1e-7 per entry elsewhere. Rows are divided by their length plus 1e-7:
+/// In f64. Zero at equality; the guards of 1e-7 move the least value away from there by as much. Rows are divided by their length plus 1e-7:
 /// rotation leaves the loss as it is, and so does scale while rows are much longer than that. A row of zeros has the cosine 0
 /// with all others.
 ///
@@ -52,7 +52,7 @@ pub fn pkt(student: &Tensor, teacher: &Tensor, form: Form) -> Result<Tensor> {
     let neighbours = |xs: &Tensor| -> Result<Tensor> {
         let similar = gram(&xs.broadcast_div(&(lengths(xs)? + EPS)?)?)?.affine(0.5, 0.5)?;
         let similar = (similar * &others)?;
-        let total = similar.sum_keepdim(D::Minus1)?.maximum(1e-12)?;
+        let total = similar.sum_keepdim(D::Minus1)?.maximum(EPS)?;
         similar.broadcast_div(&total)
     };
     let (student, teacher) = (neighbours(&pair.student)?, neighbours(&pair.teacher)?);

@@ -12,7 +12,7 @@ const HUBER: Pointwise = Pointwise::SmoothL1 { beta: 1. };
 /// divided by the mean of its positive entries.
 ///
 /// [`Reduction::Sum`] is the paper's (a sample with itself adds nothing); [`Reduction::Mean`], over all `B²` entries, the
-/// published code's; [`Reduction::None`] gives the `(B, B)` entries.
+/// published code's; [`Reduction::BatchMean`] divides the sum by `B`; [`Reduction::None`] gives the `(B, B)` entries.
 ///
 /// # Shapes
 /// - `student`: `(B, C)`, `teacher`: `(B, C')`, at least one entry; f32, f64, or a half type, which is computed in f32

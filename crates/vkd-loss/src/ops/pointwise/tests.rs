@@ -67,27 +67,16 @@ fn smooth_l1_at_its_edges() -> Result<()> {
 }
 
 #[test]
-fn values_that_are_not_finite_are_named() -> Result<()> {
-    let zeros = Tensor::zeros((2, 2), DType::F32, &Device::Cpu)?;
+fn nan_and_overflow_are_not_hidden() -> Result<()> {
+    let zeros = Tensor::zeros(3, DType::F32, &Device::Cpu)?;
     for kind in KINDS {
-        for bad in [f32::NAN, f32::INFINITY] {
-            let student = Var::new(&[[0f32, 1.], [bad, 1.]], &Device::Cpu)?;
-            let e = pointwise(kind, &student, &zeros, Mean).unwrap_err().to_string();
-            assert!(
-                e.contains("expected finite student, got") && e.contains("row 1, entry 0"),
-                "{e}"
-            );
-            let e = pointwise(kind, &zeros, &student.detach(), Mean).unwrap_err().to_string();
-            assert!(e.contains("teacher") || e.contains("probabilities in [0, 1]"), "{e}");
-            // Nothing is summed, so nothing is looked at: the entry shows, and its gradient.
-            if bad.is_nan() {
-                let loss = pointwise(kind, &student, &zeros, Reduction::None)?;
-                assert!(to_f64(&loss)?[2].is_nan());
-                assert!(to_f64(loss.sum_all()?.backward()?.get(&student).unwrap())?[2].is_nan());
-            }
+        for reduction in [Mean, Reduction::None] {
+            let student = Var::new(&[0f32, f32::NAN, 1.], &Device::Cpu)?;
+            let loss = pointwise(kind, &student, &zeros, reduction)?;
+            assert!(to_f64(&loss)?.iter().any(|x| x.is_nan()));
+            assert!(to_f64(loss.sum_all()?.backward()?.get(&student).unwrap())?[1].is_nan());
         }
     }
-    // Overflow of finite values is no fault of one entry.
     let large = Tensor::new(&[3e38f32], &Device::Cpu)?;
     let loss = pointwise(Pointwise::Mse, &large, &large.zeros_like()?, Mean)?;
     assert_eq!(loss.to_scalar::<f32>()?, f32::INFINITY);

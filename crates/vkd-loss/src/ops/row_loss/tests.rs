@@ -79,9 +79,6 @@ fn bad_arguments_are_named() -> Result<()> {
             let got = row_loss(kind, &none, &none, Mean);
             assert!(got.unwrap_err().to_string().contains("at least one entry"));
         }
-        let bad = (&xs / 0.)?;
-        let e = message(&bad, &xs);
-        assert!(e.contains("expected finite student") && e.contains("row 0, entry 0"), "{e}");
     }
     Ok(())
 }
