@@ -114,16 +114,15 @@ fn spread<T: Real>(
     gain: f64,
     f: impl Fn(T, T) -> T,
 ) -> Vec<T> {
-    let pairs = student.iter().zip(teacher);
-    match divisor {
-        Some(divisor) => {
-            let share = gain * grad.first().map_or(0., |g| g.wide()) / divisor;
-            let scale = T::narrow(share);
-            pairs.map(|(&s, &t)| f(s, t) * scale).collect()
-        }
-        None => {
-            let gain = T::narrow(gain);
-            pairs.zip(grad).map(|((&s, &t), &g)| f(s, t) * (gain * g)).collect()
-        }
+    let share = match divisor {
+        Some(divisor) => gain * grad.first().map_or(0., |g| g.wide()) / divisor,
+        None => gain,
+    };
+    let scale = T::narrow(share);
+    // `f` stands here once: called in two loops it is not inlined, and neither is vectorised.
+    let mut ds: Vec<T> = student.iter().zip(teacher).map(|(&s, &t)| f(s, t) * scale).collect();
+    if divisor.is_none() {
+        ds.iter_mut().zip(grad).for_each(|(d, &g)| *d *= g);
     }
+    ds
 }

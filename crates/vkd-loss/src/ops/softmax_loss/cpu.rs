@@ -5,7 +5,7 @@
 
 use super::Target;
 use crate::dense::Real;
-use crate::ops::log_softmax::cpu::log_sum_exp;
+use crate::ops::log_softmax::cpu::{log_sum_exp, softmax};
 use candle_core::{Result, bail};
 
 /// How far from one the probabilities of a row may sum.
@@ -42,10 +42,9 @@ impl Row {
             }
             (Target::Logits { temperature }, Values::Dense(logits)) => {
                 let logits = &logits[row * classes..][..classes];
-                let norm = log_sum_exp(logits, temperature);
-                for (k, x) in logits.iter().enumerate() {
-                    self.log_target[k] = x.wide() / temperature - norm;
-                    self.target[k] = self.log_target[k].exp();
+                let norm = softmax(logits, temperature, &mut self.target);
+                for (log_t, x) in self.log_target.iter_mut().zip(logits) {
+                    *log_t = x.wide() / temperature - norm;
                 }
             }
             (Target::Probabilities, Values::Dense(probabilities)) => {
@@ -118,18 +117,16 @@ pub(super) fn backward<T: Real>(
     let temperature = kind.temperature();
     let scale = kind.factor() / (temperature * divisor.unwrap_or(1.));
     let mut row = Row::new(classes);
+    let mut student = vec![0f64; classes];
     let mut ds = Vec::with_capacity(logits.len());
     for (i, xs) in logits.chunks_exact(classes).enumerate() {
         row.fill(kind, values, i)?;
-        let norm = log_sum_exp(xs, temperature);
+        softmax(xs, temperature, &mut student);
         let sum: f64 = row.target.iter().sum();
         let at = if divisor.is_some() { 0 } else { i };
         let share = scale * grad.get(at).map_or(0., |g| g.wide());
-        ds.extend(
-            xs.iter()
-                .zip(&row.target)
-                .map(|(x, t)| T::narrow(share * ((x.wide() / temperature - norm).exp() * sum - t))),
-        );
+        let pairs = student.iter().zip(&row.target);
+        ds.extend(pairs.map(|(p, t)| T::narrow(share * (p * sum - t))));
     }
     Ok(ds)
 }
