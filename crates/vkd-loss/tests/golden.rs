@@ -1,6 +1,7 @@
 //! Against results recorded from PyTorch, value and gradient.
 
 use candle_core::{DType, Result, Tensor, Var, bail};
+use vkd_loss::Reduction::Mean;
 use vkd_loss::{cross_entropy, kl, mse, smooth_l1, smooth_l1_layer_norm, soft_cross_entropy};
 use vkd_norm::{layer_norm, standardize};
 use vkd_testkit::{Golden, Tolerance, assert_close};
@@ -48,21 +49,21 @@ fn losses_on_logits() -> Result<()> {
         let teacher = g.input("logits_t")?;
         let labels = g.golden.get("in.labels")?.to_dtype(DType::U32)?;
         let guess = g.golden.get("deit_hard.teacher_argmax")?.to_dtype(DType::U32)?;
-        g.check("kl_t1.mdistiller", "logits_s", |s| kl(s, &teacher, 1.))?;
-        g.check("kl_t4.mdistiller", "logits_s", |s| kl(s, &teacher, 4.))?;
-        g.check("cross_entropy", "logits_s", |s| cross_entropy(s, &labels, 0.))?;
-        g.check("deit_hard", "logits_s", |s| cross_entropy(s, &guess, 0.))?;
+        g.check("kl_t1.mdistiller", "logits_s", |s| kl(s, &teacher, 1., Mean))?;
+        g.check("kl_t4.mdistiller", "logits_s", |s| kl(s, &teacher, 4., Mean))?;
+        g.check("cross_entropy", "logits_s", |s| cross_entropy(s, &labels, 0., Mean))?;
+        g.check("deit_hard", "logits_s", |s| cross_entropy(s, &guess, 0., Mean))?;
         // DeiT's soft form divides by the number of classes too.
-        g.check("deit_soft_t3", "logits_s", |s| kl(s, &teacher, 3.)? / 10.)?;
+        g.check("deit_soft_t3", "logits_s", |s| kl(s, &teacher, 3., Mean)? / 10.)?;
         g.check("deit_hard_alpha05", "logits_s", |s| {
-            (cross_entropy(s, &labels, 0.)? + cross_entropy(s, &guess, 0.)?)? * 0.5
+            (cross_entropy(s, &labels, 0., Mean)? + cross_entropy(s, &guess, 0., Mean)?)? * 0.5
         })?;
         g.check("kd_t4_alpha05.torchdistill", "logits_s", |s| {
-            (cross_entropy(s, &labels, 0.)? + kl(s, &teacher, 4.)?)? * 0.5
+            (cross_entropy(s, &labels, 0., Mean)? + kl(s, &teacher, 4., Mean)?)? * 0.5
         })?;
         // One-hot probabilities are the hard labels.
         let eye = Tensor::eye(10, g.dtype, teacher.device())?.index_select(&labels, 0)?;
-        g.check("cross_entropy", "logits_s", |s| soft_cross_entropy(s, &eye))
+        g.check("cross_entropy", "logits_s", |s| soft_cross_entropy(s, &eye, Mean))
     })
 }
 
@@ -70,11 +71,11 @@ fn losses_on_logits() -> Result<()> {
 fn losses_on_features() -> Result<()> {
     both(|g| {
         let teacher = g.input("feat_t_same")?;
-        g.check("fitnet_feat.mdistiller", "feat_s", |s| mse(s, &teacher))?;
+        g.check("fitnet_feat.mdistiller", "feat_s", |s| mse(s, &teacher, Mean))?;
         let map = g.input("map_t_same")?;
-        g.check("fitnet_map.mdistiller", "map_s", |s| mse(s, &map))?;
+        g.check("fitnet_map.mdistiller", "map_s", |s| mse(s, &map, Mean))?;
         let normed = layer_norm(&teacher, 1e-5)?;
-        g.check("vkd_smooth_l1_layernorm_vectors", "feat_s", |s| smooth_l1(s, &normed, 1.))?;
+        g.check("vkd_smooth_l1_layernorm_vectors", "feat_s", |s| smooth_l1(s, &normed, 1., Mean))?;
         // The same loss in one pass.
         g.check("vkd_smooth_l1_layernorm_vectors", "feat_s", |s| {
             smooth_l1_layer_norm(s, &teacher, 1., 1e-5)
@@ -83,14 +84,14 @@ fn losses_on_features() -> Result<()> {
         let normed = layer_norm(&pooled, 1e-5)?;
         let projector = g.input("vkd_projector")?;
         g.check("vkd_smooth_l1_layernorm", "vkd_tokens_s", |s| {
-            smooth_l1(&s.mean(1)?.matmul(&projector.t()?)?, &normed, 1.)
+            smooth_l1(&s.mean(1)?.matmul(&projector.t()?)?, &normed, 1., Mean)
         })?;
         g.check("vkd_smooth_l1_layernorm", "vkd_tokens_s", |s| {
             smooth_l1_layer_norm(&s.mean(1)?.matmul(&projector.t()?)?, &pooled, 1., 1e-5)
         })?;
         let tokens = g.input("vkd_tokens_s")?.mean(1)?;
         g.check("vkd_smooth_l1_layernorm", "vkd_projector", |p| {
-            smooth_l1(&tokens.matmul(&p.t()?)?, &normed, 1.)
+            smooth_l1(&tokens.matmul(&p.t()?)?, &normed, 1., Mean)
         })
     })
 }
@@ -106,7 +107,7 @@ fn published_detection_loss() -> Result<()> {
             };
             let teacher = rows(&g.input(&format!("{part}_t"))?)?;
             g.check(&format!("vkd_detection_part.{part}"), &format!("{part}_s"), |s| {
-                smooth_l1(&rows(s)?, &teacher, 1.)
+                smooth_l1(&rows(s)?, &teacher, 1., Mean)
             })?;
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use candle_core::{D, DType, Device, Result, Tensor, Var, bail};
 use proptest::prelude::*;
+use vkd_loss::Reduction::Mean;
 use vkd_loss::{cross_entropy, kl, log_softmax, mse, smooth_l1, soft_cross_entropy};
 use vkd_testkit::{Tolerance, assert_close, dimension, normal_scaled, scale, to_f64};
 
@@ -34,16 +35,16 @@ fn labels(batch: usize, classes: usize, seed: u64) -> Result<Tensor> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn smooth_l1_lies_between_mse_and_l1(n in dimension(3000), seed: u64, beta in scale(1e-3, 1e3), size in scale(1e-3, 1e3)) {
         check((|| {
             let student = normal_scaled(&[n], DType::F64, seed, size)?;
             let teacher = normal_scaled(&[n], DType::F64, seed ^ 1, size)?;
-            let loss = value(&smooth_l1(&student, &teacher, beta)?)?;
+            let loss = value(&smooth_l1(&student, &teacher, beta, Mean)?)?;
             let l1 = value(&(&student - &teacher)?.abs()?.mean_all()?)?;
-            let quadratic = value(&mse(&student, &teacher)?)? / (2. * beta);
+            let quadratic = value(&mse(&student, &teacher, Mean)?)? / (2. * beta);
             let slack = 1e-12 * (l1 + beta);
             expect("below both", loss <= l1.min(quadratic) + slack, loss)?;
             expect("L1 less half beta at least", loss >= l1 - beta / 2. - slack, loss)
@@ -55,7 +56,7 @@ proptest! {
         let dtype = if wide { DType::F64 } else { DType::F32 };
         check((|| {
             let xs = normal_scaled(&[n], dtype, seed, 2.)?;
-            for f in [&mse as &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>, &|s, t| smooth_l1(s, t, 1.)] {
+            for f in [&(|s: &Tensor, t: &Tensor| mse(s, t, Mean)) as &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>, &|s, t| smooth_l1(s, t, 1., Mean)] {
                 expect("zero", value(&f(&xs, &xs)?)? == 0., 0.)?;
                 expect("stationary", slope(|x| f(x, &xs), &xs)? == 0., 0.)?;
                 let away = value(&f(&(&xs + 0.1)?, &xs)?)?;
@@ -75,17 +76,17 @@ proptest! {
             let dims = [batch, classes];
             let student = normal_scaled(&dims, dtype, seed, size)?;
             let teacher = normal_scaled(&dims, dtype, seed ^ 1, size)?;
-            let loss = value(&kl(&student, &teacher, temperature)?)?;
+            let loss = value(&kl(&student, &teacher, temperature, Mean)?)?;
             expect("not negative and finite", loss >= 0. && loss.is_finite(), loss)?;
-            expect("zero at equality", value(&kl(&student, &student, temperature)?)? == 0., 0.)?;
-            let slope = slope(|s| kl(s, &student, temperature), &student)?;
+            expect("zero at equality", value(&kl(&student, &student, temperature, Mean)?)? == 0., 0.)?;
+            let slope = slope(|s| kl(s, &student, temperature, Mean), &student)?;
             // Rounding of the logits' differences, of magnitude `size / temperature`, times the temperature.
             expect("stationary at equality", slope <= 1e-15 * (10. * temperature + size), slope)?;
             // Logits are a class of functions up to a constant per row.
             let student = student.to_dtype(DType::F64)?;
             let teacher = teacher.to_dtype(DType::F64)?;
-            let loss = value(&kl(&student, &teacher, temperature)?)?;
-            let moved = value(&kl(&(&student + shift)?, &(&teacher - shift)?, temperature)?)?;
+            let loss = value(&kl(&student, &teacher, temperature, Mean)?)?;
+            let moved = value(&kl(&(&student + shift)?, &(&teacher - shift)?, temperature, Mean)?)?;
             let allowed = 1e-13 * temperature * (size + shift.abs() + temperature);
             expect("shift", (loss - moved).abs() <= 20. * allowed, loss - moved)
         })())?;
@@ -100,17 +101,17 @@ proptest! {
             let labels = labels(batch, classes, seed)?;
             let hot = Tensor::eye(classes, DType::F64, &Device::Cpu)?.index_select(&labels, 0)?;
             let soft = hot.affine(1. - smoothing, smoothing / classes as f64)?;
-            let want = soft_cross_entropy(&logits, &soft)?;
-            assert_close("smoothed", &cross_entropy(&logits, &labels, smoothing)?, &want, Tolerance::relative(1e-13))?;
+            let want = soft_cross_entropy(&logits, &soft, Mean)?;
+            assert_close("smoothed", &cross_entropy(&logits, &labels, smoothing, Mean)?, &want, Tolerance::relative(1e-13))?;
             // Cross entropy is the divergence plus the target's own entropy, and least at the target.
             let log_soft = (&soft + 1e-300)?.log()?;
             let entropy = value(&(&soft * &log_soft)?.sum(D::Minus1)?.mean_all()?.neg()?)?;
             let gap = value(&want)? - entropy;
             expect("at least the entropy", gap >= -1e-12, gap)?;
             if smoothing > 0.01 {
-                let divergence = value(&kl(&logits, &log_soft, 1.)?)?;
+                let divergence = value(&kl(&logits, &log_soft, 1., Mean)?)?;
                 expect("divergence", (gap - divergence).abs() < 1e-11, gap - divergence)?;
-                let slope = slope(|x| soft_cross_entropy(x, &soft), &log_soft)?;
+                let slope = slope(|x| soft_cross_entropy(x, &soft, Mean), &log_soft)?;
                 expect("stationary at the target", slope < 1e-14, slope)?;
             }
             Ok(())
@@ -126,9 +127,9 @@ proptest! {
             let labels = labels(batch, classes, seed)?;
             let turn = |x: &Tensor| x.flip(&[0]);
             for (name, a, b) in [
-                ("kl", kl(&student, &teacher, 2.)?, kl(&turn(&student)?, &turn(&teacher)?, 2.)?),
-                ("mse", mse(&student, &teacher)?, mse(&turn(&student)?, &turn(&teacher)?)?),
-                ("ce", cross_entropy(&student, &labels, 0.1)?, cross_entropy(&turn(&student)?, &turn(&labels)?, 0.1)?),
+                ("kl", kl(&student, &teacher, 2., Mean)?, kl(&turn(&student)?, &turn(&teacher)?, 2., Mean)?),
+                ("mse", mse(&student, &teacher, Mean)?, mse(&turn(&student)?, &turn(&teacher)?, Mean)?),
+                ("ce", cross_entropy(&student, &labels, 0.1, Mean)?, cross_entropy(&turn(&student)?, &turn(&labels)?, 0.1, Mean)?),
             ] {
                 assert_close(name, &a, &b, Tolerance::relative(1e-13))?;
             }

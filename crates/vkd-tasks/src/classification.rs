@@ -5,6 +5,7 @@ use crate::{
     weighted_sum,
 };
 use candle_core::{Result, Tensor, bail};
+use vkd_loss::Reduction;
 use vkd_norm::Context;
 
 /// Trains a classifier on labels, a teacher, or both.
@@ -65,7 +66,12 @@ impl ClassificationTask {
     ) -> Result<Tensor> {
         let count = labels.dim(0)?;
         let loss = |logits: &Tensor| {
-            vkd_loss::cross_entropy(&logits.narrow(0, 0, count)?, labels, self.smoothing)
+            vkd_loss::cross_entropy(
+                &logits.narrow(0, 0, count)?,
+                labels,
+                self.smoothing,
+                Reduction::Mean,
+            )
         };
         match &student.distillation_logits {
             Some(other) if both_heads => (loss(&student.logits)? + loss(other)?)? * 0.5,

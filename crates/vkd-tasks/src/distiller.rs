@@ -5,6 +5,7 @@ use crate::{
 };
 use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
+use vkd_loss::Reduction;
 use vkd_norm::{Context, Normalizer};
 
 /// Distance between the projected student and the normalised teacher.
@@ -144,7 +145,7 @@ impl Distiller {
         let mut terms = Vec::new();
         if let Some(LogitLoss { temperature, weight }) = self.logits {
             let logits = student.distillation_logits.as_ref().unwrap_or(&student.logits);
-            let value = vkd_loss::kl(logits, &teacher.logits, temperature)?;
+            let value = vkd_loss::kl(logits, &teacher.logits, temperature, Reduction::Mean)?;
             terms.push(Term { name: "logits".to_owned(), weight, value });
         }
         for tap in &self.taps {
@@ -169,8 +170,10 @@ impl Distiller {
         let target = self.adapter.adapt(teacher.tap("teacher", &c.teacher)?)?;
         let target = c.teacher_normalizer.forward(&target, ctx)?;
         match c.loss {
-            FeatureLoss::SmoothL1 { beta } => vkd_loss::smooth_l1(&student, &target, beta),
-            FeatureLoss::Mse => vkd_loss::mse(&student, &target),
+            FeatureLoss::SmoothL1 { beta } => {
+                vkd_loss::smooth_l1(&student, &target, beta, Reduction::Mean)
+            }
+            FeatureLoss::Mse => vkd_loss::mse(&student, &target, Reduction::Mean),
         }
     }
 

@@ -54,5 +54,6 @@ pub use classification::ClassificationTask;
 pub use distiller::{Distiller, FeatureLoss, LogitLoss, TapConfig};
 pub use features::{FeatureMap, Layout, Network, NetworkOutput};
 pub use projector::{Projector, ProjectorConfig};
-pub use task::{Batch, DistillTask, Phase, StepOutput, Term, weighted_sum};
+pub use task::{Batch, DistillTask, Phase, StepOutput};
 pub use teacher::Teacher;
+pub use vkd_loss::{Term, weighted_sum};

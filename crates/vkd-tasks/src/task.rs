@@ -1,7 +1,8 @@
 //! What a trainer drives: phases, steps and named loss terms.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 use std::sync::Arc;
+use vkd_loss::Term;
 use vkd_norm::Context;
 
 /// One batch. The first `labels.len()` images are labelled, the rest have no label.
@@ -22,17 +23,6 @@ pub struct Phase {
     pub name: &'static str,
     /// The phase trains the variables whose names start so.
     pub prefix: &'static str,
-}
-
-/// One named part of the loss.
-#[derive(Clone, Debug)]
-pub struct Term {
-    /// Name for the log: `label`, `logits`, `feature.TAP`.
-    pub name: String,
-    /// Factor in the sum.
-    pub weight: f64,
-    /// Value before the factor, rank 0, on the tape.
-    pub value: Tensor,
 }
 
 /// Result of one step, before any update.
@@ -60,24 +50,5 @@ pub trait DistillTask {
     /// Largest `max|WᵀW − I|` of the task's orthogonal projectors now, in f64; `None` without one.
     fn residual(&self) -> Result<Option<f64>> {
         Ok(None)
-    }
-}
-
-/// `Σ weight · value`.
-///
-/// # Errors
-/// No term at all: there would be nothing to train on.
-pub fn weighted_sum(terms: &[Term]) -> Result<Tensor> {
-    let mut sum: Option<Tensor> = None;
-    for term in terms {
-        let part = (&term.value * term.weight)?;
-        sum = Some(match sum {
-            Some(sum) => (sum + part)?,
-            None => part,
-        });
-    }
-    match sum {
-        Some(sum) => Ok(sum),
-        None => bail!("weighted sum: expected at least one loss term, got none"),
     }
 }

@@ -101,19 +101,26 @@ fn the_whole_loss_has_right_gradients_and_the_teacher_has_none() -> Result<()> {
     let configs = OrthogonalMap::ALL
         .iter()
         .map(|m| orthogonal(*m))
-        .chain([ProjectorConfig::Linear])
+        .chain([ProjectorConfig::Linear, ProjectorConfig::Mlp { hidden: 7 }])
         .collect::<Vec<_>>();
     for config in configs {
         let (student, teacher, map) = (Toy::new(3, 10)?, Toy::new(5, 20)?, VarMap::new());
         let vb = VarBuilder::from_varmap(&map, DType::F64, &Device::Cpu);
+        let weights = if let ProjectorConfig::Mlp { .. } = config { 2 } else { 1 };
         let distiller = Distiller::new(vec![tap(config)], LOGITS, vb)?;
+        if weights == 2 {
+            // A drawn weight could put a relu's kink within the step of the differences.
+            for (i, (_, var)) in named(&map).into_iter().enumerate() {
+                var.set(&normal(var.dims(), DType::F64, 70 + i as u64)?)?;
+            }
+        }
         let distillation = Some((Teacher::new(teacher.teacher()), distiller));
         let task = ClassificationTask::new(student.student(), distillation, 0.1)?;
         task.check(&batch(0)?.images)?;
         let loss = |labels| task.step(&batch(labels)?, &task.phases()[0], &Context::eval());
         // With labels on four of the six images every student and projector variable learns.
         let all = [student.named("student"), named(&map)].concat();
-        assert_eq!(all.len(), 4);
+        assert_eq!(all.len(), 3 + weights);
         gradcheck_variables(&all, || Ok(loss(4)?.loss))?;
         let grads = loss(4)?.loss.backward()?;
         for (name, var) in teacher.named("teacher") {

@@ -78,7 +78,16 @@ pub fn train(
         let residual = finite_residual(task, config, step, last_checkpoint)?;
         worst = larger(worst, residual);
         for (phase, parameters, optimiser) in &mut optimisers {
-            let output = task.step(&data, phase, &ctx)?;
+            // A loss that meets NaN says in which tensor; where the run stands is added here.
+            let output = match task.step(&data, phase, &ctx) {
+                Ok(output) => output,
+                Err(e) => bail!(
+                    "{}: step {step}: {}; {}",
+                    config.arm,
+                    crate::plain(&e),
+                    kept(config, last_checkpoint)
+                ),
+            };
             let terms = finite_terms(&output, config, step, last_checkpoint)?;
             let grads = output.loss.backward()?;
             if step == 0 {

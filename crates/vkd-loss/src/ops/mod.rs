@@ -2,10 +2,14 @@
 
 mod log_softmax;
 mod normed_smooth_l1;
+mod pairwise;
 mod pointwise;
+mod row_loss;
 mod softmax_loss;
 
 pub use log_softmax::log_softmax;
 pub use normed_smooth_l1::smooth_l1_layer_norm;
+pub(crate) use pairwise::pairwise_distance;
 pub(crate) use pointwise::{Pointwise, pointwise};
+pub(crate) use row_loss::{RowLoss, row_loss};
 pub(crate) use softmax_loss::{Target, softmax_loss};

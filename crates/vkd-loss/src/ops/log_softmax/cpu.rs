@@ -6,8 +6,20 @@ use crate::dense::Real;
 ///
 /// NaN for a row that holds NaN or positive infinity, or negative infinity only.
 pub(crate) fn log_sum_exp<T: Real>(row: &[T], temperature: f64) -> f64 {
-    let largest = row.iter().fold(f64::NEG_INFINITY, |m, x| m.max(x.wide() / temperature));
+    let largest = row.iter().fold(f64::NEG_INFINITY, |m, x| m.max(x.wide())) / temperature;
     largest + row.iter().map(|x| (x.wide() / temperature - largest).exp()).sum::<f64>().ln()
+}
+
+/// [`log_sum_exp`], and the softmax of `row / temperature` in `out`: one exponential an entry for both.
+pub(crate) fn softmax<T: Real>(row: &[T], temperature: f64, out: &mut [f64]) -> f64 {
+    let largest = row.iter().fold(f64::NEG_INFINITY, |m, x| m.max(x.wide())) / temperature;
+    let mut sum = 0.;
+    for (p, x) in out.iter_mut().zip(row) {
+        *p = (x.wide() / temperature - largest).exp();
+        sum += *p;
+    }
+    out.iter_mut().for_each(|p| *p /= sum);
+    largest + sum.ln()
 }
 
 /// Log-softmax of each row.

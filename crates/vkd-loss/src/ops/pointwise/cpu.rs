@@ -1,31 +1,65 @@
-//! Kernels of the losses that are a mean over entries of a function of `student - teacher`.
+//! Kernels of the losses by element: one pass each way.
 
 use super::Pointwise;
 use crate::dense::Real;
+use candle_core::{Result, bail};
 
 const LANES: usize = 16;
 /// Entries summed in the element type before the sum moves on in f64.
 const BLOCK: usize = 1024;
 
-/// The mean over all entries.
-pub(super) fn forward<T: Real>(kind: Pointwise, student: &[T], teacher: &[T]) -> f64 {
-    let sum = match kind {
-        Pointwise::Mse => sum(student, teacher, |d| d * d),
+/// The sum over entries divided by `divisor`, or every entry where there is none.
+pub(super) fn forward<T: Real>(
+    kind: Pointwise,
+    student: &[T],
+    teacher: &[T],
+    divisor: Option<f64>,
+) -> Result<Vec<T>> {
+    Ok(match kind {
+        Pointwise::Mse => collect(student, teacher, divisor, |s, t| (s - t) * (s - t)),
         Pointwise::SmoothL1 { beta } => {
             let (edge, half, scale) = (T::narrow(beta), T::narrow(0.5), T::narrow(1. / beta));
-            sum(student, teacher, |d| {
+            collect(student, teacher, divisor, |s, t| {
+                let d = s - t;
                 let d = if d < T::zero() { T::zero() - d } else { d };
                 // min(d, beta), in the form that keeps NaN.
                 let c = if d > edge { edge } else { d };
                 c * scale * c * half + (d - c)
             })
         }
-    };
-    sum / student.len() as f64
+        Pointwise::Bce => {
+            let outside = |t: &T| !(0. ..=1.).contains(&t.wide());
+            if let Some(at) = teacher.iter().position(outside) {
+                bail!(
+                    "{}: expected probabilities in [0, 1], got {} in entry {at}",
+                    kind.op(),
+                    teacher[at].wide()
+                )
+            }
+            collect(student, teacher, divisor, |x, t| {
+                let (x, t) = (x.wide(), t.wide());
+                // log(1 + exp(x)) − x t, without an exponential that can overflow.
+                T::narrow(x.max(0.) - x * t + (-x.abs()).exp().ln_1p())
+            })
+        }
+    })
 }
 
 #[inline(always)]
-fn sum<T: Real>(student: &[T], teacher: &[T], f: impl Fn(T) -> T) -> f64 {
+fn collect<T: Real>(
+    student: &[T],
+    teacher: &[T],
+    divisor: Option<f64>,
+    f: impl Fn(T, T) -> T,
+) -> Vec<T> {
+    match divisor {
+        Some(divisor) => vec![T::narrow(sum(student, teacher, f) / divisor)],
+        None => student.iter().zip(teacher).map(|(&s, &t)| f(s, t)).collect(),
+    }
+}
+
+#[inline(always)]
+fn sum<T: Real>(student: &[T], teacher: &[T], f: impl Fn(T, T) -> T) -> f64 {
     let mut total = 0f64;
     for (s, t) in student.chunks(BLOCK).zip(teacher.chunks(BLOCK)) {
         let mut lanes = [T::zero(); LANES];
@@ -33,42 +67,62 @@ fn sum<T: Real>(student: &[T], teacher: &[T], f: impl Fn(T) -> T) -> f64 {
         let (s_rest, t_rest) = (s_chunks.remainder(), t_chunks.remainder());
         for (s, t) in s_chunks.zip(t_chunks) {
             for i in 0..LANES {
-                lanes[i] += f(s[i] - t[i]);
+                lanes[i] += f(s[i], t[i]);
             }
         }
         for (i, (&s, &t)) in s_rest.iter().zip(t_rest).enumerate() {
-            lanes[i] += f(s - t);
+            lanes[i] += f(s, t);
         }
         total += lanes.iter().map(|x| x.wide()).sum::<f64>();
     }
     total
 }
 
-/// Gradient of the student for the incoming gradient `grad` of the mean.
+/// Gradient of the student; `grad` is that of the one loss, or of every entry.
 pub(super) fn backward<T: Real>(
     kind: Pointwise,
     student: &[T],
     teacher: &[T],
-    grad: f64,
+    grad: &[T],
+    divisor: Option<f64>,
 ) -> Vec<T> {
-    let share = grad / student.len() as f64;
-    let pairs = student.iter().zip(teacher);
     match kind {
-        Pointwise::Mse => {
-            let scale = T::narrow(2. * share);
-            pairs.map(|(&s, &t)| (s - t) * scale).collect()
-        }
+        Pointwise::Mse => spread(student, teacher, grad, divisor, 2., |s, t| s - t),
         Pointwise::SmoothL1 { beta } => {
             let (low, high) = (T::narrow(-beta), T::narrow(beta));
-            let (over, scale) = (T::narrow(1. / beta), T::narrow(share));
-            pairs
-                .map(|(&s, &t)| {
-                    let d = s - t;
-                    let d = if d > high { high } else { d };
-                    let d = if d < low { low } else { d };
-                    d * over * scale
-                })
-                .collect()
+            let over = T::narrow(1. / beta);
+            spread(student, teacher, grad, divisor, 1., |s, t| {
+                let d = s - t;
+                let d = if d > high { high } else { d };
+                let d = if d < low { low } else { d };
+                d * over
+            })
         }
+        Pointwise::Bce => spread(student, teacher, grad, divisor, 1., |x, t| {
+            T::narrow(1. / (1. + (-x.wide()).exp()) - t.wide())
+        }),
     }
+}
+
+/// `gain · f` times the incoming gradient of the entry.
+#[inline(always)]
+fn spread<T: Real>(
+    student: &[T],
+    teacher: &[T],
+    grad: &[T],
+    divisor: Option<f64>,
+    gain: f64,
+    f: impl Fn(T, T) -> T,
+) -> Vec<T> {
+    let share = match divisor {
+        Some(divisor) => gain * grad.first().map_or(0., |g| g.wide()) / divisor,
+        None => gain,
+    };
+    let scale = T::narrow(share);
+    // `f` stands here once: called in two loops it is not inlined, and neither is vectorised.
+    let mut ds: Vec<T> = student.iter().zip(teacher).map(|(&s, &t)| f(s, t) * scale).collect();
+    if divisor.is_none() {
+        ds.iter_mut().zip(grad).for_each(|(d, &g)| *d *= g);
+    }
+    ds
 }

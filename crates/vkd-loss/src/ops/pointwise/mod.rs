@@ -1,18 +1,23 @@
-//! Mean over entries of a function of `student - teacher`, fused.
+//! Losses whose entries are functions of one student and one teacher element, fused.
 
 mod cpu;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
+use crate::Reduction;
 use crate::dense::{Real, check_pair, dense, with_storage};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 
-/// The function of the difference.
+/// The function of the two elements.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pointwise {
+    /// `(s − t)²`
     Mse,
+    /// Quadratic up to `beta`, linear beyond.
     SmoothL1 { beta: f64 },
+    /// Cross entropy of a logit with a probability.
+    Bce,
 }
 
 impl Pointwise {
@@ -20,25 +25,40 @@ impl Pointwise {
         match self {
             Self::Mse => "mse",
             Self::SmoothL1 { .. } => "smooth_l1",
+            Self::Bce => "bce_with_logits",
         }
     }
 }
 
 /// Checks the pair and applies the fused op, on the CPU, or its twin elsewhere.
-pub(crate) fn pointwise(kind: Pointwise, student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
-    check_pair(kind.op(), student, teacher, "a teacher")?;
+pub(crate) fn pointwise(
+    kind: Pointwise,
+    student: &Tensor,
+    teacher: &Tensor,
+    reduction: Reduction,
+) -> Result<Tensor> {
+    let role = if let Pointwise::Bce = kind { "probabilities" } else { "a teacher" };
+    check_pair(kind.op(), student, teacher, role)?;
     if student.elem_count() == 0 {
         bail!("{}: expected at least one entry, got shape {:?}", kind.op(), student.dims())
     }
     if !student.device().is_cpu() {
-        return reference::pointwise(kind, student, teacher);
+        return reference::pointwise(kind, student, teacher, reduction);
     }
-    student.contiguous()?.apply_op2(&teacher.contiguous()?, kind)
+    let rows = student.dims().first().copied().unwrap_or(1);
+    let op = PointwiseOp { kind, divisor: reduction.divisor(student.elem_count(), rows) };
+    student.contiguous()?.apply_op2(&teacher.contiguous()?, op)
 }
 
-impl CustomOp2 for Pointwise {
+struct PointwiseOp {
+    kind: Pointwise,
+    /// What the sum over entries is divided by; without it there is no sum.
+    divisor: Option<f64>,
+}
+
+impl CustomOp2 for PointwiseOp {
     fn name(&self) -> &'static str {
-        self.op()
+        self.kind.op()
     }
 
     fn cpu_fwd(
@@ -48,12 +68,14 @@ impl CustomOp2 for Pointwise {
         teacher: &CpuStorage,
         teacher_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        let shape =
+            if self.divisor.is_some() { Shape::from(()) } else { student_layout.shape().clone() };
         let (student, teacher) = ((student, student_layout), (teacher, teacher_layout));
         let loss = match student.0 {
             CpuStorage::F32(_) => self.forward::<f32>(student, teacher)?,
             _ => self.forward::<f64>(student, teacher)?,
         };
-        Ok((loss, Shape::from(())))
+        Ok((loss, shape))
     }
 
     fn bwd(
@@ -63,9 +85,10 @@ impl CustomOp2 for Pointwise {
         _loss: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
         let ds = match student.dtype() {
-            DType::F32 => self.backward::<f32>(student, teacher, grad)?,
-            _ => self.backward::<f64>(student, teacher, grad)?,
+            DType::F32 => self.backward::<f32>(student, teacher, &grad)?,
+            _ => self.backward::<f64>(student, teacher, &grad)?,
         };
         // The teacher is checked to be untracked; zeros keep candle from panicking all the same.
         let dt = if teacher.track_op() { Some(teacher.zeros_like()?) } else { None };
@@ -73,16 +96,17 @@ impl CustomOp2 for Pointwise {
     }
 }
 
-impl Pointwise {
+impl PointwiseOp {
     fn forward<T: Real>(
         &self,
         student: (&CpuStorage, &Layout),
         teacher: (&CpuStorage, &Layout),
     ) -> Result<CpuStorage> {
-        let student = dense::<T>(self.op(), student.0, student.1)?;
-        let teacher = dense::<T>(self.op(), teacher.0, teacher.1)?;
-        let loss = cpu::forward(*self, student, teacher);
-        Ok(T::to_cpu_storage_owned(vec![T::narrow(loss)]))
+        let op = self.kind.op();
+        let student = dense::<T>(op, student.0, student.1)?;
+        let teacher = dense::<T>(op, teacher.0, teacher.1)?;
+        let loss = cpu::forward(self.kind, student, teacher, self.divisor)?;
+        Ok(T::to_cpu_storage_owned(loss))
     }
 
     fn backward<T: Real>(
@@ -91,12 +115,15 @@ impl Pointwise {
         teacher: &Tensor,
         grad: &Tensor,
     ) -> Result<Tensor> {
-        let grad = grad.to_scalar::<T>()?.wide();
-        let ds = with_storage(self.op(), student, |s, s_layout| {
-            with_storage(self.op(), teacher, |t, t_layout| {
-                let s = dense::<T>(self.op(), s, s_layout)?;
-                let t = dense::<T>(self.op(), t, t_layout)?;
-                Ok(cpu::backward(*self, s, t, grad))
+        let op = self.kind.op();
+        let ds = with_storage(op, student, |s, s_layout| {
+            with_storage(op, teacher, |t, t_layout| {
+                with_storage(op, grad, |g, g_layout| {
+                    let s = dense::<T>(op, s, s_layout)?;
+                    let t = dense::<T>(op, t, t_layout)?;
+                    let g = dense::<T>(op, g, g_layout)?;
+                    Ok(cpu::backward(self.kind, s, t, g, self.divisor))
+                })
             })
         })?;
         Tensor::from_vec(ds, student.shape(), student.device())

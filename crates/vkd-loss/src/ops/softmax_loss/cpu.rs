@@ -5,7 +5,7 @@
 
 use super::Target;
 use crate::dense::Real;
-use crate::ops::log_softmax::cpu::log_sum_exp;
+use crate::ops::log_softmax::cpu::{log_sum_exp, softmax};
 use candle_core::{Result, bail};
 
 /// How far from one the probabilities of a row may sum.
@@ -35,17 +35,16 @@ impl Row {
             (Target::Labels { smoothing }, Values::Labels(labels)) => {
                 let label = labels[row] as usize;
                 if label >= classes {
-                    bail!("{op}: expected labels below {classes}, got {label} in row {row}")
+                    bail!("{op}: expected class < {classes}, got class {label} in row {row}")
                 }
                 self.target.fill(smoothing / classes as f64);
                 self.target[label] += 1. - smoothing;
             }
             (Target::Logits { temperature }, Values::Dense(logits)) => {
                 let logits = &logits[row * classes..][..classes];
-                let norm = log_sum_exp(logits, temperature);
-                for (k, x) in logits.iter().enumerate() {
-                    self.log_target[k] = x.wide() / temperature - norm;
-                    self.target[k] = self.log_target[k].exp();
+                let norm = softmax(logits, temperature, &mut self.target);
+                for (log_t, x) in self.log_target.iter_mut().zip(logits) {
+                    *log_t = x.wide() / temperature - norm;
                 }
             }
             (Target::Probabilities, Values::Dense(probabilities)) => {
@@ -71,15 +70,17 @@ impl Row {
     }
 }
 
-/// The mean over rows.
+/// The sum over rows divided by `divisor`, or every row's loss where there is none.
 pub(super) fn forward<T: Real>(
     kind: Target,
     logits: &[T],
     values: Values<'_, T>,
     classes: usize,
-) -> Result<f64> {
+    divisor: Option<f64>,
+) -> Result<Vec<T>> {
     let temperature = kind.temperature();
     let mut row = Row::new(classes);
+    let mut rows = Vec::with_capacity(if divisor.is_some() { 0 } else { logits.len() / classes });
     let mut total = 0f64;
     for (i, xs) in logits.chunks_exact(classes).enumerate() {
         row.fill(kind, values, i)?;
@@ -92,32 +93,40 @@ pub(super) fn forward<T: Real>(
             }
         }
         // None of the losses is negative: what is below zero is rounding. NaN passes.
-        total += if loss < 0. { 0. } else { loss };
+        let loss = if loss < 0. { 0. } else { loss };
+        match divisor {
+            Some(_) => total += loss,
+            None => rows.push(T::narrow(loss * kind.factor())),
+        }
     }
-    Ok(total * kind.factor() / (logits.len() / classes) as f64)
+    if let Some(divisor) = divisor {
+        rows.push(T::narrow(total * kind.factor() / divisor));
+    }
+    Ok(rows)
 }
 
-/// Gradient of the logits for the incoming gradient `grad` of the mean.
+/// Gradient of the logits; `grad` is that of the one loss, or of every row.
 pub(super) fn backward<T: Real>(
     kind: Target,
     logits: &[T],
     values: Values<'_, T>,
     classes: usize,
-    grad: f64,
+    grad: &[T],
+    divisor: Option<f64>,
 ) -> Result<Vec<T>> {
     let temperature = kind.temperature();
-    let share = grad * kind.factor() / (temperature * (logits.len() / classes) as f64);
+    let scale = kind.factor() / (temperature * divisor.unwrap_or(1.));
     let mut row = Row::new(classes);
+    let mut student = vec![0f64; classes];
     let mut ds = Vec::with_capacity(logits.len());
     for (i, xs) in logits.chunks_exact(classes).enumerate() {
         row.fill(kind, values, i)?;
-        let norm = log_sum_exp(xs, temperature);
+        softmax(xs, temperature, &mut student);
         let sum: f64 = row.target.iter().sum();
-        ds.extend(
-            xs.iter()
-                .zip(&row.target)
-                .map(|(x, t)| T::narrow(share * ((x.wide() / temperature - norm).exp() * sum - t))),
-        );
+        let at = if divisor.is_some() { 0 } else { i };
+        let share = scale * grad.get(at).map_or(0., |g| g.wide());
+        let pairs = student.iter().zip(&row.target);
+        ds.extend(pairs.map(|(p, t)| T::narrow(share * (p * sum - t))));
     }
     Ok(ds)
 }

@@ -5,6 +5,7 @@ pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
+use crate::Reduction;
 use crate::dense::{Real, check_logits, check_pair, check_positive, dense, with_storage};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 use cpu::Values;
@@ -43,7 +44,12 @@ impl Target {
 }
 
 /// Checks the arguments and applies the fused op, on the CPU, or its twin elsewhere.
-pub(crate) fn softmax_loss(kind: Target, logits: &Tensor, target: &Tensor) -> Result<Tensor> {
+pub(crate) fn softmax_loss(
+    kind: Target,
+    logits: &Tensor,
+    target: &Tensor,
+    reduction: Reduction,
+) -> Result<Tensor> {
     let op = kind.op();
     let (batch, classes) = check_logits(op, logits)?;
     match kind {
@@ -70,14 +76,17 @@ pub(crate) fn softmax_loss(kind: Target, logits: &Tensor, target: &Tensor) -> Re
         }
     }
     if !logits.device().is_cpu() {
-        return reference::softmax_loss(kind, logits, target);
+        return reference::softmax_loss(kind, logits, target, reduction);
     }
-    logits.contiguous()?.apply_op2(&target.contiguous()?, SoftmaxLoss { kind, classes })
+    let op = SoftmaxLoss { kind, classes, divisor: reduction.divisor(batch, batch) };
+    logits.contiguous()?.apply_op2(&target.contiguous()?, op)
 }
 
 struct SoftmaxLoss {
     kind: Target,
     classes: usize,
+    /// What the sum over rows is divided by; without it there is no sum.
+    divisor: Option<f64>,
 }
 
 impl CustomOp2 for SoftmaxLoss {
@@ -92,12 +101,14 @@ impl CustomOp2 for SoftmaxLoss {
         target: &CpuStorage,
         target_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        let rows = logits_layout.shape().elem_count() / self.classes;
+        let shape = if self.divisor.is_some() { Shape::from(()) } else { Shape::from(rows) };
         let (logits, target) = ((logits, logits_layout), (target, target_layout));
         let loss = match logits.0 {
             CpuStorage::F32(_) => self.forward::<f32>(logits, target)?,
             _ => self.forward::<f64>(logits, target)?,
         };
-        Ok((loss, Shape::from(())))
+        Ok((loss, shape))
     }
 
     fn bwd(
@@ -107,9 +118,10 @@ impl CustomOp2 for SoftmaxLoss {
         _loss: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
         let ds = match logits.dtype() {
-            DType::F32 => self.backward::<f32>(logits, target, grad)?,
-            _ => self.backward::<f64>(logits, target, grad)?,
+            DType::F32 => self.backward::<f32>(logits, target, &grad)?,
+            _ => self.backward::<f64>(logits, target, &grad)?,
         };
         // The target is checked to be untracked; zeros keep candle from panicking all the same.
         let dt = if target.track_op() { Some(target.zeros_like()?) } else { None };
@@ -130,17 +142,20 @@ impl SoftmaxLoss {
 
     fn forward<T: Real>(&self, logits: Stored<'_>, target: Stored<'_>) -> Result<CpuStorage> {
         let xs = dense::<T>(self.kind.op(), logits.0, logits.1)?;
-        let loss = cpu::forward(self.kind, xs, self.values(target)?, self.classes)?;
-        Ok(T::to_cpu_storage_owned(vec![T::narrow(loss)]))
+        let values = self.values(target)?;
+        let loss = cpu::forward(self.kind, xs, values, self.classes, self.divisor)?;
+        Ok(T::to_cpu_storage_owned(loss))
     }
 
     fn backward<T: Real>(&self, logits: &Tensor, target: &Tensor, grad: &Tensor) -> Result<Tensor> {
         let op = self.kind.op();
-        let grad = grad.to_scalar::<T>()?.wide();
         let ds = with_storage(op, logits, |x, x_layout| {
             with_storage(op, target, |t, t_layout| {
-                let xs = dense::<T>(op, x, x_layout)?;
-                cpu::backward(self.kind, xs, self.values((t, t_layout))?, self.classes, grad)
+                with_storage(op, grad, |g, g_layout| {
+                    let (xs, g) = (dense::<T>(op, x, x_layout)?, dense::<T>(op, g, g_layout)?);
+                    let values = self.values((t, t_layout))?;
+                    cpu::backward(self.kind, xs, values, self.classes, g, self.divisor)
+                })
             })
         })?;
         Tensor::from_vec(ds, logits.shape(), logits.device())

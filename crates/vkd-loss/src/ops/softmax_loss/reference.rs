@@ -1,11 +1,17 @@
 //! The losses on logits from plain tensor ops: slow, differentiable, any device; values are not checked.
 
 use super::Target;
+use crate::Reduction;
 use crate::ops::log_softmax::reference::log_softmax;
 use candle_core::{D, Result, Tensor};
 
 /// Twin of [`super::softmax_loss`].
-pub(crate) fn softmax_loss(kind: Target, logits: &Tensor, target: &Tensor) -> Result<Tensor> {
+pub(crate) fn softmax_loss(
+    kind: Target,
+    logits: &Tensor,
+    target: &Tensor,
+    reduction: Reduction,
+) -> Result<Tensor> {
     let log_probabilities = log_softmax(&(logits / kind.temperature())?)?;
     let rows = match kind {
         Target::Labels { smoothing } => {
@@ -19,5 +25,5 @@ pub(crate) fn softmax_loss(kind: Target, logits: &Tensor, target: &Tensor) -> Re
             (log_target.exp()? * (log_target - log_probabilities)?)?.sum(D::Minus1)?
         }
     };
-    rows.mean_all()? * kind.factor()
+    reduction.apply(&(rows * kind.factor())?, logits.dim(0)?)
 }
