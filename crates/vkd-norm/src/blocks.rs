@@ -8,11 +8,12 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Below this many elements threads cost more than they give.
-const PARALLEL_FROM: usize = 1 << 16;
+const PARALLEL_FROM: usize = 1 << 18;
 
 /// Rows per block of about `elements` entries: a function of the row length alone.
 pub fn rows_of(elements: usize, channels: usize) -> usize {
-    (elements / channels.max(1)).clamp(8, 256)
+    // In eights, because kernels take several rows at a time.
+    (elements / channels.max(1) / 8 * 8).clamp(8, 256)
 }
 
 /// Results of `f` on the ranges of `size` that make up `0..rows`, in order.
@@ -39,7 +40,11 @@ pub fn fill<T: Real, R: Send>(
     size: usize,
     f: impl Fn(usize, &mut [T]) -> R + Sync + Send,
 ) -> (Vec<T>, Vec<R>) {
-    let mut out = vec![T::zero(); len];
+    let mut out: Vec<T> = if len >= PARALLEL_FROM {
+        rayon::iter::repeat_n(T::zero(), len).collect()
+    } else {
+        vec![T::zero(); len]
+    };
     // An empty tensor may have rows of any length.
     let block = size.saturating_mul(channels);
     let f = |(b, out): (usize, &mut [T])| f(b * size, out);

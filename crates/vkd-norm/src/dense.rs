@@ -2,7 +2,7 @@
 //!
 //! Public for vkd-loss alone, which shares it; no part of the stable interface.
 
-use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, bail};
 
 /// Element types of the CPU kernels.
 pub trait Real: WithDType + Send + Sync {
@@ -55,6 +55,14 @@ pub fn dense<'a, T: WithDType>(
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<T>()?[start..end]),
         None => bail!("{op}: expected a contiguous layout, got {layout:?}"),
+    }
+}
+
+/// Applies `f` to f32 or f64; half types go there and back, and both casts are recorded.
+pub(crate) fn in_native(xs: &Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    match xs.dtype() {
+        half @ (DType::F16 | DType::BF16) => f(&xs.to_dtype(DType::F32)?)?.to_dtype(half),
+        _ => f(xs),
     }
 }
 

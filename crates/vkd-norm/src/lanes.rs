@@ -4,8 +4,6 @@
 
 use crate::dense::Real;
 
-/// Independent partial sums of a row: four vector registers of f32 with AVX2.
-const LANES: usize = 32;
 /// Places that are taken at a time where each has its own sum.
 const WIDTH: usize = 16;
 
@@ -19,8 +17,10 @@ pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
 }
 
 /// Sums of the `K` numbers that `f` makes of the entries at each place of `rows`, which have one length.
+///
+/// Each sum runs in `LANES` lanes, a power of two; with AVX2 the registers hold 128 lanes of f32, less what `f` needs.
 #[inline(always)]
-pub fn sums<T: Real, const B: usize, const K: usize>(
+pub fn sums<T: Real, const B: usize, const K: usize, const LANES: usize>(
     rows: [&[T]; B],
     f: impl Fn([T; B]) -> [T; K],
 ) -> [f64; K] {
@@ -58,7 +58,7 @@ pub fn sums<T: Real, const B: usize, const K: usize>(
 
 /// Sum of the lanes by halving: few roundings, and a shape that vectorises.
 #[inline(always)]
-fn total<T: Real>(mut lanes: [T; LANES]) -> f64 {
+fn total<T: Real, const LANES: usize>(mut lanes: [T; LANES]) -> f64 {
     let mut half = LANES / 2;
     while half > 0 {
         for i in 0..half {

@@ -2,12 +2,15 @@
 //!
 //! V_kD (arXiv:2403.06213) compares a student with teacher features that have been normalised: over the channels of
 //! each sample in classification, over the batch in detection, whitened in generation. This crate holds the three, each
-//! as a free function and as a variant of [`Normalizer`], and [`layer_norm_affine`] for layers that train.
+//! as a free function and as a variant of [`Normalizer`], [`layer_norm_affine`] for layers that train, and what a
+//! detector's tokens need: [`standardize_masked`] leaves out padding, [`RunningStats`] and [`standardize_with`] serve
+//! evaluation.
 //!
-//! Invariants: every function is differentiable and never cuts candle's tape; statistics take two
-//! passes; a result is the same bit for bit with any number of threads; a covariance that can't be
+//! Invariants: every function is differentiable and never cuts candle's tape; statistics are taken
+//! relative to a value near the mean; a result is the same bit for bit with any number of threads; a covariance that can't be
 //! factored is an error, never NaN. Second derivatives are out of scope: candle detaches incoming
-//! gradients. f32 and f64; on a device without a kernel, plain tensor ops are used.
+//! gradients. f32 and f64, and half types through f32 where rows or channels are normed; on a device
+//! without a kernel, plain tensor ops are used.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor, Var};

@@ -31,7 +31,7 @@ impl Terms {
                     let pairs = student.chunks_exact(channels).zip(teacher.chunks_exact(channels));
                     for (s, t) in pairs {
                         let stats = RowStats::new(t, eps);
-                        total += sums([s, t], |[s, t]| {
+                        total += sums::<_, 2, 1, 32>([s, t], |[s, t]| {
                             let d = s - stats.apply(t);
                             let d = if d < T::zero() { T::zero() - d } else { d };
                             // min(d, beta), in the form that keeps NaN.

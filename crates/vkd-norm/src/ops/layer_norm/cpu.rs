@@ -93,23 +93,26 @@ fn row_backward<T: Real>(
     eps: f64,
 ) {
     let n = x.len() as f64;
-    let mean = T::narrow(sums([x], |[x]| [x])[0] / n);
+    let pivot = RowStats::pivot(x);
     let terms = |x: T, p: T| {
-        let d = x - mean;
+        let d = x - pivot;
         [d, d * d, p, p * d]
     };
     let [sum, squares, of_p, along] = match weight {
-        None => sums([x, g], |[x, g]| terms(x, g)),
-        Some(w) => sums([x, g, w], |[x, g, w]| terms(x, g * w)),
+        None => sums::<_, 2, 4, 16>([x, g], |[x, g]| terms(x, g)),
+        Some(w) => sums::<_, 3, 4, 16>([x, g, w], |[x, g, w]| terms(x, g * w)),
     };
-    let stats = RowStats::from_sums(x, mean, sum, squares, eps);
-    let along = if along.is_finite() && stats.mean == mean {
-        (along - stats.shift.wide() * of_p) * stats.rstd.wide()
-    } else {
-        // The statistics were taken again: the differences above overflow.
-        match weight {
-            None => sums([x, g], |[x, g]| [stats.apply(x) * g])[0],
-            Some(w) => sums([x, g, w], |[x, g, w]| [stats.apply(x) * (g * w)])[0],
+    let (stats, along) = match RowStats::from_sums(x.len(), pivot, sum, squares, eps) {
+        Some(stats) => (stats, (along - sum / n * of_p) * stats.rstd.wide()),
+        None => {
+            let stats = RowStats::careful(x, eps);
+            let along = match weight {
+                None => sums::<_, 2, 1, 32>([x, g], |[x, g]| [stats.apply(x) * g])[0],
+                Some(w) => {
+                    sums::<_, 3, 1, 32>([x, g, w], |[x, g, w]| [stats.apply(x) * (g * w)])[0]
+                }
+            };
+            (stats, along)
         }
     };
     let (of_p, along) = (T::narrow(of_p / n), T::narrow(along / n));

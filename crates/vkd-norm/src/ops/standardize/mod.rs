@@ -6,7 +6,7 @@ mod statistics;
 #[cfg(test)]
 mod tests;
 
-use crate::dense::{Real, dense, with_slices, with_storage};
+use crate::dense::{Real, dense, in_native, with_slices, with_storage};
 use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Tensor, bail};
 use cpu::{Channel, Turn};
 pub(crate) use statistics::Moments;
@@ -232,14 +232,6 @@ fn check_mask(op: &'static str, mask: &Tensor, rows: usize) -> Result<Vec<bool>>
 
 fn kept_rows(rows: usize, keep: Option<&[bool]>) -> Vec<usize> {
     (0..rows).filter(|&i| keep.is_none_or(|keep| keep[i])).collect()
-}
-
-/// Half types go through f32; both casts are recorded.
-pub(super) fn in_native(xs: &Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    match xs.dtype() {
-        half @ (DType::F16 | DType::BF16) => f(&xs.to_dtype(DType::F32)?)?.to_dtype(half),
-        _ => f(xs),
-    }
 }
 
 /// Where the statistics come from.

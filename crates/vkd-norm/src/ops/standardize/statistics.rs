@@ -11,7 +11,7 @@ use crate::lanes::{accumulate, vectorized};
 use std::ops::Range;
 
 /// Entries of a block: it stays in the second cache between two walks over it.
-const BLOCK: usize = 1 << 16;
+const BLOCK: usize = 1 << 17;
 
 /// Which sum of squares is called the variance.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,16 +71,22 @@ impl<'a, T: Real> Rows<'a, T> {
             let (offsets, squares) = self.block(kept, first);
             (kept.len() as f64, offsets, squares)
         });
-        let mut offset = vec![0f64; self.channels];
-        for (weight, offsets, _) in &blocks {
-            offset.iter_mut().zip(offsets).for_each(|(sum, o)| *sum += weight / n * o);
-        }
-        let mut total = vec![0f64; self.channels];
-        for (weight, offsets, squares) in &blocks {
-            for (((total, s), o), mean) in total.iter_mut().zip(squares).zip(offsets).zip(&offset) {
-                *total += s + weight * (o - mean) * (o - mean);
-            }
-        }
+        let (mut offset, mut total) = (vec![0f64; self.channels], vec![0f64; self.channels]);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (weight, offsets, _) in &blocks {
+                    let share = weight / n;
+                    offset.iter_mut().zip(offsets).for_each(|(sum, o)| *sum += share * o);
+                }
+                for (weight, offsets, squares) in &blocks {
+                    let of_block = squares.iter().zip(offsets).zip(&offset);
+                    for (total, ((squares, o), mean)) in total.iter_mut().zip(of_block) {
+                        *total += squares + weight * (o - mean) * (o - mean);
+                    }
+                }
+            },
+        );
         let mut moments: Vec<Moments> = first
             .iter()
             .zip(offset)
@@ -117,8 +123,9 @@ impl<'a, T: Real> Rows<'a, T> {
                 for &i in few {
                     accumulate([&mut mean], [self.row(i), first], |[x, f]| [x - f]);
                 }
-                let share = T::narrow(1. / n);
-                mean.iter_mut().zip(first).for_each(|(m, &f)| *m = *m * share + f);
+                let share = 1. / n;
+                let narrow = T::narrow(share);
+                mean.iter_mut().zip(first).for_each(|(m, &f)| *m = *m * narrow + f);
                 for four in fours {
                     let [a, b, c, d] = four.map(|i| self.row(i));
                     accumulate(
@@ -135,11 +142,13 @@ impl<'a, T: Real> Rows<'a, T> {
                         [x - mean, (x - mean) * (x - mean)]
                     });
                 }
-                for j in 0..self.channels {
+                let of_rows = mean.iter().zip(first).zip(rest.iter().zip(&square));
+                let results = offsets.iter_mut().zip(&mut squares);
+                for ((offset, squares), ((mean, first), (rest, square))) in results.zip(of_rows) {
                     // The rounded mean leaves a little over.
-                    let left = rest[j].wide() / n;
-                    offsets[j] = (mean[j].wide() - first[j].wide()) + left;
-                    squares[j] = (square[j].wide() - n * left * left).max(0.);
+                    let left = rest.wide() * share;
+                    *offset = (mean.wide() - first.wide()) + left;
+                    *squares = (square.wide() - n * left * left).max(0.);
                 }
             },
         );
