@@ -100,6 +100,9 @@ pub(crate) fn measure(root: &Path, request: &Request) -> Result<()> {
     for name in ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"] {
         command.env(name, KEEP_MEMORY);
     }
+    // candle's pool for elementwise ops spins for about a millisecond after each one, on cores that rayon's threads then
+    // lack: times come in two kinds, up to twofold apart. The workers have no such pool; here it goes to sleep at once.
+    command.env("CANDLE_BARRIER_POOL_SPIN_LIMIT", "100");
     shell::run(&mut command)?;
 
     let text =
