@@ -2,7 +2,8 @@
 //!
 //! V_kD (arXiv:2403.06213) trains with three terms: cross entropy with the labels, the divergence of the class
 //! distributions, and distance between projected student features and normalised teacher features. This crate holds them
-//! as pure functions, with a [`Reduction`] that is always written out; [`weighted_sum`] adds named terms. [`baselines`] holds the losses
+//! as pure functions, with a [`Reduction`] that is always written out; [`weighted_sum`] adds named terms, and
+//! [`smooth_l1_layer_norm`] normalises the teacher on the way. [`baselines`] holds the losses
 //! that a paper compares with, and [`geometry`] the numbers that a report gives about features.
 //!
 //! Invariants: the student comes first and alone receives a gradient; a teacher that candle tracks is an error where

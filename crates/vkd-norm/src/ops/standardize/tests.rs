@@ -151,6 +151,21 @@ fn channels_outside_the_range_of_f32_squares() -> Result<()> {
 }
 
 #[test]
+fn what_is_not_finite_stays_in_its_channel() -> Result<()> {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut rows = normal(&[40, 3], DType::F32, 1)?.to_vec2::<f32>()?;
+        rows[7][1] = bad;
+        let (y, dx) = both(&Tensor::new(rows, &Device::Cpu)?, |x| standardize(x, 1e-6))?;
+        for (what, got) in [("output", &y), ("gradient", &dx)] {
+            for (i, v) in to_f64(got)?.into_iter().enumerate() {
+                assert_eq!(v.is_nan(), i % 3 == 1, "{what} {i} with {bad}: {v}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn padding_is_not_read_and_gets_nothing() -> Result<()> {
     let xs = normal(&[6, 3], DType::F32, 1)?;
     let nan = Tensor::full(f32::NAN, (2, 3), &Device::Cpu)?;
