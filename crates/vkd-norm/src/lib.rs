@@ -5,8 +5,8 @@
 //! as a free function and as a variant of [`Normalizer`], and [`layer_norm_affine`] for layers that train.
 //!
 //! Invariants: every function is differentiable and never cuts candle's tape; statistics take two
-//! passes; a result is the same bit for bit with any number of threads; a covariance that can't be
-//! factored is an error, never NaN. Second derivatives are out of scope: candle detaches incoming
+//! passes; a result is the same bit for bit with any number of threads; whitening a finite batch never
+//! gives NaN, whatever its rank. Second derivatives are out of scope: candle detaches incoming
 //! gradients. f32 and f64; on a device without a kernel, plain tensor ops are used.
 //!
 //! ```
@@ -24,9 +24,13 @@
 
 mod context;
 mod dense;
+mod moments;
 mod normalizer;
 mod ops;
+mod whiten;
 
 pub use context::{Context, stream};
+pub use moments::Moments;
 pub use normalizer::Normalizer;
-pub use ops::{layer_norm, layer_norm_affine, standardize, whiten_cholesky};
+pub use ops::{layer_norm, layer_norm_affine, standardize, whiten, whiten_cholesky};
+pub use whiten::{Deficient, Shrinkage, WhitenConfig, WhitenMethod, Whitener, whiten_with};

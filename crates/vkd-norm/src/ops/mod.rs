@@ -6,4 +6,5 @@ mod whiten;
 
 pub use layer_norm::{layer_norm, layer_norm_affine};
 pub use standardize::standardize;
-pub use whiten::whiten_cholesky;
+pub(crate) use whiten::{Centred, Fit, apply, check_config};
+pub use whiten::{whiten, whiten_cholesky};

@@ -1,0 +1,292 @@
+//! The whitening matrix of a covariance, for each method, and its adjoint.
+
+use super::factor::{SmallPivot, full, independent, pivot_floor, pivoted};
+use super::linalg::{
+    cholesky, dot, invert_lower, left_singular, mirror, product, symmetric, trace,
+};
+use super::newton_schulz::newton_schulz;
+use super::shrink::Shrunk;
+use crate::{Deficient, WhitenConfig, WhitenMethod};
+use faer::Mat;
+use faer::linalg::matmul::triangular::BlockStructure;
+
+/// Least gap between neighbouring eigenvalues for PCA's gradient, as a share of `sqrt(value * largest)`.
+///
+/// Rounding moves an eigenvalue by about eps times that root, so that a gradient keeps about six digits at this gap.
+pub(super) const EIGENGAP: f64 = 1e-9;
+
+/// Why there is no whitening matrix, or no gradient of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Failure {
+    /// A variance that is not finite.
+    NotFinite { channel: usize },
+    /// The rows don't span all directions, and that was refused.
+    Deficient(SmallPivot),
+    /// Neighbouring eigenvalues that PCA's gradient can't tell apart.
+    Eigengap { index: usize, gap: f64, values: (f64, f64) },
+    /// The singular values did not converge.
+    NoConvergence,
+}
+
+/// A whitening matrix and what its adjoint needs.
+pub(super) struct Transform {
+    /// `W`, `d x d`; its rows, or rows and columns, of what is left out are zero.
+    pub(super) w: Mat<f64>,
+    /// Directions that are whitened.
+    pub(super) rank: usize,
+    form: Form,
+}
+
+enum Form {
+    Zero,
+    Cholesky { kept: Option<Vec<usize>> },
+    Spectral(Spectrum),
+    NewtonSchulz { shrunk: Mat<f64>, iterations: usize },
+}
+
+/// Eigenvectors that span what is kept.
+struct Spectrum {
+    principal: bool,
+    /// `d x r`.
+    vectors: Mat<f64>,
+    /// Eigenvalues of the shrunk covariance, descending.
+    values: Vec<f64>,
+    /// Eigenvalues of the matrix that the vectors were taken of.
+    base: Vec<f64>,
+    /// That matrix is the covariance itself, not the shrunk one.
+    raw: bool,
+}
+
+/// Gradients of the shrunk covariance, and of the covariance beside it.
+pub(super) struct Adjoint {
+    pub(super) shrunk: Mat<f64>,
+    pub(super) raw: Option<Mat<f64>>,
+}
+
+impl Transform {
+    /// The whitening matrix of covariance `s` of `count` rows, which is known to be of no more than `rank`.
+    pub(super) fn new(
+        s: &Mat<f64>,
+        shrunk: &Shrunk,
+        (count, rank): (f64, usize),
+        config: WhitenConfig,
+    ) -> Result<Self, Failure> {
+        let d = s.nrows();
+        if let Some(channel) = (0..d).find(|&j| !s[(j, j)].is_finite()) {
+            return Err(Failure::NotFinite { channel });
+        }
+        let floor = pivot_floor(count, d);
+        let shrunken = shrunk.matrix(s);
+        let raw = config.deficient != Deficient::Full;
+        let spans = if raw { s } else { &shrunken };
+        let most = if raw || shrunk.rho() == 0. { rank } else { d };
+        // Newton-Schulz factors nothing, unless to refuse.
+        let factor = match config.method {
+            WhitenMethod::NewtonSchulz { .. } if config.deficient != Deficient::Refuse => None,
+            _ => Some(full(spans, floor, most)),
+        };
+        if let (Some(Err(pivot)), Deficient::Refuse) = (&factor, config.deficient) {
+            return Err(Failure::Deficient(*pivot));
+        }
+        if !(trace(&shrunken) > 0.) {
+            return Ok(Self { w: Mat::zeros(d, d), rank: 0, form: Form::Zero });
+        }
+        let factor = factor.and_then(Result::ok);
+        match config.method {
+            WhitenMethod::Cholesky => {
+                Ok(Self::triangular(factor, spans, &shrunken, raw, (floor, most)))
+            }
+            WhitenMethod::NewtonSchulz { iterations } => {
+                let t = trace(&shrunken);
+                let (w, _) = newton_schulz(&shrunken, t, iterations, None);
+                Ok(Self { w, rank: d, form: Form::NewtonSchulz { shrunk: shrunken, iterations } })
+            }
+            WhitenMethod::Zca | WhitenMethod::Pca => {
+                let factor = factor.unwrap_or_else(|| pivoted(spans, floor, most).1);
+                let (vectors, singular) = left_singular(&factor).ok_or(Failure::NoConvergence)?;
+                let base: Vec<f64> = singular.iter().map(|x| x * x).collect();
+                let values =
+                    base.iter().map(|&x| if raw { shrunk.eigenvalue(x) } else { x }).collect();
+                let principal = config.method == WhitenMethod::Pca;
+                let mut spectrum = Spectrum { principal, vectors, values, base, raw };
+                let w = spectrum.matrix();
+                Ok(Self { w, rank: singular.len(), form: Form::Spectral(spectrum) })
+            }
+        }
+    }
+
+    fn triangular(
+        factor: Option<Mat<f64>>,
+        spans: &Mat<f64>,
+        shrunken: &Mat<f64>,
+        raw: bool,
+        (floor, most): (f64, usize),
+    ) -> Self {
+        let d = shrunken.nrows();
+        let factor = if raw { factor.and_then(|_| cholesky(shrunken)) } else { factor };
+        if let Some(factor) = factor {
+            let form = Form::Cholesky { kept: None };
+            return Self { w: invert_lower(&factor), rank: d, form };
+        }
+        let (kept, factor) = independent(spans, shrunken, floor, most);
+        let inverse = invert_lower(&factor);
+        let mut w = Mat::zeros(d, d);
+        for (j, &column) in kept.iter().enumerate() {
+            for (i, &row) in kept.iter().enumerate() {
+                w[(row, column)] = inverse[(i, j)];
+            }
+        }
+        Self { w, rank: kept.len(), form: Form::Cholesky { kept: Some(kept) } }
+    }
+
+    /// What products may take for granted of `W`.
+    pub(super) fn shape(&self) -> BlockStructure {
+        match self.form {
+            Form::Cholesky { .. } => BlockStructure::TriangularLower,
+            _ => BlockStructure::Rectangular,
+        }
+    }
+
+    /// Gradients from the gradient of `W`; of a lower triangular `W` only the lower triangle is read.
+    pub(super) fn adjoint(&self, grad: &Mat<f64>) -> Result<Adjoint, Failure> {
+        match &self.form {
+            Form::Zero => Ok(Adjoint { shrunk: Mat::zeros(grad.nrows(), grad.ncols()), raw: None }),
+            Form::Cholesky { .. } => Ok(self.triangular_adjoint(grad)),
+            Form::Spectral(spectrum) => spectrum.adjoint(grad),
+            Form::NewtonSchulz { shrunk, iterations } => {
+                // W = p(S / t) t^(-1/2) with a polynomial p, whose derivative is its own adjoint.
+                let t = trace(shrunk);
+                let grad = symmetric(grad);
+                let (_, moved) = newton_schulz(shrunk, t, *iterations, Some(&grad));
+                let mut out = moved.unwrap_or_else(|| Mat::zeros(grad.nrows(), grad.ncols()));
+                let by_trace = -(0.5 * dot(&grad, &self.w) + dot(&out, shrunk)) / t;
+                for i in 0..out.nrows() {
+                    out[(i, i)] += by_trace;
+                }
+                Ok(Adjoint { shrunk: out, raw: None })
+            }
+        }
+    }
+
+    /// With `H` the lower triangle of `grad Wᵀ`, its diagonal halved: `-Wᵀ (H + Hᵀ) W / 2`.
+    fn triangular_adjoint(&self, grad: &Mat<f64>) -> Adjoint {
+        let mut h = product(grad.as_ref(), self.w.transpose());
+        mirror(&mut h);
+        let inner = product(h.as_ref(), self.w.as_ref());
+        let mut shrunk = product(self.w.transpose(), inner.as_ref());
+        shrunk *= faer::Scale(-0.5);
+        // Rounding leaves the two halves apart.
+        Adjoint { shrunk: symmetric(&shrunk), raw: None }
+    }
+
+    /// `max |W S Wᵀ - P|` for the shrunk covariance `S`, with `P` the identity on what is kept.
+    pub(super) fn residual(&self, shrunken: &Mat<f64>) -> f64 {
+        let covariance =
+            product(product(self.w.as_ref(), shrunken.as_ref()).as_ref(), self.w.transpose());
+        let d = covariance.nrows();
+        let mut want = match &self.form {
+            Form::Spectral(s) if !s.principal => product(s.vectors.as_ref(), s.vectors.transpose()),
+            Form::Zero => Mat::zeros(d, d),
+            Form::Cholesky { kept: Some(kept) } => {
+                let mut p = Mat::zeros(d, d);
+                kept.iter().for_each(|&i| p[(i, i)] = 1.);
+                p
+            }
+            _ => Mat::from_fn(d, d, |i, j| f64::from(u8::from(i == j && i < self.rank))),
+        };
+        want -= covariance;
+        let mut worst = 0f64;
+        for j in 0..d {
+            for x in want.col(j).iter() {
+                worst = if x.is_nan() { f64::INFINITY } else { worst.max(x.abs()) };
+            }
+        }
+        worst
+    }
+}
+
+impl Spectrum {
+    /// `W`; also gives each vector its sign.
+    fn matrix(&mut self) -> Mat<f64> {
+        let (d, r) = self.vectors.shape();
+        for j in 0..r {
+            let mut largest = 0f64;
+            for x in self.vectors.col(j).iter() {
+                if x.abs() > largest.abs() {
+                    largest = *x;
+                }
+            }
+            if largest < 0. {
+                self.vectors.col_mut(j).iter_mut().for_each(|x| *x = -*x);
+            }
+        }
+        if self.principal {
+            return Mat::from_fn(d, d, |i, j| {
+                if i < r { self.vectors[(j, i)] / self.values[i].sqrt() } else { 0. }
+            });
+        }
+        let scaled = Mat::from_fn(d, r, |i, j| self.vectors[(i, j)] / self.values[j].sqrt().sqrt());
+        let mut w = product(scaled.as_ref(), scaled.transpose());
+        mirror(&mut w);
+        w
+    }
+
+    fn adjoint(&self, grad: &Mat<f64>) -> Result<Adjoint, Failure> {
+        let (a, r) = (&self.vectors, self.values.len());
+        // G A for the symmetric form; Gᵀ has the gradient of a component in each column for the other.
+        let moved = if self.principal {
+            Mat::from_fn(a.nrows(), r, |i, j| grad[(j, i)])
+        } else {
+            product(symmetric(grad).as_ref(), a.as_ref())
+        };
+        // Its part within what is kept, and its part without.
+        let within = product(a.transpose(), moved.as_ref());
+        let mut without = moved;
+        without -= product(a.as_ref(), within.as_ref());
+        let root = |i: usize| self.values[i].sqrt();
+        let weight = if self.principal { 1. } else { 2. };
+        let lean =
+            Mat::from_fn(a.nrows(), r, |i, j| without[(i, j)] * weight / (root(j) * self.base[j]));
+        let (mut scale, mut turn) = (Mat::<f64>::zeros(r, r), Mat::<f64>::zeros(r, r));
+        if self.principal {
+            self.check_gaps()?;
+        }
+        for j in 0..r {
+            for i in 0..r {
+                if !self.principal {
+                    // Divided differences of x^(-1/2), which stay defined where eigenvalues meet.
+                    let (p, q) = (root(i), root(j));
+                    scale[(i, j)] = -within[(i, j)] / (p * q * (p + q));
+                } else if i == j {
+                    scale[(i, i)] = -0.5 * within[(i, i)] / (root(i) * self.values[i]);
+                } else {
+                    // Column i of `within` belongs to component i.
+                    let torque = within[(i, j)] / root(j) - within[(j, i)] / root(i);
+                    turn[(i, j)] = 0.5 * torque / (self.base[j] - self.base[i]);
+                }
+            }
+        }
+        let around =
+            |core: &Mat<f64>| product(product(a.as_ref(), core.as_ref()).as_ref(), a.transpose());
+        let mut rotation = symmetric(&product(lean.as_ref(), a.transpose()));
+        if self.principal {
+            rotation += around(&turn);
+        }
+        let mut shrunk = around(&scale);
+        if self.raw {
+            return Ok(Adjoint { shrunk: symmetric(&shrunk), raw: Some(symmetric(&rotation)) });
+        }
+        shrunk += rotation;
+        Ok(Adjoint { shrunk: symmetric(&shrunk), raw: None })
+    }
+
+    fn check_gaps(&self) -> Result<(), Failure> {
+        for (index, pair) in self.base.windows(2).enumerate() {
+            let gap = (pair[0] - pair[1]) / (pair[0] * self.base[0]).sqrt();
+            if !(gap > EIGENGAP) {
+                return Err(Failure::Eigengap { index, gap, values: (pair[0], pair[1]) });
+            }
+        }
+        Ok(())
+    }
+}
