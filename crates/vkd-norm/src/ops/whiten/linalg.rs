@@ -98,11 +98,14 @@ pub(super) fn invert_lower(lower: &Mat<f64>) -> Mat<f64> {
     out
 }
 
-/// Left singular vectors (`d x r`) and singular values, descending, of a tall `a`; `None` if it did not converge.
-pub(super) fn left_singular(a: &Mat<f64>) -> Option<(Mat<f64>, Vec<f64>)> {
+/// Left singular vectors and the `r` singular values, descending, of a tall `a`: `d x r`, or completed to `d x d`.
+/// `None` if they did not converge.
+pub(super) fn left_singular(a: &Mat<f64>, complete: bool) -> Option<(Mat<f64>, Vec<f64>)> {
     let (d, r) = a.shape();
-    let (mut vectors, mut values) = (Mat::zeros(d, r), Diag::<f64>::zeros(r));
-    let (u, v) = (ComputeSvdVectors::Thin, ComputeSvdVectors::No);
+    let mut vectors = Mat::zeros(d, if complete { d } else { r });
+    let mut values = Diag::<f64>::zeros(r);
+    let u = if complete { ComputeSvdVectors::Full } else { ComputeSvdVectors::Thin };
+    let v = ComputeSvdVectors::No;
     let scratch = svd_scratch::<f64>(d, r, u, v, Par::Seq, Default::default());
     let mut memory = MemBuffer::new(scratch);
     svd(

@@ -51,10 +51,8 @@ struct Spectrum {
     vectors: Mat<f64>,
     /// Eigenvalues of the shrunk covariance, descending.
     values: Vec<f64>,
-    /// Eigenvalues of the matrix that the vectors were taken of.
+    /// Those of the covariance itself.
     base: Vec<f64>,
-    /// That matrix is the covariance itself, not the shrunk one.
-    raw: bool,
 }
 
 /// Gradients of the shrunk covariance, and of the covariance beside it.
@@ -77,9 +75,11 @@ impl Transform {
         }
         let floor = pivot_floor(count, d);
         let shrunken = shrunk.matrix(s);
-        let raw = config.deficient != Deficient::Full;
-        let spans = if raw { s } else { &shrunken };
-        let most = if raw || shrunk.rho() == 0. { rank } else { d };
+        // Only the plain Cholesky form factors the shrunk covariance; eigenvectors are the covariance's own.
+        let carried = config.deficient == Deficient::Full
+            && config.method == WhitenMethod::Cholesky
+            && shrunk.rho() > 0.;
+        let (spans, most) = if carried { (&shrunken, d) } else { (s, rank) };
         // Newton-Schulz factors nothing, unless to refuse.
         let factor = match config.method {
             WhitenMethod::NewtonSchulz { .. } if config.deficient != Deficient::Refuse => None,
@@ -94,7 +94,9 @@ impl Transform {
         let factor = factor.and_then(Result::ok);
         match config.method {
             WhitenMethod::Cholesky => {
-                Ok(Self::triangular(factor, spans, &shrunken, raw, (floor, most)))
+                let factor =
+                    if carried { factor } else { factor.and_then(|_| cholesky(&shrunken)) };
+                Ok(Self::triangular(factor, spans, &shrunken, (floor, most)))
             }
             WhitenMethod::NewtonSchulz { iterations } => {
                 let t = trace(&shrunken);
@@ -102,15 +104,19 @@ impl Transform {
                 Ok(Self { w, rank: d, form: Form::NewtonSchulz { shrunk: shrunken, iterations } })
             }
             WhitenMethod::Zca | WhitenMethod::Pca => {
-                let factor = factor.unwrap_or_else(|| pivoted(spans, floor, most).1);
-                let (vectors, singular) = left_singular(&factor).ok_or(Failure::NoConvergence)?;
-                let base: Vec<f64> = singular.iter().map(|x| x * x).collect();
-                let values =
-                    base.iter().map(|&x| if raw { shrunk.eigenvalue(x) } else { x }).collect();
+                let factor = factor.unwrap_or_else(|| pivoted(s, floor, most).1);
+                let largest = shrunk.eigenvalue(trace(s));
+                let carried =
+                    config.deficient == Deficient::Full && shrunk.eigenvalue(0.) > floor * largest;
+                let (vectors, singular) =
+                    left_singular(&factor, carried).ok_or(Failure::NoConvergence)?;
+                let mut base: Vec<f64> = singular.iter().map(|x| x * x).collect();
+                base.resize(vectors.ncols(), 0.);
+                let values: Vec<f64> = base.iter().map(|&x| shrunk.eigenvalue(x)).collect();
                 let principal = config.method == WhitenMethod::Pca;
-                let mut spectrum = Spectrum { principal, vectors, values, base, raw };
+                let mut spectrum = Spectrum { principal, vectors, values, base };
                 let w = spectrum.matrix();
-                Ok(Self { w, rank: singular.len(), form: Form::Spectral(spectrum) })
+                Ok(Self { w, rank: spectrum.values.len(), form: Form::Spectral(spectrum) })
             }
         }
     }
@@ -119,11 +125,9 @@ impl Transform {
         factor: Option<Mat<f64>>,
         spans: &Mat<f64>,
         shrunken: &Mat<f64>,
-        raw: bool,
         (floor, most): (f64, usize),
     ) -> Self {
         let d = shrunken.nrows();
-        let factor = if raw { factor.and_then(|_| cholesky(shrunken)) } else { factor };
         if let Some(factor) = factor {
             let form = Form::Cholesky { kept: None };
             return Self { w: invert_lower(&factor), rank: d, form };
@@ -245,8 +249,11 @@ impl Spectrum {
         without -= product(a.as_ref(), within.as_ref());
         let root = |i: usize| self.values[i].sqrt();
         let weight = if self.principal { 1. } else { 2. };
-        let lean =
-            Mat::from_fn(a.nrows(), r, |i, j| without[(i, j)] * weight / (root(j) * self.base[j]));
+        // With all directions kept nothing is without.
+        let complete = r == a.nrows();
+        let lean = Mat::from_fn(a.nrows(), r, |i, j| {
+            if complete { 0. } else { without[(i, j)] * weight / (root(j) * self.base[j]) }
+        });
         let (mut scale, mut turn) = (Mat::<f64>::zeros(r, r), Mat::<f64>::zeros(r, r));
         if self.principal {
             self.check_gaps()?;
@@ -272,17 +279,14 @@ impl Spectrum {
         if self.principal {
             rotation += around(&turn);
         }
-        let mut shrunk = around(&scale);
-        if self.raw {
-            return Ok(Adjoint { shrunk: symmetric(&shrunk), raw: Some(symmetric(&rotation)) });
-        }
-        shrunk += rotation;
-        Ok(Adjoint { shrunk: symmetric(&shrunk), raw: None })
+        let shrunk = symmetric(&around(&scale));
+        Ok(Adjoint { shrunk, raw: Some(symmetric(&rotation)) })
     }
 
     fn check_gaps(&self) -> Result<(), Failure> {
         for (index, pair) in self.base.windows(2).enumerate() {
-            let gap = (pair[0] - pair[1]) / (pair[0] * self.base[0]).sqrt();
+            let size = (pair[0] * self.base[0]).sqrt();
+            let gap = if size > 0. { (pair[0] - pair[1]) / size } else { 0. };
             if !(gap > EIGENGAP) {
                 return Err(Failure::Eigengap { index, gap, values: (pair[0], pair[1]) });
             }
