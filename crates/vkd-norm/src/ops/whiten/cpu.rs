@@ -22,17 +22,8 @@ pub(crate) struct Centred {
 impl Centred {
     /// Two passes for the mean, so that what is left of it is small beside the deviations.
     pub(crate) fn new<T: Real>(xs: &[T], channels: usize) -> Self {
-        let rows = (xs.len() / channels) as f64;
-        let mean =
-            |sums: Vec<f64>| sums.into_iter().take(channels).map(|s| s / rows).collect::<Vec<_>>();
-        let first = mean(sums(xs, channels, |row, sum| {
-            sum.iter_mut().zip(row).for_each(|(s, x)| *s += x.wide());
-        }));
-        let rest = mean(sums(xs, channels, |row, sum| {
-            for ((s, x), m) in sum.iter_mut().zip(row).zip(&first) {
-                *s += x.wide() - m;
-            }
-        }));
+        let first = mean(xs, channels, &vec![0.; channels]);
+        let rest = mean(xs, channels, &first);
         let mut values = vec![0f64; xs.len()];
         let blocks = values.par_chunks_mut(BLOCK * channels).zip(xs.par_chunks(BLOCK * channels));
         blocks.for_each(|(values, xs)| {
@@ -151,6 +142,18 @@ impl Centred {
         );
         out
     }
+}
+
+/// Mean of the rows less a given row.
+pub(super) fn mean<T: Real>(xs: &[T], channels: usize, less: &[f64]) -> Vec<f64> {
+    let mut mean = sums(xs, channels, |row, sum| {
+        for ((s, x), m) in sum.iter_mut().zip(row).zip(less) {
+            *s += x.wide() - m;
+        }
+    });
+    mean.truncate(channels);
+    mean.iter_mut().for_each(|m| *m /= (xs.len() / channels) as f64);
+    mean
 }
 
 /// Sums over rows, one more than there are channels: blocks in parallel, then in order.

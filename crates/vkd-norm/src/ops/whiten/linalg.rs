@@ -27,18 +27,41 @@ pub(super) fn product(lhs: MatRef<'_, f64>, rhs: MatRef<'_, f64>) -> Mat<f64> {
 
 /// The lower triangle of a square `lhs * rhs`, zero above.
 pub(super) fn lower_product(lhs: MatRef<'_, f64>, rhs: MatRef<'_, f64>) -> Mat<f64> {
-    let mut out = Mat::zeros(lhs.nrows(), rhs.ncols());
-    triangular::matmul(
-        out.as_mut(),
-        BlockStructure::TriangularLower,
-        Accum::Replace,
-        lhs,
-        BlockStructure::Rectangular,
-        rhs,
-        BlockStructure::Rectangular,
-        1.,
-        par(lhs.nrows(), lhs.ncols(), rhs.ncols()),
-    );
+    let full = BlockStructure::Rectangular;
+    structured(BlockStructure::TriangularLower, (lhs, full), (rhs, full))
+}
+
+/// `lhs * rhs` where parts of them, or of what is asked for, are known to be zero; square results only.
+pub(super) fn structured(
+    shape: BlockStructure,
+    lhs: (MatRef<'_, f64>, BlockStructure),
+    rhs: (MatRef<'_, f64>, BlockStructure),
+) -> Mat<f64> {
+    let (rows, inner, columns) = (lhs.0.nrows(), lhs.0.ncols(), rhs.0.ncols());
+    let mut out = Mat::zeros(rows, columns);
+    let par = par(rows, inner, columns);
+    triangular::matmul(out.as_mut(), shape, Accum::Replace, lhs.0, lhs.1, rhs.0, rhs.1, 1., par);
+    out
+}
+
+/// `alpha (a b + c d)` where that is symmetric: half the work, and symmetric in every bit.
+pub(super) fn symmetric_product(alpha: f64, pairs: &[(&Mat<f64>, &Mat<f64>)]) -> Mat<f64> {
+    let d = pairs.first().map_or(0, |(a, _)| a.nrows());
+    let mut out = Mat::zeros(d, d);
+    for (a, b) in pairs {
+        triangular::matmul(
+            out.as_mut(),
+            BlockStructure::TriangularLower,
+            Accum::Add,
+            a.as_ref(),
+            BlockStructure::Rectangular,
+            b.as_ref(),
+            BlockStructure::Rectangular,
+            alpha,
+            par(d, d, d),
+        );
+    }
+    mirror(&mut out);
     out
 }
 

@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex};
 
 pub(crate) use apply::apply;
 pub(crate) use cpu::Centred;
+use cpu::mean;
 pub(crate) use fit::Fit;
 
 /// Whitens the rows of a batch by their own covariance: decorrelated channels of variance 1.
@@ -211,8 +212,9 @@ impl Whiten {
                 Some((_, fit)) => fit,
                 None => Fit::of_rows(self.op, &xs, rows, self.config)?,
             };
-            // Centred, because the mean takes no part in the gradient of what it was taken from.
-            let grad = Centred::new(grad, channels);
+            // The mean passes nothing on of what all rows have in common.
+            let common = mean(grad, channels, &vec![0.; channels]);
+            let grad = Centred::about(grad, &common);
             let (mut covariance, quartic) = fit.adjoint(&grad.beside(&xs, fit.shape()))?;
             covariance *= faer::Scale(2. / (rows.max(2) - 1) as f64);
             let cubic = (quartic != 0.).then(|| {

@@ -2,7 +2,7 @@
 
 use super::factor::{SmallPivot, full, independent, pivot_floor, pivoted};
 use super::linalg::{
-    cholesky, dot, invert_lower, left_singular, mirror, product, symmetric, trace,
+    cholesky, dot, invert_lower, left_singular, mirror, product, structured, symmetric, trace,
 };
 use super::newton_schulz::newton_schulz;
 use super::shrink::Shrunk;
@@ -174,13 +174,16 @@ impl Transform {
 
     /// With `H` the lower triangle of `grad Wᵀ`, its diagonal halved: `-Wᵀ (H + Hᵀ) W / 2`.
     fn triangular_adjoint(&self, grad: &Mat<f64>) -> Adjoint {
-        let mut h = product(grad.as_ref(), self.w.transpose());
+        let (full, lower) = (BlockStructure::Rectangular, BlockStructure::TriangularLower);
+        let w = (self.w.as_ref(), lower);
+        let transposed = (self.w.transpose(), BlockStructure::TriangularUpper);
+        let mut h = structured(lower, (grad.as_ref(), lower), transposed);
         mirror(&mut h);
-        let inner = product(h.as_ref(), self.w.as_ref());
-        let mut shrunk = product(self.w.transpose(), inner.as_ref());
+        let inner = structured(full, (h.as_ref(), full), w);
+        let mut shrunk = structured(lower, transposed, (inner.as_ref(), full));
+        mirror(&mut shrunk);
         shrunk *= faer::Scale(-0.5);
-        // Rounding leaves the two halves apart.
-        Adjoint { shrunk: symmetric(&shrunk), raw: None }
+        Adjoint { shrunk, raw: None }
     }
 
     /// `max |W S Wᵀ - P|` for the shrunk covariance `S`, with `P` the identity on what is kept.
@@ -243,17 +246,20 @@ impl Spectrum {
         } else {
             product(symmetric(grad).as_ref(), a.as_ref())
         };
-        // Its part within what is kept, and its part without.
+        // Its part within what is kept; what lies without leans on the rest, if there is a rest.
         let within = product(a.transpose(), moved.as_ref());
-        let mut without = moved;
-        without -= product(a.as_ref(), within.as_ref());
         let root = |i: usize| self.values[i].sqrt();
-        let weight = if self.principal { 1. } else { 2. };
-        // With all directions kept nothing is without.
-        let complete = r == a.nrows();
-        let lean = Mat::from_fn(a.nrows(), r, |i, j| {
-            if complete { 0. } else { without[(i, j)] * weight / (root(j) * self.base[j]) }
-        });
+        let mut rotation = Mat::zeros(a.nrows(), a.nrows());
+        if r < a.nrows() {
+            let mut lean = moved;
+            lean -= product(a.as_ref(), within.as_ref());
+            let weight = if self.principal { 1. } else { 2. };
+            for j in 0..r {
+                let by = weight / (root(j) * self.base[j]);
+                lean.col_mut(j).iter_mut().for_each(|x| *x *= by);
+            }
+            rotation += product(lean.as_ref(), a.transpose());
+        }
         let (mut scale, mut turn) = (Mat::<f64>::zeros(r, r), Mat::<f64>::zeros(r, r));
         if self.principal {
             self.check_gaps()?;
@@ -275,7 +281,6 @@ impl Spectrum {
         }
         let around =
             |core: &Mat<f64>| product(product(a.as_ref(), core.as_ref()).as_ref(), a.transpose());
-        let mut rotation = symmetric(&product(lean.as_ref(), a.transpose()));
         if self.principal {
             rotation += around(&turn);
         }
