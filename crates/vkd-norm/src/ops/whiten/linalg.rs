@@ -44,24 +44,13 @@ pub(super) fn structured(
     out
 }
 
-/// `alpha (a b + c d)` where that is symmetric: half the work, and symmetric in every bit.
-pub(super) fn symmetric_product(alpha: f64, pairs: &[(&Mat<f64>, &Mat<f64>)]) -> Mat<f64> {
+/// `alpha (a b + c d + ..)` of square matrices.
+pub(super) fn sum_of_products(alpha: f64, pairs: &[(&Mat<f64>, &Mat<f64>)]) -> Mat<f64> {
     let d = pairs.first().map_or(0, |(a, _)| a.nrows());
     let mut out = Mat::zeros(d, d);
     for (a, b) in pairs {
-        triangular::matmul(
-            out.as_mut(),
-            BlockStructure::TriangularLower,
-            Accum::Add,
-            a.as_ref(),
-            BlockStructure::Rectangular,
-            b.as_ref(),
-            BlockStructure::Rectangular,
-            alpha,
-            par(d, d, d),
-        );
+        matmul(out.as_mut(), Accum::Add, a.as_ref(), b.as_ref(), alpha, par(d, d, d));
     }
-    mirror(&mut out);
     out
 }
 

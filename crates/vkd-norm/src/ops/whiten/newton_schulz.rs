@@ -1,6 +1,6 @@
 //! `S^(-1/2)` from products alone, and its derivative.
 
-use super::linalg::symmetric_product as mul;
+use super::linalg::sum_of_products as mul;
 use faer::Mat;
 
 /// `p(S / t) / sqrt(t)` after the given number of coupled iterations
@@ -9,16 +9,21 @@ use faer::Mat;
 /// ```
 /// with a symmetric direction `along`, also its derivative by `S` at fixed `t`.
 ///
-/// All of these are polynomials of `S`, or derivatives of such: symmetric, so that half of each product is enough.
+/// In exact arithmetic all of these are symmetric and half of each product would do; but then the iteration is unstable:
+/// with the order of the factors as above, rounding stays bounded (Higham, *Functions of Matrices*, section 6.4).
 pub(super) fn newton_schulz(
     s: &Mat<f64>,
-    t: f64,
+    (t, floor): (f64, f64),
     iterations: usize,
     along: Option<&Mat<f64>>,
 ) -> (Mat<f64>, Option<Mat<f64>>) {
     let d = s.nrows();
-    // Divided, not multiplied by 1 / t, which overflows first.
+    // Divided, not multiplied by 1 / t, which overflows first. The floor is of the size of the covariance's own rounding:
+    // without it that may be negative where nothing is spread, and the iteration would diverge.
     let mut y = Mat::from_fn(d, d, |i, j| s[(i, j)] / t);
+    for i in 0..d {
+        y[(i, i)] += floor;
+    }
     let mut z = Mat::<f64>::identity(d, d);
     let mut moved = along.map(|e| (e.clone(), Mat::<f64>::zeros(d, d)));
     for at in 0..iterations {
@@ -41,10 +46,8 @@ pub(super) fn newton_schulz(
         z = mul(1., &[(&step, &z)]);
     }
     let root = t.sqrt();
-    z.col_iter_mut().for_each(|column| column.iter_mut().for_each(|x| *x /= root));
-    let moved = moved.map(|(_, mut dz)| {
-        dz.col_iter_mut().for_each(|column| column.iter_mut().for_each(|x| *x = *x / root / t));
-        dz
-    });
-    (z, moved)
+    let fold = |z: &Mat<f64>, scale: f64| {
+        Mat::from_fn(d, d, |i, j| 0.5 * (z[(i, j)] + z[(j, i)]) / root / scale)
+    };
+    (fold(&z, 1.), moved.map(|(_, dz)| fold(&dz, t)))
 }

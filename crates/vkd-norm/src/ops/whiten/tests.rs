@@ -1,9 +1,9 @@
 //! Whiten: against its twins, finite differences, in every layout, and at its edges.
 
-use super::{reference, whiten};
+use super::{reference, whiten, whiten_cholesky};
 use crate::{Deficient, Shrinkage, WhitenConfig, WhitenMethod};
-use candle_core::{DType, Device, Result, Tensor};
-use vkd_testkit::{OpCase, gradcheck, normal};
+use candle_core::{DType, Device, Result, Tensor, Var};
+use vkd_testkit::{OpCase, gradcheck, normal, to_f64};
 
 const METHODS: [WhitenMethod; 4] = [
     WhitenMethod::Cholesky,
@@ -100,5 +100,185 @@ fn harness_has_teeth() -> Result<()> {
                 .has_teeth(|x| whiten(&x[0], config), |x| reference::whiten(&x[0], config))?;
         }
     }
+    Ok(())
+}
+
+/// Value and gradient of `sum(y * cot)`.
+fn step(xs: &Tensor, config: WhitenConfig) -> Result<[Vec<f64>; 2]> {
+    let var = Var::from_tensor(xs)?;
+    let y = whiten(&var, config)?;
+    let cot = normal(xs.dims(), xs.dtype(), 21)?;
+    let grads = (&y * cot)?.sum_all()?.backward()?;
+    match grads.get(&var) {
+        Some(grad) => Ok([to_f64(&y)?, to_f64(grad)?]),
+        None => candle_core::bail!("no gradient"),
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() -> Result<()> {
+    // Past the size from which products share their work.
+    let xs = features(1500, 96, 3)?.to_dtype(DType::F32)?;
+    for method in METHODS {
+        let config = config(method, Shrinkage::LedoitWolf);
+        let run = |threads| -> Result<[Vec<f64>; 2]> {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.map_err(candle_core::Error::wrap)?.install(|| step(&xs, config))
+        };
+        let one = run(1)?;
+        assert_eq!(one, run(2)?, "{method:?}");
+        assert_eq!(one, run(5)?, "{method:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn factors_are_not_of_a_tensor_that_was_overwritten() -> Result<()> {
+    let config = config(WhitenMethod::Zca, Shrinkage::Fixed(0.1));
+    let (before, after) = (features(9, 4, 1)?, features(9, 4, 2)?);
+    let cot = normal(&[9, 4], DType::F64, 21)?;
+    let var = Var::from_tensor(&before)?;
+    let loss = (whiten(&var, config)? * &cot)?.sum_all()?;
+    // Twice the same: the first pass frees what was kept.
+    let first = to_f64(loss.backward()?.get(&var).unwrap())?;
+    assert_eq!(first, to_f64(loss.backward()?.get(&var).unwrap())?);
+    assert_eq!(first, step(&before, config)?[1]);
+    let loss = (whiten(&var, config)? * &cot)?.sum_all()?;
+    var.set(&after)?;
+    assert_eq!(to_f64(loss.backward()?.get(&var).unwrap())?, step(&after, config)?[1]);
+    Ok(())
+}
+
+#[test]
+fn estimated_intensities_are_the_published_ones() -> Result<()> {
+    // Computed apart, from the definitions: Ledoit and Wolf's b² / d² as sums over the rows, and equation 23 of
+    // Chen et al., on x_ij = sin(3 i + j²) + j.
+    let values: Vec<f64> = (0..24)
+        .map(|at| ((3 * (at / 4) + (at % 4) * (at % 4)) as f64).sin() + (at % 4) as f64)
+        .collect();
+    let xs = Tensor::from_vec(values, (6, 4), &Device::Cpu)?;
+    let moments = crate::Moments::from_rows(&xs, None)?;
+    for (shrinkage, want) in
+        [(Shrinkage::LedoitWolf, 0.061373655880597136), (Shrinkage::Oas, 0.3911393074864869)]
+    {
+        let whitener = crate::Whitener::new(&moments, config(WhitenMethod::Zca, shrinkage))?;
+        let got = whitener.intensity();
+        assert!((got - want).abs() < 1e-12, "{shrinkage:?}: {got}, expected {want}");
+    }
+    Ok(())
+}
+
+#[test]
+fn refused_rows_are_named() -> Result<()> {
+    let config = |method| WhitenConfig {
+        method,
+        shrinkage: Shrinkage::Fixed(0.1),
+        deficient: Deficient::Refuse,
+    };
+    let refuse = |xs: &Tensor, method| whiten(xs, config(method)).unwrap_err().to_string();
+    // A channel that is the sum of the others; a constant one; fewer rows than channels.
+    let free = features(40, 3, 1)?;
+    let sum = Tensor::cat(&[&free, &free.sum_keepdim(1)?], 1)?;
+    let constant = Tensor::cat(&[&Tensor::full(2f64, (40, 1), &Device::Cpu)?, &free], 1)?;
+    for method in METHODS {
+        let e = refuse(&sum, method);
+        assert!(e.contains("channel 3 with N = 40 rows, d = 4 channels"), "{e}");
+        assert!(!e.contains("N <= d"), "{e}");
+        let e = refuse(&constant, method);
+        assert!(e.contains("got pivot 0e0 (share of the variance) at channel 0"), "{e}");
+        let e = refuse(&features(5, 7, 2)?, method);
+        assert!(e.contains("N = 5 rows, d = 7 channels; N <= d has rank at most 4"), "{e}");
+        let e = refuse(&features(5, 5, 2)?, method);
+        assert!(e.contains("N <= d has rank at most 4"), "{e}");
+        assert!(refuse(&features(1, 2, 2)?, method).contains("rank at most 0"));
+        whiten(&free, config(method))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn without_spread_the_result_is_zero() -> Result<()> {
+    let one = features(1, 3, 1)?;
+    let equal = one.broadcast_as((4, 3))?.contiguous()?;
+    for method in METHODS {
+        for shrinkage in SHRINKAGES {
+            for xs in [&one, &equal] {
+                let config = config(method, shrinkage);
+                let y = to_f64(&whiten(xs, config)?)?;
+                assert!(y.iter().all(|&y| y == 0.), "{config:?}: {y:?}");
+                // Components of a multiple of the identity are in no order.
+                if method != WhitenMethod::Pca {
+                    assert!(step(xs, config)?[1].iter().all(|g| g.is_finite()), "{config:?}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn truncated_cholesky_gives_zero_for_all_but_independent_channels() -> Result<()> {
+    let xs = features(5, 7, 4)?;
+    let deficient = Deficient::Truncate;
+    let config = WhitenConfig {
+        method: WhitenMethod::Cholesky,
+        shrinkage: Shrinkage::Fixed(0.1),
+        deficient,
+    };
+    let y = whiten(&xs, config)?;
+    let zero = y.abs()?.sum(0)?.to_vec1::<f64>()?.into_iter().filter(|&s| s == 0.).count();
+    assert_eq!(zero, 3);
+    let whitener = crate::Whitener::new(&crate::Moments::from_rows(&xs, None)?, config)?;
+    assert_eq!(whitener.rank(), 4);
+    assert!(whitener.residual() < 1e-12);
+    Ok(())
+}
+
+#[test]
+fn components_in_no_order_have_no_gradient() -> Result<()> {
+    // Two channels of equal variance that are not correlated; fewer rows than channels, carried by the shrinkage.
+    let square = Tensor::new(&[[1f64, 0.], [-1., 0.], [0., 1.], [0., -1.]], &Device::Cpu)?;
+    for (xs, indices) in [(square, "0 ("), (features(4, 7, 1)?, "3 (")] {
+        let mut config = config(WhitenMethod::Pca, Shrinkage::Fixed(0.1));
+        whiten(&xs, config)?;
+        let e = step(&xs, config).unwrap_err().to_string();
+        assert!(e.contains("whiten: expected an eigengap above 1e-9"), "{e}");
+        assert!(e.contains(&format!("between eigenvalues {indices}")), "{e}");
+        config.method = WhitenMethod::Zca;
+        step(&xs, config)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn bad_arguments_are_named() -> Result<()> {
+    let xs = normal(&[9, 4], DType::F32, 1)?;
+    for eps in [-1e-9, 1., f64::NAN] {
+        let e = whiten_cholesky(&xs, eps).unwrap_err().to_string();
+        assert!(e.contains("whiten_cholesky: expected 0 <= eps < 1"), "{e}");
+        let e = whiten(&xs, config(WhitenMethod::Zca, Shrinkage::Absolute(eps)));
+        assert!(e.unwrap_err().to_string().contains("whiten: expected a shrinkage 0 <= eps < 1"));
+    }
+    for rho in [-1e-9, 1.1, f64::NAN] {
+        let e = whiten(&xs, config(WhitenMethod::Zca, Shrinkage::Fixed(rho)));
+        assert!(e.unwrap_err().to_string().contains("whiten: expected a shrinkage 0 <= rho <= 1"));
+    }
+    let none = WhitenMethod::NewtonSchulz { iterations: 0 };
+    let e = whiten(&xs, config(none, Shrinkage::Oas)).unwrap_err().to_string();
+    assert!(e.contains("at least one Newton-Schulz iteration, got 0"), "{e}");
+    let e = whiten_cholesky(&xs.narrow(0, 0, 0)?, 0.).unwrap_err().to_string();
+    assert!(e.contains("N >= 1") && e.contains("[0, 4]"), "{e}");
+    assert!(whiten_cholesky(&xs.to_dtype(DType::F16)?, 0.).is_err());
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut values = vec![0f32; 12];
+        values[5] = bad;
+        let xs = Tensor::from_vec(values, (4, 3), &Device::Cpu)?;
+        let e = whiten_cholesky(&xs, 0.1).unwrap_err().to_string();
+        assert!(e.contains("not finite in channel 2"), "{e}");
+    }
+    // Finite, but not its square.
+    let e =
+        whiten(&(features(4, 3, 1)? * 1e200)?, WhitenConfig::default()).unwrap_err().to_string();
+    assert!(e.contains("not finite in channel 0"), "{e}");
     Ok(())
 }

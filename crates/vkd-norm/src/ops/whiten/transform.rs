@@ -41,7 +41,7 @@ enum Form {
     Zero,
     Cholesky { kept: Option<Vec<usize>> },
     Spectral(Spectrum),
-    NewtonSchulz { shrunk: Mat<f64>, iterations: usize },
+    NewtonSchulz { shrunk: Mat<f64>, iterations: usize, floor: f64 },
 }
 
 /// Eigenvectors that span what is kept.
@@ -75,11 +75,12 @@ impl Transform {
         }
         let floor = pivot_floor(count, d);
         let shrunken = shrunk.matrix(s);
-        // Only the plain Cholesky form factors the shrunk covariance; eigenvectors are the covariance's own.
+        // Directions without spread are whitened too where the shrinkage lifts them over the rounding of the others.
         let carried = config.deficient == Deficient::Full
-            && config.method == WhitenMethod::Cholesky
-            && shrunk.rho() > 0.;
-        let (spans, most) = if carried { (&shrunken, d) } else { (s, rank) };
+            && shrunk.eigenvalue(0.) > floor * shrunk.eigenvalue(trace(s));
+        // Eigenvectors are the covariance's own; only a triangle must be of the shrunk one.
+        let triangle = carried && config.method == WhitenMethod::Cholesky;
+        let (spans, most) = if triangle { (&shrunken, d) } else { (s, rank) };
         // Newton-Schulz factors nothing, unless to refuse.
         let factor = match config.method {
             WhitenMethod::NewtonSchulz { .. } if config.deficient != Deficient::Refuse => None,
@@ -100,14 +101,15 @@ impl Transform {
             }
             WhitenMethod::NewtonSchulz { iterations } => {
                 let t = trace(&shrunken);
-                let (w, _) = newton_schulz(&shrunken, t, iterations, None);
-                Ok(Self { w, rank: d, form: Form::NewtonSchulz { shrunk: shrunken, iterations } })
+                let (w, _) = newton_schulz(&shrunken, (t, floor), iterations, None);
+                Ok(Self {
+                    w,
+                    rank: d,
+                    form: Form::NewtonSchulz { shrunk: shrunken, iterations, floor },
+                })
             }
             WhitenMethod::Zca | WhitenMethod::Pca => {
                 let factor = factor.unwrap_or_else(|| pivoted(s, floor, most).1);
-                let largest = shrunk.eigenvalue(trace(s));
-                let carried =
-                    config.deficient == Deficient::Full && shrunk.eigenvalue(0.) > floor * largest;
                 let (vectors, singular) =
                     left_singular(&factor, carried).ok_or(Failure::NoConvergence)?;
                 let mut base: Vec<f64> = singular.iter().map(|x| x * x).collect();
@@ -157,11 +159,11 @@ impl Transform {
             Form::Zero => Ok(Adjoint { shrunk: Mat::zeros(grad.nrows(), grad.ncols()), raw: None }),
             Form::Cholesky { .. } => Ok(self.triangular_adjoint(grad)),
             Form::Spectral(spectrum) => spectrum.adjoint(grad),
-            Form::NewtonSchulz { shrunk, iterations } => {
+            Form::NewtonSchulz { shrunk, iterations, floor } => {
                 // W = p(S / t) t^(-1/2) with a polynomial p, whose derivative is its own adjoint.
                 let t = trace(shrunk);
                 let grad = symmetric(grad);
-                let (_, moved) = newton_schulz(shrunk, t, *iterations, Some(&grad));
+                let (_, moved) = newton_schulz(shrunk, (t, *floor), *iterations, Some(&grad));
                 let mut out = moved.unwrap_or_else(|| Mat::zeros(grad.nrows(), grad.ncols()));
                 let by_trace = -(0.5 * dot(&grad, &self.w) + dot(&out, shrunk)) / t;
                 for i in 0..out.nrows() {
