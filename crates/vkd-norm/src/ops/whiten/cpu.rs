@@ -11,7 +11,7 @@ use faer::{Accum, Mat, MatMut, MatRef};
 use rayon::prelude::*;
 
 /// Rows of one block: a block of 512 channels in f64 fits a second-level cache.
-const BLOCK: usize = 128;
+pub(super) const BLOCK: usize = 128;
 
 /// Rows less their mean.
 pub(crate) struct Centred {

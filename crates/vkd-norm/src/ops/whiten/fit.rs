@@ -76,6 +76,21 @@ impl Fit {
         self.transform.residual(&self.shrunk.matrix(&self.covariance))
     }
 
+    /// A whole triangle, shrunk by an intensity that does not depend on the rows.
+    pub(super) fn is_plain_triangle(&self) -> bool {
+        self.transform.is_whole_triangle() && self.shrunk.is_fixed()
+    }
+
+    /// Of such a triangle, with `A = Gᵀ Y` in whitened rows, the lower triangle mirrored: `S̄ = ridge I + weight Wᵀ A W`.
+    pub(super) fn triangle_adjoint(&self, inner: &Mat<f64>) -> (f64, f64) {
+        let of_trace = self.shrunk.weight_of_trace();
+        let weight = -0.5 * (1. - self.shrunk.rho());
+        if of_trace == 0. {
+            return (0., weight);
+        }
+        (-0.5 * of_trace * self.transform.trace_around(inner), weight)
+    }
+
     /// Gradients of covariance and `Σ ‖x‖⁴` from that of `W`.
     pub(super) fn adjoint(&self, w: &Mat<f64>) -> Result<(Mat<f64>, f64)> {
         let Self { op, count, .. } = *self;

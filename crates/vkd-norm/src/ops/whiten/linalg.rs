@@ -10,6 +10,7 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
 use faer::linalg::triangular_inverse::invert_lower_triangular;
+use faer::traits::RealField;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
 /// Threads pay from a few million multiplications on.
@@ -26,21 +27,22 @@ pub(super) fn product(lhs: MatRef<'_, f64>, rhs: MatRef<'_, f64>) -> Mat<f64> {
 }
 
 /// The lower triangle of a square `lhs * rhs`, zero above.
-pub(super) fn lower_product(lhs: MatRef<'_, f64>, rhs: MatRef<'_, f64>) -> Mat<f64> {
+pub(super) fn lower_product<T: RealField>(lhs: MatRef<'_, T>, rhs: MatRef<'_, T>) -> Mat<T> {
     let full = BlockStructure::Rectangular;
     structured(BlockStructure::TriangularLower, (lhs, full), (rhs, full))
 }
 
 /// `lhs * rhs` where parts of them, or of what is asked for, are known to be zero; square results only.
-pub(super) fn structured(
+pub(super) fn structured<T: RealField>(
     shape: BlockStructure,
-    lhs: (MatRef<'_, f64>, BlockStructure),
-    rhs: (MatRef<'_, f64>, BlockStructure),
-) -> Mat<f64> {
+    lhs: (MatRef<'_, T>, BlockStructure),
+    rhs: (MatRef<'_, T>, BlockStructure),
+) -> Mat<T> {
     let (rows, inner, columns) = (lhs.0.nrows(), lhs.0.ncols(), rhs.0.ncols());
     let mut out = Mat::zeros(rows, columns);
     let par = par(rows, inner, columns);
-    triangular::matmul(out.as_mut(), shape, Accum::Replace, lhs.0, lhs.1, rhs.0, rhs.1, 1., par);
+    let one = T::one_impl();
+    triangular::matmul(out.as_mut(), shape, Accum::Replace, lhs.0, lhs.1, rhs.0, rhs.1, one, par);
     out
 }
 
@@ -62,27 +64,28 @@ pub(super) fn outer(a: MatRef<'_, f64>) -> Mat<f64> {
 }
 
 /// Copies the lower triangle to the upper one.
-pub(super) fn mirror(a: &mut Mat<f64>) {
+pub(super) fn mirror<T: RealField>(a: &mut Mat<T>) {
     for j in 0..a.ncols() {
         for i in 0..j {
-            a[(i, j)] = a[(j, i)];
+            a[(i, j)] = a[(j, i)].clone();
         }
     }
 }
 
 /// `into (+)= lhs * rhs` on one thread, with what is known of `lhs`.
-pub(super) fn block_product(
-    into: MatMut<'_, f64>,
+pub(super) fn block_product<T: RealField>(
+    into: MatMut<'_, T>,
     accum: Accum,
-    lhs: MatRef<'_, f64>,
+    lhs: MatRef<'_, T>,
     shape: BlockStructure,
-    rhs: MatRef<'_, f64>,
+    rhs: MatRef<'_, T>,
 ) {
+    let one = T::one_impl();
     let full = BlockStructure::Rectangular;
     if matches!(shape, BlockStructure::Rectangular) {
-        matmul(into, accum, lhs, rhs, 1., Par::Seq);
+        matmul(into, accum, lhs, rhs, one, Par::Seq);
     } else {
-        triangular::matmul(into, full, accum, lhs, shape, rhs, full, 1., Par::Seq);
+        triangular::matmul(into, full, accum, lhs, shape, rhs, full, one, Par::Seq);
     }
 }
 

@@ -11,6 +11,7 @@ const SPHERICAL: f64 = 1e-13;
 pub(super) struct Shrunk {
     rho: f64,
     target: f64,
+    channels: f64,
     /// The target is `tr(S) / d`, not a constant.
     scaled: bool,
     /// Derivatives of `rho` by `tr S²`, `tr S` and `Σ ‖x‖⁴`.
@@ -55,11 +56,21 @@ impl Shrunk {
             (rho, slope)
         };
         let scaled = !matches!(shrinkage, Shrinkage::Absolute(_));
-        Self { rho, target: if scaled { t / d } else { 1. }, scaled, slope }
+        Self { rho, target: if scaled { t / d } else { 1. }, channels: d, scaled, slope }
     }
 
     pub(super) fn rho(&self) -> f64 {
         self.rho
+    }
+
+    /// Whether `rho` was given, or cut off.
+    pub(super) fn is_fixed(&self) -> bool {
+        self.slope == (0., 0., 0.)
+    }
+
+    /// What the trace of the shrunk covariance's gradient adds to each diagonal entry of the covariance's.
+    pub(super) fn weight_of_trace(&self) -> f64 {
+        if self.scaled { self.rho / self.channels } else { 0. }
     }
 
     /// The shrunk covariance.
@@ -81,16 +92,14 @@ impl Shrunk {
         let d = s.nrows();
         let t = trace(&grad);
         let (by_q, by_t, by_quartic) = self.slope;
-        let rho = if self.slope == (0., 0., 0.) { 0. } else { self.target * t - dot(&grad, s) };
+        let rho = if self.is_fixed() { 0. } else { self.target * t - dot(&grad, s) };
         let mut out = grad;
         for j in 0..d {
             for i in 0..d {
                 out[(i, j)] = (1. - self.rho) * out[(i, j)] + 2. * rho * by_q * s[(i, j)];
             }
             out[(j, j)] += rho * by_t;
-            if self.scaled {
-                out[(j, j)] += self.rho * t / d as f64;
-            }
+            out[(j, j)] += self.weight_of_trace() * t;
         }
         (out, rho * by_quartic)
     }

@@ -3,7 +3,7 @@
 use super::{reference, whiten, whiten_cholesky};
 use crate::{Deficient, Shrinkage, WhitenConfig, WhitenMethod};
 use candle_core::{DType, Device, Result, Tensor, Var};
-use vkd_testkit::{OpCase, gradcheck, normal, to_f64};
+use vkd_testkit::{OpCase, Tolerance, assert_close, gradcheck, normal, to_f64};
 
 const METHODS: [WhitenMethod; 4] = [
     WhitenMethod::Cholesky,
@@ -280,5 +280,31 @@ fn bad_arguments_are_named() -> Result<()> {
     let e =
         whiten(&(features(4, 3, 1)? * 1e200)?, WhitenConfig::default()).unwrap_err().to_string();
     assert!(e.contains("not finite in channel 0"), "{e}");
+    Ok(())
+}
+
+#[test]
+fn f32_gradients_do_not_feel_the_condition_number() -> Result<()> {
+    // Correlated channels, deviations over three decades: condition numbers of 1e7 and more.
+    for (rows, channels) in [(600, 120), (240, 120), (90, 100)] {
+        let scales: Vec<f64> =
+            (0..channels).map(|j| 10f64.powf(3. * j as f64 / channels as f64)).collect();
+        let xs = features(rows, channels, 8)?.broadcast_mul(&Tensor::new(scales, &Device::Cpu)?)?;
+        let xs = xs.to_dtype(DType::F32)?;
+        let cot = normal(&[rows, channels], DType::F32, 21)?;
+        for shrinkage in [Shrinkage::Fixed(1e-7), Shrinkage::Fixed(0.1), Shrinkage::Absolute(1e-3)]
+        {
+            let run = |dtype| -> Result<Tensor> {
+                let var = Var::from_tensor(&xs.to_dtype(dtype)?)?;
+                let y = whiten(&var, config(WhitenMethod::Cholesky, shrinkage))?;
+                let grads = (y * cot.to_dtype(dtype)?)?.sum_all()?.backward()?;
+                Ok(grads.get(&var).unwrap().clone())
+            };
+            // Some roundings of f32, one after the other; measured: 4e-7 at most, at 4096 x 512 too.
+            let tolerance = Tolerance::relative(1e-6);
+            let what = format!("{rows}x{channels} {shrinkage:?}");
+            assert_close(&what, &run(DType::F32)?, &run(DType::F64)?, tolerance)?;
+        }
+    }
     Ok(())
 }

@@ -153,6 +153,17 @@ impl Transform {
         }
     }
 
+    /// No channel is left out of a triangular `W`.
+    pub(super) fn is_whole_triangle(&self) -> bool {
+        matches!(self.form, Form::Cholesky { kept: None })
+    }
+
+    /// `tr(Wᵀ A W)` for a symmetric `a` and a triangular `W`.
+    pub(super) fn trace_around(&self, a: &Mat<f64>) -> f64 {
+        let (full, lower) = (BlockStructure::Rectangular, BlockStructure::TriangularLower);
+        dot(&structured(full, (a.as_ref(), full), (self.w.as_ref(), lower)), &self.w)
+    }
+
     /// Gradients from the gradient of `W`; of a lower triangular `W` only the lower triangle is read.
     pub(super) fn adjoint(&self, grad: &Mat<f64>) -> Result<Adjoint, Failure> {
         match &self.form {
