@@ -4,6 +4,9 @@
 //! each sample in classification, over the batch in detection, whitened in generation. This crate holds the three, each
 //! as a free function and as a variant of [`Normalizer`], and [`layer_norm_affine`] for layers that train.
 //!
+//! [`whiten`] takes its covariance from the batch; [`Moments`] gathers one over a data set, over workers or as a running
+//! estimate, and a [`Whitener`] made of it whitens with [`whiten_with`].
+//!
 //! Invariants: every function is differentiable and never cuts candle's tape; statistics take two
 //! passes; a result is the same bit for bit with any number of threads; whitening a finite batch never
 //! gives NaN, whatever its rank. Second derivatives are out of scope: candle detaches incoming

@@ -140,7 +140,7 @@ impl fmt::Display for WhitenError {
                 f,
                 "{op}: expected an eigengap above {:e} for the gradient of PCA, got {gap:e} between eigenvalues {index} \
                  ({:e}) and {} ({:e}) with N = {n} rows, d = {d} channels; ZCA has a gradient there",
-                super::transform::EIGENGAP,
+                super::spectrum::EIGENGAP,
                 values.0,
                 index + 1,
                 values.1

@@ -10,21 +10,19 @@ mod newton_schulz;
 pub(crate) mod reference;
 mod shrink;
 mod single;
+mod spectrum;
+mod tape;
 #[cfg(test)]
 mod tests;
 mod transform;
 
-use crate::dense::{Real, dense, with_slices};
 use crate::{Shrinkage, WhitenConfig, WhitenMethod};
-use candle_core::{
-    CpuStorage, CustomOp1, DType, Device, Error, Layout, Result, Shape, Tensor, bail,
-};
-use std::sync::{Arc, Mutex};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 
 pub(crate) use apply::apply;
 pub(crate) use cpu::Centred;
-use cpu::mean;
 pub(crate) use fit::Fit;
+use tape::Whiten;
 
 /// Whitens the rows of a batch by their own covariance: decorrelated channels of variance 1.
 ///
@@ -63,7 +61,7 @@ pub(crate) use fit::Fit;
 ///
 /// # Example
 /// ```
-/// # use candle_core::{Device, Tensor}; use vkd_norm::{Shrinkage, WhitenConfig, WhitenMethod, whiten};
+/// # use candle_core::{DType, Device, Error, Result, Tensor, bail}; use vkd_norm::{Shrinkage, WhitenConfig, WhitenMethod, whiten};
 /// let xs = Tensor::new(&[[0f64, 0.], [2., 3.], [4., 1.]], &Device::Cpu)?;
 /// let config = WhitenConfig { method: WhitenMethod::Zca, shrinkage: Shrinkage::Fixed(0.), ..Default::default() };
 /// let ys = whiten(&xs, config)?;
@@ -97,7 +95,7 @@ pub fn whiten(xs: &Tensor, config: WhitenConfig) -> Result<Tensor> {
 ///
 /// # Example
 /// ```
-/// # use candle_core::{Device, Tensor}; use vkd_norm::whiten_cholesky;
+/// # use candle_core::{DType, Device, Error, Result, Tensor, bail}; use vkd_norm::whiten_cholesky;
 /// let xs = Tensor::new(&[[0f64, 0.], [2., 3.], [4., 1.]], &Device::Cpu)?;
 /// let ys = whiten_cholesky(&xs, 0.)?;
 /// let covariance = (ys.t()?.matmul(&ys)? / 2.)?.to_vec2::<f64>()?;
@@ -118,8 +116,7 @@ fn run(op: &'static str, xs: &Tensor, config: WhitenConfig) -> Result<Tensor> {
     // Factorisations exist on the CPU only; the tape records both ways.
     let device = xs.device().clone();
     let xs = xs.to_device(&Device::Cpu)?.contiguous()?;
-    let kept = xs.track_op().then(Kept::default);
-    xs.apply_op1(Whiten { op, config, kept })?.to_device(&device)
+    xs.apply_op1(Whiten::new(op, config, xs.track_op()))?.to_device(&device)
 }
 
 /// Errors on numbers outside their range.
@@ -148,126 +145,4 @@ pub(crate) fn check(op: &'static str, xs: &Tensor) -> Result<(usize, usize)> {
         [rows, channels] if rows > 0 && channels > 0 => Ok((rows, channels)),
         ref dims => bail!("{op}: expected (N, d) with N >= 1 and d >= 1, got {dims:?}"),
     }
-}
-
-/// What one forward pass found. Freed by the backward pass; a second one computes it again.
-struct Found {
-    /// Of the input: it may be overwritten before the backward pass reads it.
-    fingerprint: u64,
-    mean: Vec<f64>,
-    fit: Fit,
-}
-
-type Kept = Arc<Mutex<Option<Found>>>;
-
-struct Whiten {
-    op: &'static str,
-    config: WhitenConfig,
-    /// Absent where no backward pass can follow.
-    kept: Option<Kept>,
-}
-
-impl CustomOp1 for Whiten {
-    fn name(&self) -> &'static str {
-        self.op
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let channels = layout.shape().dims2()?.1;
-        let ys = match storage {
-            CpuStorage::F32(_) => self.forward::<f32>(storage, layout, channels)?,
-            _ => self.forward::<f64>(storage, layout, channels)?,
-        };
-        Ok((ys, layout.shape().clone()))
-    }
-
-    fn bwd(&self, xs: &Tensor, ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let grad = grad.contiguous()?;
-        // A lock is only poisoned by a panic, after which nothing is worth keeping.
-        let kept = self.kept.as_ref().and_then(|kept| kept.lock().ok()?.take());
-        let dxs = match xs.dtype() {
-            DType::F32 => {
-                let single = match &kept {
-                    Some(found) => single(self.op, found, [xs, ys, &grad])?,
-                    None => None,
-                };
-                match single {
-                    Some(dxs) => Ok(dxs),
-                    None => self.backward::<f32>(xs, &grad, kept),
-                }
-            }
-            _ => self.backward::<f64>(xs, &grad, kept),
-        };
-        dxs.map(Some)
-    }
-}
-
-/// The gradient in f32, where that is as good.
-fn single(op: &'static str, found: &Found, tensors: [&Tensor; 3]) -> Result<Option<Tensor>> {
-    let dxs = with_slices::<f32, _, 3>(op, tensors, |[xs, ys, grad]| {
-        if found.fingerprint != fingerprint(xs) {
-            return Ok(None);
-        }
-        Ok(single::triangular_gradient(&found.fit, xs, ys, grad, &found.mean))
-    })?;
-    dxs.map(|dxs| Tensor::from_vec(dxs, tensors[0].shape(), tensors[0].device())).transpose()
-}
-
-impl Whiten {
-    fn forward<T: Real>(
-        &self,
-        storage: &CpuStorage,
-        layout: &Layout,
-        channels: usize,
-    ) -> Result<CpuStorage> {
-        let values = dense::<T>(self.op, storage, layout)?;
-        let xs = Centred::new(values, channels);
-        let fit = Fit::of_rows(self.op, &xs, values.len() / channels, self.config)?;
-        let ys = xs.through(fit.w(), fit.shape());
-        if let Some(kept) = &self.kept
-            && let Ok(mut kept) = kept.lock()
-        {
-            *kept = Some(Found { fingerprint: fingerprint(values), mean: xs.mean, fit });
-        }
-        Ok(T::to_cpu_storage_owned(ys))
-    }
-
-    fn backward<T: Real>(&self, xs: &Tensor, grad: &Tensor, kept: Option<Found>) -> Result<Tensor> {
-        let (rows, channels) = xs.dims2()?;
-        let dxs = with_slices::<T, _, 2>(self.op, [xs, grad], |[values, grad]| {
-            let xs = Centred::new(values, channels);
-            let fit = match kept.filter(|found| found.fingerprint == fingerprint(values)) {
-                Some(found) => found.fit,
-                None => Fit::of_rows(self.op, &xs, rows, self.config)?,
-            };
-            // The mean passes nothing on of what all rows have in common.
-            let common = mean(grad, channels, &vec![0.; channels]);
-            let grad = Centred::about(grad, &common);
-            let (mut covariance, quartic) = fit.adjoint(&grad.beside(&xs, fit.shape()))?;
-            covariance *= faer::Scale(2. / (rows.max(2) - 1) as f64);
-            let cubic = (quartic != 0.).then(|| {
-                let mean = xs.higher().into_iter().map(|c| c / rows as f64).collect();
-                (4. * quartic, mean)
-            });
-            Ok(grad.back::<T>(fit.w(), fit.shape(), &xs, &covariance, cubic))
-        })?;
-        Tensor::from_vec(dxs, xs.shape(), xs.device())
-    }
-}
-
-/// Of the bits of a matrix; eight lanes, because one would wait for each product.
-fn fingerprint<T: Real>(values: &[T]) -> u64 {
-    let mix = |hash: u64, x: &T| (hash ^ x.wide().to_bits()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut lanes = [0x243f_6a88_85a3_08d3u64; 8];
-    let rows = values.chunks_exact(8);
-    let rest = rows.remainder();
-    for row in rows {
-        for (lane, x) in lanes.iter_mut().zip(row) {
-            *lane = mix(*lane, x);
-        }
-    }
-    let hash = rest.iter().fold(values.len() as u64, mix);
-    lanes
-        .iter()
-        .fold(hash, |hash, lane| (hash.rotate_left(31) ^ lane).wrapping_mul(0x2545_f491_4f6c_dd1d))
 }

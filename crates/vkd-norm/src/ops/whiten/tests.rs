@@ -92,7 +92,10 @@ fn gradients_of_every_method_shrinkage_and_rank() -> Result<()> {
 
 #[test]
 fn harness_has_teeth() -> Result<()> {
-    for method in [WhitenMethod::Cholesky, WhitenMethod::Zca] {
+    for method in METHODS {
+        if method == WhitenMethod::Pca {
+            continue;
+        }
         let config = config(method, Shrinkage::LedoitWolf);
         for dims in [[6, 3], [33, 7]] {
             let inputs = [features(dims[0], dims[1], 1)?];
@@ -100,6 +103,20 @@ fn harness_has_teeth() -> Result<()> {
                 .has_teeth(|x| whiten(&x[0], config), |x| reference::whiten(&x[0], config))?;
         }
     }
+    Ok(())
+}
+
+#[test]
+fn finite_differences_have_teeth_for_components() -> Result<()> {
+    let config = config(WhitenMethod::Pca, Shrinkage::LedoitWolf);
+    let inputs = [features(12, 4, 1)?];
+    gradcheck(|x| whiten(&x[0], config), &inputs)?;
+    let off = |x: &[Tensor]| -> Result<Tensor> {
+        let y = whiten(&x[0], config)?;
+        let fixed = y.detach();
+        (y * 1.01)? - (fixed * 0.01)?
+    };
+    assert!(gradcheck(off, &inputs).is_err());
     Ok(())
 }
 
@@ -119,15 +136,15 @@ fn step(xs: &Tensor, config: WhitenConfig) -> Result<[Vec<f64>; 2]> {
 fn the_number_of_threads_changes_no_bit() -> Result<()> {
     // Past the size from which products share their work.
     let xs = features(1500, 96, 3)?.to_dtype(DType::F32)?;
-    for method in METHODS {
-        let config = config(method, Shrinkage::LedoitWolf);
+    let estimated = METHODS.map(|method| config(method, Shrinkage::LedoitWolf));
+    for config in estimated.into_iter().chain([WhitenConfig::default()]) {
         let run = |threads| -> Result<[Vec<f64>; 2]> {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             pool.map_err(candle_core::Error::wrap)?.install(|| step(&xs, config))
         };
         let one = run(1)?;
-        assert_eq!(one, run(2)?, "{method:?}");
-        assert_eq!(one, run(5)?, "{method:?}");
+        assert_eq!(one, run(2)?, "{config:?}");
+        assert_eq!(one, run(5)?, "{config:?}");
     }
     Ok(())
 }
