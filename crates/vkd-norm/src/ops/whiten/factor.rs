@@ -25,8 +25,27 @@ const SUSPECT: f64 = 1e-8;
 
 /// The lower Cholesky factor of a matrix that is positive definite to working precision; `rank` is known to be no less
 /// than its rank.
-pub(super) fn full(s: &Mat<f64>, floor: f64, rank: usize) -> Result<Mat<f64>, SmallPivot> {
-    let Some(factor) = cholesky(s) else { return Err(first_bad_pivot(s, floor)) };
+pub(super) fn full(s: &Mat<f64>, floor: f64, rank: usize) -> Option<Mat<f64>> {
+    let d = s.nrows();
+    if rank < d {
+        return None;
+    }
+    let factor = cholesky(s)?;
+    let share = smallest(s, &factor).share;
+    let definite = share > SUSPECT || (share > floor && pivoted(s, floor, d).0.len() == d);
+    definite.then_some(factor)
+}
+
+/// The smallest pivot of a matrix that has no such factor.
+#[cold]
+pub(super) fn small_pivot(s: &Mat<f64>, floor: f64) -> SmallPivot {
+    match cholesky(s) {
+        Some(factor) => smallest(s, &factor),
+        None => first_bad_pivot(s, floor),
+    }
+}
+
+fn smallest(s: &Mat<f64>, factor: &Mat<f64>) -> SmallPivot {
     let mut smallest = SmallPivot { index: 0, share: f64::INFINITY };
     for j in 0..s.nrows() {
         let (pivot, variance) = (factor[(j, j)] * factor[(j, j)], s[(j, j)]);
@@ -35,14 +54,10 @@ pub(super) fn full(s: &Mat<f64>, floor: f64, rank: usize) -> Result<Mat<f64>, Sm
             smallest = SmallPivot { index: j, share };
         }
     }
-    let d = s.nrows();
-    let definite = smallest.share > SUSPECT
-        || (smallest.share > floor && rank == d && pivoted(s, floor, d).0.len() == d);
-    if rank == d && definite { Ok(factor) } else { Err(smallest) }
+    smallest
 }
 
 /// The first pivot at or under the floor, by plain elimination.
-#[cold]
 fn first_bad_pivot(s: &Mat<f64>, floor: f64) -> SmallPivot {
     let d = s.nrows();
     let mut left = s.clone();

@@ -13,6 +13,9 @@ use faer::linalg::matmul::triangular::BlockStructure;
 use faer::{Accum, Mat, MatMut, MatRef};
 use rayon::prelude::*;
 
+/// Above this a sum of products might leave f32.
+const LARGEST: f64 = 1e30;
+
 /// `(G - mean + Y M) W + ridge (X - mean)` for row-major `xs`, their whitened rows `ys` and `grad`; `None` where `fit` is
 /// not such a whitening, does not fit f32, or has too few rows.
 pub(super) fn triangular_gradient(
@@ -67,8 +70,8 @@ pub(super) fn triangular_gradient(
     Some(out)
 }
 
-/// In f32, if it fits there.
+/// In f32, if it fits there and leaves room for sums.
 fn narrow(a: &Mat<f64>, scale: f64) -> Option<Mat<f32>> {
-    let out = Mat::from_fn(a.nrows(), a.ncols(), |i, j| (scale * a[(i, j)]) as f32);
-    out.is_all_finite().then_some(out)
+    let fits = a.col_iter().all(|c| c.iter().all(|x| (scale * x).abs() < LARGEST));
+    fits.then(|| Mat::from_fn(a.nrows(), a.ncols(), |i, j| (scale * a[(i, j)]) as f32))
 }

@@ -325,3 +325,17 @@ fn f32_gradients_do_not_feel_the_condition_number() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn features_near_the_ends_of_f32_have_finite_gradients() -> Result<()> {
+    for unit in [1e-36, 1e-30, 1e30, 1e36] {
+        let xs = (features(20, 4, 6)? * unit)?.to_dtype(DType::F32)?;
+        for method in METHODS {
+            let [y, grad] = step(&xs, config(method, Shrinkage::Fixed(1e-4)))?;
+            assert!(y.iter().chain(&grad).all(|x| x.is_finite()), "{unit:e} {method:?}");
+            // Not by vanishing: the gradient has the unit of 1 / x.
+            assert!(grad.iter().any(|g| (g * unit).abs() > 1e-4), "{unit:e} {method:?}");
+        }
+    }
+    Ok(())
+}

@@ -1,6 +1,6 @@
 //! The whitening matrix of a covariance, for each method, and its adjoint.
 
-use super::factor::{SmallPivot, full, independent, pivot_floor, pivoted};
+use super::factor::{SmallPivot, full, independent, pivot_floor, pivoted, small_pivot};
 use super::linalg::{
     cholesky, dot, invert_lower, left_singular, mirror, product, structured, symmetric, trace,
 };
@@ -69,15 +69,14 @@ impl Transform {
         // Newton-Schulz factors nothing, unless to refuse.
         let factor = match config.method {
             WhitenMethod::NewtonSchulz { .. } if config.deficient != Deficient::Refuse => None,
-            _ => Some(full(spans, floor, most)),
+            _ => full(spans, floor, most),
         };
-        if let (Some(Err(pivot)), Deficient::Refuse) = (&factor, config.deficient) {
-            return Err(Failure::Deficient(*pivot));
+        if factor.is_none() && config.deficient == Deficient::Refuse {
+            return Err(Failure::Deficient(small_pivot(spans, floor)));
         }
         if !(trace(&shrunken) > 0.) {
             return Ok(Self { w: Mat::zeros(d, d), rank: 0, form: Form::Zero });
         }
-        let factor = factor.and_then(Result::ok);
         match config.method {
             WhitenMethod::Cholesky => {
                 let factor =
