@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, Var, bail};
 use rayon::prelude::*;
 use vkd_benches::{Suite, Work, data, gradient, run};
-use vkd_norm::{layer_norm, layer_norm_affine, standardize, whiten_cholesky};
+use vkd_norm::{
+    Shrinkage, WhitenConfig, WhitenMethod, layer_norm, layer_norm_affine, standardize, whiten,
+    whiten_cholesky,
+};
 
 const EPS: f64 = 1e-5;
 
@@ -48,7 +51,22 @@ fn works(suite: &mut Suite) -> Result<()> {
         Ok(move || gradient(&layer_norm_affine(&xs, &weight, &bias, EPS)?, &xs))
     })?;
     suite.works("norm/standardize", |work| step(work, |x| standardize(x, EPS)))?;
-    suite.works("norm/whiten_cholesky", |work| step(work, |x| whiten_cholesky(x, EPS)))
+    suite.works("norm/whiten_cholesky", |work| step(work, |x| whiten_cholesky(x, EPS)))?;
+    for (name, method) in [
+        ("norm/whiten_zca", WhitenMethod::Zca),
+        ("norm/whiten_newton_schulz", WhitenMethod::NewtonSchulz { iterations: 5 }),
+    ] {
+        suite.works(name, |work| {
+            let config = WhitenConfig {
+                method,
+                shrinkage: Shrinkage::Absolute(EPS),
+                ..WhitenConfig::default()
+            };
+            let xs = Var::from_tensor(&data(work.matrix()?, 7)?)?;
+            Ok(move || gradient(&whiten(&xs, config)?, &xs))
+        })?;
+    }
+    Ok(())
 }
 
 fn main() -> ExitCode {

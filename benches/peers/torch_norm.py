@@ -1,6 +1,7 @@
 """Times torch's normalisers and losses, one JSON request a line on stdin.
 
-Request: {"op": "layer_norm|layer_norm_affine|batch_norm|smooth_l1_layer_norm", "n": 4096, "k": 512,
+Request: {"op": "layer_norm|layer_norm_affine|batch_norm|smooth_l1_layer_norm|whiten_cholesky|whiten_zca|
+                 whiten_newton_schulz", "n": 4096, "k": 512,
           "threads": 2, "budget_s": 2.0, "max_repeats": 300, "dtype": "f32"}
 Answer:  {"peer", "peer_median_s", "peer_repeats", "peer_residual"} or {"error"}.
 
@@ -35,6 +36,25 @@ def works(op, n, k, dtype):
     if op == "smooth_l1_layer_norm":
         teacher = torch.rand(n, k, dtype=dtype)
         return [x], lambda: F.smooth_l1_loss(x, F.layer_norm(teacher, (k,), eps=EPS))
+    if op.startswith("whiten_"):
+        eye = torch.eye(k, dtype=dtype)
+
+        def whiten():
+            centred = x - x.mean(0)
+            cov = (1 - EPS) / (n - 1) * (centred.T @ centred) + EPS * eye
+            if op == "whiten_cholesky":
+                factor = torch.linalg.cholesky(cov)
+                return torch.linalg.solve_triangular(factor, centred.T, upper=False).T
+            if op == "whiten_zca":
+                values, vectors = torch.linalg.eigh(cov)
+                return centred @ (vectors * values.rsqrt()) @ vectors.T
+            trace = cov.trace()
+            cov, p = cov / trace, eye
+            for _ in range(5):
+                p = 1.5 * p - 0.5 * (p @ p @ p) @ cov
+            return centred @ (p * trace.rsqrt())
+
+        return [x], whiten
     raise ValueError(f"unknown op {op}")
 
 

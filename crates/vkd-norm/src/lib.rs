@@ -6,11 +6,13 @@
 //! detector's tokens need: [`standardize_masked`] leaves out padding, [`RunningStats`] and [`standardize_with`] serve
 //! evaluation.
 //!
+//! [`whiten`] takes its covariance from the batch; [`Moments`] gathers one over a data set, over workers or as a running
+//! estimate, and a [`Whitener`] made of it whitens with [`whiten_with`].
+//!
 //! Invariants: every function is differentiable and never cuts candle's tape; statistics are taken
-//! relative to a value near the mean; a result is the same bit for bit with any number of threads; a covariance that can't be
-//! factored is an error, never NaN. Second derivatives are out of scope: candle detaches incoming
-//! gradients. f32 and f64, and half types through f32 where rows or channels are normed; on a device
-//! without a kernel, plain tensor ops are used.
+//! relative to a value near the mean; a result is the same bit for bit with any number of threads; whitening a finite batch
+//! never gives NaN, whatever its rank. Second derivatives are out of scope: candle detaches incoming
+//! gradients. f32 and f64, and half types through f32; on a device without a kernel, plain tensor ops are used.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor, Var};
@@ -32,16 +34,20 @@ mod context;
 pub mod dense;
 #[doc(hidden)]
 pub mod lanes;
+mod moments;
 mod normalizer;
 mod ops;
 #[doc(hidden)]
 pub mod row_stats;
 mod running;
+mod whiten;
 
 pub use context::{Context, stream};
+pub use moments::Moments;
 pub use normalizer::Normalizer;
 pub use ops::{
     Variance, layer_norm, layer_norm_affine, standardize, standardize_masked, standardize_with,
-    whiten_cholesky,
+    whiten, whiten_cholesky,
 };
 pub use running::RunningStats;
+pub use whiten::{Deficient, Shrinkage, WhitenConfig, WhitenMethod, Whitener, whiten_with};

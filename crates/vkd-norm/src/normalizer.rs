@@ -1,18 +1,25 @@
 //! The normaliser slot of a distillation tap.
 
-use crate::{Context, layer_norm, standardize, whiten_cholesky};
+use crate::{
+    Context, Deficient, Shrinkage, WhitenConfig, WhitenMethod, Whitener, layer_norm, standardize,
+    whiten, whiten_with,
+};
 use candle_core::{Error, Result, Tensor, bail};
 use std::str::FromStr;
 
 /// How features are normalised before they meet the loss.
 ///
-/// A recipe writes it as `identity`, `layer_norm`, `standardize` or `whiten`; [`FromStr`] then takes these `eps`:
+/// A recipe writes it as one of these names; [`FromStr`] then takes these numbers:
 ///
-/// | name | eps | from |
+/// | name | numbers | from |
 /// | --- | --- | --- |
-/// | `layer_norm` | 1e-5 | V_kD's classification code (PyTorch's default) |
-/// | `standardize` | 1e-6 | ours: the published detection code has none |
-/// | `whiten` | 1e-4 | advised for the W-MSE code that V_kD points to, whose own default is 0 and fails for `N <= d` |
+/// | `identity` | | |
+/// | `layer_norm` | eps 1e-5 | V_kD's classification code (PyTorch's default) |
+/// | `standardize` | eps 1e-6 | ours: the published detection code has none |
+/// | `whiten`, `whiten_cholesky` | ε 1e-4 of the mean variance | advised, as an absolute number, for the W-MSE code that V_kD points to, whose own default is 0 and fails for `N <= d` |
+/// | `whiten_zca` | the same | |
+/// | `whiten_pca` | the same, truncated to what the rows span | else its gradient is an error for `N < d` |
+/// | `whiten_newton_schulz` | the same, 5 iterations | IterNorm |
 ///
 /// # Example
 /// ```
@@ -23,7 +30,7 @@ use std::str::FromStr;
 /// assert!((ys.to_vec2::<f32>()?[0][0] + 1.).abs() < 1e-5);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Normalizer {
     /// Nothing.
     Identity,
@@ -37,17 +44,17 @@ pub enum Normalizer {
         /// Guard of the denominator, relative to the channel.
         eps: f64,
     },
-    /// Decorrelated channels: [`whiten_cholesky`].
-    Whiten {
-        /// Shrinkage of the covariance.
-        eps: f64,
-    },
+    /// Decorrelated channels, by the covariance of the batch: [`whiten`].
+    Whiten(WhitenConfig),
+    /// Decorrelated channels, by statistics gathered before: [`whiten_with`].
+    Precomputed(Whitener),
 }
 
 impl Normalizer {
     /// Normalises `xs` of shape `(M, C)`; the output has the same shape, and a gradient flows back to `xs`.
     ///
-    /// Statistics come from `xs` alone, in training and in evaluation: no variant reads the context yet.
+    /// Statistics come from `xs` alone, in training and in evaluation, or were gathered before: no variant reads the
+    /// context yet.
     ///
     /// # Errors
     /// A rank other than two, and those of the function behind the variant.
@@ -55,11 +62,12 @@ impl Normalizer {
         if xs.rank() != 2 {
             bail!("normalizer: expected (M, C), got {:?}", xs.dims())
         }
-        match *self {
+        match self {
             Self::Identity => Ok(xs.clone()),
-            Self::LayerNorm { eps } => layer_norm(xs, eps),
-            Self::Standardize { eps } => standardize(xs, eps),
-            Self::Whiten { eps } => whiten_cholesky(xs, eps),
+            Self::LayerNorm { eps } => layer_norm(xs, *eps),
+            Self::Standardize { eps } => standardize(xs, *eps),
+            Self::Whiten(config) => whiten(xs, *config),
+            Self::Precomputed(whitener) => whiten_with(xs, whitener),
         }
     }
 }
@@ -68,14 +76,21 @@ impl FromStr for Normalizer {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "identity" => Ok(Self::Identity),
-            "layer_norm" => Ok(Self::LayerNorm { eps: 1e-5 }),
-            "standardize" => Ok(Self::Standardize { eps: 1e-6 }),
-            "whiten" => Ok(Self::Whiten { eps: 1e-4 }),
+        let method = match name {
+            "identity" => return Ok(Self::Identity),
+            "layer_norm" => return Ok(Self::LayerNorm { eps: 1e-5 }),
+            "standardize" => return Ok(Self::Standardize { eps: 1e-6 }),
+            "whiten" | "whiten_cholesky" => WhitenMethod::Cholesky,
+            "whiten_zca" => WhitenMethod::Zca,
+            "whiten_pca" => WhitenMethod::Pca,
+            "whiten_newton_schulz" => WhitenMethod::NewtonSchulz { iterations: 5 },
             other => bail!(
-                "normalizer: expected identity, layer_norm, standardize or whiten, got {other:?}"
+                "normalizer: expected identity, layer_norm, standardize, whiten, whiten_cholesky, whiten_zca, \
+                 whiten_pca or whiten_newton_schulz, got {other:?}"
             ),
-        }
+        };
+        let deficient =
+            if method == WhitenMethod::Pca { Deficient::Truncate } else { Deficient::Full };
+        Ok(Self::Whiten(WhitenConfig { method, shrinkage: Shrinkage::Fixed(1e-4), deficient }))
     }
 }

@@ -1,6 +1,6 @@
 //! Statistics of the channels, gathered over batches for evaluation.
 
-use crate::ops::{Moments, moments};
+use crate::ops::{ChannelMoments, channel_moments};
 use crate::{Variance, standardize_with};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::HashMap;
@@ -60,12 +60,12 @@ impl RunningStats {
     /// whose mean or variance is not finite, or, with momentum, fewer than two rows: one has no variance to move
     /// towards. Nothing is changed then.
     pub fn update(&mut self, xs: &Tensor, mask: Option<&Tensor>) -> Result<()> {
-        let (rows, moments) = moments(OP, xs, mask)?;
+        let (rows, moments) = channel_moments(OP, xs, mask)?;
         if moments.len() != self.mean.len() {
             bail!("{OP}: expected {} channels, got {}", self.mean.len(), moments.len())
         }
         let n = rows as f64;
-        let plain = |(j, m): (usize, &Moments)| -> Result<(f64, f64)> {
+        let plain = |(j, m): (usize, &ChannelMoments)| -> Result<(f64, f64)> {
             // A channel that is all zero has no unit.
             let unit = if m.inverse_unit == 0. { 0. } else { 1. / m.inverse_unit };
             let (mean, squares) = (m.mean * unit, m.squares * unit * unit);

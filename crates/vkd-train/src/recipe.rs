@@ -158,7 +158,8 @@ pub struct DistillConfig {
     pub beta: f64,
     /// Map of the orthogonal projector: `cayley`, `matrix_exp` or `householder`.
     pub map: String,
-    /// Normaliser of the teacher's features: `identity`, `layer_norm`, `standardize` or `whiten`.
+    /// Normaliser of the teacher's features: `identity`, `layer_norm`, `standardize`, `whiten`, or another name of
+    /// `vkd_norm::Normalizer`.
     pub teacher_normalizer: String,
     /// Normaliser of the projected student's features.
     pub student_normalizer: String,

@@ -1,6 +1,6 @@
 //! Passes over the matrix once its moments are known: values forward, gradient backward.
 
-use super::statistics::{Moments, Rows, block_rows};
+use super::statistics::{ChannelMoments, Rows, block_rows};
 use crate::blocks::fill;
 use crate::dense::Real;
 use crate::lanes::{accumulate, vectorized};
@@ -16,8 +16,8 @@ pub(super) struct Channel {
 
 impl Channel {
     /// With `weight` the variance is `weight` times the sum of squares.
-    pub(super) fn new(moments: &Moments, weight: f64, eps: f64) -> Self {
-        let Moments { inverse_unit, mean, squares } = *moments;
+    pub(super) fn new(moments: &ChannelMoments, weight: f64, eps: f64) -> Self {
+        let ChannelMoments { inverse_unit, mean, squares } = *moments;
         let variance = squares * weight;
         let squared = variance + variance * (eps * eps) + (eps * mean) * (eps * mean);
         let inverse = if squared == 0. { 0. } else { 1. / squared.sqrt() };

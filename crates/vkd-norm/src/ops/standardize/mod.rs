@@ -9,7 +9,7 @@ mod tests;
 use crate::dense::{Real, dense, in_native, with_slices, with_storage};
 use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Tensor, bail};
 use cpu::{Channel, Turn};
-pub(crate) use statistics::Moments;
+pub(crate) use statistics::ChannelMoments;
 use statistics::Rows;
 pub use statistics::Variance;
 use std::sync::OnceLock;
@@ -171,7 +171,7 @@ pub fn standardize_with(xs: &Tensor, mean: &Tensor, variance: &Tensor, eps: f64)
             return reference::standardize_with(xs, &mean, &variance, eps);
         }
         let given = means.iter().zip(&variances).map(|(&mean, &squares)| {
-            Channel::new(&Moments { inverse_unit: 1., mean, squares }, 1., eps)
+            Channel::new(&ChannelMoments { inverse_unit: 1., mean, squares }, 1., eps)
         });
         let op = Standardize {
             channels,
@@ -185,11 +185,11 @@ pub fn standardize_with(xs: &Tensor, mean: &Tensor, variance: &Tensor, eps: f64)
 }
 
 /// Number of rows that count, and the moments of every channel over them; nothing is recorded.
-pub(crate) fn moments(
+pub(crate) fn channel_moments(
     op: &'static str,
     xs: &Tensor,
     mask: Option<&Tensor>,
-) -> Result<(usize, Vec<Moments>)> {
+) -> Result<(usize, Vec<ChannelMoments>)> {
     let (rows, channels) = check(op, xs, 0.5)?;
     let keep = mask.map(|mask| check_mask(op, mask, rows)).transpose()?;
     let kept = kept_rows(rows, keep.as_deref());

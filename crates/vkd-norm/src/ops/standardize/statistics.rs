@@ -33,9 +33,9 @@ impl Variance {
     }
 }
 
-/// Moments of one channel of `z = x * inverse_unit`.
+/// ChannelMoments of one channel of `z = x * inverse_unit`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Moments {
+pub(crate) struct ChannelMoments {
     /// A power of two: 1 unless the channel's range asks for another, zero for a channel that is all zero.
     pub(crate) inverse_unit: f64,
     pub(crate) mean: f64,
@@ -59,11 +59,11 @@ impl<'a, T: Real> Rows<'a, T> {
         &self.values[start..start + self.channels]
     }
 
-    /// Moments of every channel; all zero without rows.
-    pub(crate) fn moments(&self) -> Vec<Moments> {
+    /// ChannelMoments of every channel; all zero without rows.
+    pub(crate) fn moments(&self) -> Vec<ChannelMoments> {
         let n = self.kept.len() as f64;
         let Some(&first) = self.kept.first() else {
-            return vec![Moments { inverse_unit: 1., mean: 0., squares: 0. }; self.channels];
+            return vec![ChannelMoments { inverse_unit: 1., mean: 0., squares: 0. }; self.channels];
         };
         // Everything is taken relative to the first row: a constant channel is exactly zero from here on.
         let first = self.row(first);
@@ -87,11 +87,15 @@ impl<'a, T: Real> Rows<'a, T> {
                 }
             },
         );
-        let mut moments: Vec<Moments> = first
+        let mut moments: Vec<ChannelMoments> = first
             .iter()
             .zip(offset)
             .zip(total)
-            .map(|((f, o), squares)| Moments { inverse_unit: 1., mean: f.wide() + o, squares })
+            .map(|((f, o), squares)| ChannelMoments {
+                inverse_unit: 1.,
+                mean: f.wide() + o,
+                squares,
+            })
             .collect();
         self.take_again(&mut moments);
         moments
@@ -157,11 +161,11 @@ impl<'a, T: Real> Rows<'a, T> {
 
     /// Channels whose squares may have left the range of the element type.
     #[cold]
-    fn take_again(&self, moments: &mut [Moments]) {
+    fn take_again(&self, moments: &mut [ChannelMoments]) {
         let n = self.kept.len() as f64;
         // Squares this small are rounded by the spacing of subnormals, or gone.
         let least = n * T::MIN_POSITIVE / T::EPSILON;
-        let fine = |m: &Moments| {
+        let fine = |m: &ChannelMoments| {
             m.squares >= least && m.squares.is_finite() && (m.mean * m.mean).is_finite()
         };
         let mut doubtful: Vec<usize> = (0..self.channels).filter(|&j| !fine(&moments[j])).collect();
@@ -177,7 +181,8 @@ impl<'a, T: Real> Rows<'a, T> {
                 *varies |= row[j] != first[j];
             }
         }
-        let constant = |j: usize| Moments { inverse_unit: 1., mean: first[j].wide(), squares: 0. };
+        let constant =
+            |j: usize| ChannelMoments { inverse_unit: 1., mean: first[j].wide(), squares: 0. };
         doubtful
             .iter()
             .zip(&varies)
@@ -210,7 +215,7 @@ impl<'a, T: Real> Rows<'a, T> {
             let squares = squares[k] - n * left * left;
             // Not `max`, which would turn NaN to zero.
             let squares = if squares < 0. { 0. } else { squares };
-            moments[j] = Moments { inverse_unit: unit[k], mean: mean[k] + left, squares };
+            moments[j] = ChannelMoments { inverse_unit: unit[k], mean: mean[k] + left, squares };
         }
     }
 }

@@ -1,156 +1,178 @@
-//! Cholesky whitening of a `rows x channels` matrix in f64.
+//! Statistics of rows and products with them, in f64.
 //!
 //! A row-major `N x d` slice is a column-major `d x N` matrix: everything below works on that transpose, so that
-//! nothing is copied and the triangular solves run in place.
+//! nothing is copied. Passes and products run over blocks of rows that do not depend on the number of threads, and
+//! sums of blocks are added in order, so that no bit does either.
 
-use super::{NotPositiveDefinite, pivot_floor};
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
-use faer::linalg::matmul::matmul;
-use faer::linalg::triangular_solve::{
-    solve_lower_triangular_in_place, solve_upper_triangular_in_place,
-};
-use faer::{Accum, Mat, MatMut, MatRef, Par};
+use super::linalg::{block_product, lower_product, outer};
+use crate::dense::Real;
+use faer::linalg::matmul::triangular::BlockStructure;
+use faer::{Accum, Mat, MatMut, MatRef};
+use rayon::prelude::*;
 
-/// Sizes and shrinkage of one whitening.
-#[derive(Clone, Copy)]
-pub(super) struct Problem {
-    pub(super) rows: usize,
-    pub(super) channels: usize,
-    pub(super) eps: f64,
+/// Rows of one block: a block of 512 channels in f64 fits a second-level cache.
+pub(super) const BLOCK: usize = 128;
+
+/// Rows less their mean.
+pub(crate) struct Centred {
+    pub(crate) mean: Vec<f64>,
+    values: Vec<f64>,
 }
 
-/// What can stop the factorisation.
-pub(super) enum Failure {
-    NotFinite { channel: usize },
-    NotPositiveDefinite(NotPositiveDefinite),
-}
-
-impl Problem {
-    /// The whitened rows.
-    pub(super) fn forward(&self, xs: Vec<f64>) -> Result<Vec<f64>, Failure> {
-        Ok(self.whiten(xs)?.0)
-    }
-
-    /// Gradient of the input from input and incoming gradient.
-    ///
-    /// With `A = Gᵀ Y` and `K` the symmetric matrix that has `A`'s lower triangle, the chain through triangular
-    /// solve, Cholesky factor and covariance collapses to `(G - (1 - eps) / (N - 1) Y K) L⁻¹`, centred.
-    pub(super) fn backward(&self, xs: Vec<f64>, mut grad: Vec<f64>) -> Result<Vec<f64>, Failure> {
-        let (ys, factor) = self.whiten(xs)?;
-        let (n, d) = (self.rows, self.channels);
-        let y = MatRef::from_column_major_slice(&ys, d, n);
-        let mut k = Mat::<f64>::zeros(d, d);
-        let g = MatMut::from_column_major_slice_mut(&mut grad, d, n);
-        matmul(k.as_mut(), Accum::Replace, g.as_ref(), y.transpose(), 1., Par::Seq);
-        for j in 0..d {
-            for i in j + 1..d {
-                k[(j, i)] = k[(i, j)];
-            }
-        }
-        let mut g = g;
-        let weight = -(1. - self.eps) / (n - 1) as f64;
-        matmul(g.as_mut(), Accum::Add, k.as_ref(), y, weight, Par::Seq);
-        solve_upper_triangular_in_place(factor.as_ref().transpose(), g, Par::Seq);
-        centre(&mut grad, d);
-        Ok(grad)
-    }
-
-    fn whiten(&self, mut xs: Vec<f64>) -> Result<(Vec<f64>, Mat<f64>), Failure> {
-        let (n, d) = (self.rows, self.channels);
-        centre(&mut xs, d);
-        let mut covariance = Mat::<f64>::zeros(d, d);
-        let x = MatRef::from_column_major_slice(&xs, d, n);
-        let weight = (1. - self.eps) / (n - 1) as f64;
-        matmul(covariance.as_mut(), Accum::Replace, x, x.transpose(), weight, Par::Seq);
-        for j in 0..d {
-            covariance[(j, j)] += self.eps;
-        }
-        let factor = self.factor(covariance)?;
-        let x = MatMut::from_column_major_slice_mut(&mut xs, d, n);
-        solve_lower_triangular_in_place(factor.as_ref(), x, Par::Seq);
-        Ok((xs, factor))
-    }
-
-    /// The lower Cholesky factor; its upper triangle is left as it falls.
-    fn factor(&self, covariance: Mat<f64>) -> Result<Mat<f64>, Failure> {
-        let d = self.channels;
-        if let Some(channel) = (0..d).find(|&j| !covariance[(j, j)].is_finite()) {
-            return Err(Failure::NotFinite { channel });
-        }
-        let mut factor = covariance.clone();
-        let scratch = cholesky_in_place_scratch::<f64>(d, Par::Seq, Default::default());
-        let mut memory = MemBuffer::new(scratch);
-        let done = cholesky_in_place(
-            factor.as_mut(),
-            Default::default(),
-            Par::Seq,
-            MemStack::new(&mut memory),
-            Default::default(),
-        );
-        // What is left of channel j after the channels before it, as a share of its variance.
-        let floor = pivot_floor(self.rows, d);
-        let mut smallest = (0, f64::INFINITY);
-        if done.is_ok() {
-            for j in 0..d {
-                let variance = covariance[(j, j)];
-                let pivot = factor[(j, j)] * factor[(j, j)];
-                let share = if variance > 0. { pivot / variance } else { 0. };
-                if share < smallest.1 {
-                    smallest = (j, share);
+impl Centred {
+    /// Two passes for the mean, so that what is left of it is small beside the deviations.
+    pub(crate) fn new<T: Real>(xs: &[T], channels: usize) -> Self {
+        let first = mean(xs, channels, &vec![0.; channels]);
+        let rest = mean(xs, channels, &first);
+        let mut values = vec![0f64; xs.len()];
+        let blocks = values.par_chunks_mut(BLOCK * channels).zip(xs.par_chunks(BLOCK * channels));
+        blocks.for_each(|(values, xs)| {
+            let rows = values.chunks_exact_mut(channels).zip(xs.chunks_exact(channels));
+            for (value, x) in rows {
+                for (((v, x), m), r) in value.iter_mut().zip(x).zip(&first).zip(&rest) {
+                    // Apart, because their sum would be rounded to the size of the mean.
+                    *v = (x.wide() - m) - r;
                 }
             }
-            if smallest.1 > floor {
-                return Ok(factor);
+        });
+        let mean = first.iter().zip(&rest).map(|(m, r)| m + r).collect();
+        Self { mean, values }
+    }
+
+    /// Rows less a given mean.
+    pub(super) fn about<T: Real>(xs: &[T], mean: &[f64]) -> Self {
+        let (d, mut values) = (mean.len(), vec![0f64; xs.len()]);
+        let blocks = values.par_chunks_mut(BLOCK * d).zip(xs.par_chunks(BLOCK * d));
+        blocks.for_each(|(values, xs)| {
+            for (value, x) in values.chunks_exact_mut(d).zip(xs.chunks_exact(d)) {
+                value.iter_mut().zip(x).zip(mean).for_each(|((v, x), m)| *v = x.wide() - m);
             }
-        } else {
-            smallest = first_bad_pivot(covariance, floor);
+        });
+        Self { mean: mean.to_vec(), values }
+    }
+
+    fn matrix(&self) -> MatRef<'_, f64> {
+        let d = self.mean.len();
+        MatRef::from_column_major_slice(&self.values, d, self.values.len() / d)
+    }
+
+    /// `Σ x xᵀ`.
+    pub(crate) fn scatter(&self) -> Mat<f64> {
+        outer(self.matrix())
+    }
+
+    /// `Σ ‖x‖² x`, then `Σ ‖x‖⁴` as one more entry.
+    pub(crate) fn higher(&self) -> Vec<f64> {
+        let d = self.mean.len();
+        sums(&self.values, d, |row, sum| {
+            let square = row.iter().map(|x| x * x).sum::<f64>();
+            sum.iter_mut().zip(row).for_each(|(s, x)| *s += square * x);
+            sum[d] += square * square;
+        })
+    }
+
+    /// `Σ g xᵀ` for rows `g` beside the rows `x`; for a triangular shape only its triangle.
+    pub(super) fn beside(&self, xs: &Self, shape: BlockStructure) -> Mat<f64> {
+        let xs = xs.matrix().transpose();
+        match shape {
+            BlockStructure::Rectangular => super::linalg::product(self.matrix(), xs),
+            _ => lower_product(self.matrix(), xs),
         }
-        Err(Failure::NotPositiveDefinite(NotPositiveDefinite {
-            rows: self.rows,
-            channels: d,
-            eps: self.eps,
-            index: smallest.0,
-            pivot: smallest.1,
-        }))
+    }
+
+    /// `W x` for every row `x`.
+    pub(super) fn through<T: Real>(&self, w: &Mat<f64>, shape: BlockStructure) -> Vec<T> {
+        self.rows(|_, block, into| block_product(into, Accum::Replace, w.as_ref(), shape, block))
+    }
+
+    /// `Wᵀ x` for every row `x`.
+    pub(super) fn through_transposed<T: Real>(
+        &self,
+        w: &Mat<f64>,
+        shape: BlockStructure,
+    ) -> Vec<T> {
+        let (w, shape) = (w.transpose(), shape.transpose());
+        self.rows(|_, block, into| block_product(into, Accum::Replace, w, shape, block))
+    }
+
+    /// `Wᵀ g + S x + weight (‖x‖² x - mean of that)` for rows `g` of `self` and `x`.
+    pub(super) fn back<T: Real>(
+        &self,
+        w: &Mat<f64>,
+        shape: BlockStructure,
+        xs: &Self,
+        s: &Mat<f64>,
+        cubic: Option<(f64, Vec<f64>)>,
+    ) -> Vec<T> {
+        let full = BlockStructure::Rectangular;
+        let x = xs.matrix();
+        self.rows(|at, block, mut into| {
+            let x = x.subcols(at, block.ncols());
+            block_product(into.as_mut(), Accum::Replace, w.transpose(), shape.transpose(), block);
+            block_product(into.as_mut(), Accum::Add, s.as_ref(), full, x);
+            if let Some((weight, mean)) = &cubic {
+                for j in 0..x.ncols() {
+                    let square = x.col(j).iter().map(|x| x * x).sum::<f64>();
+                    let terms = x.col(j).iter().zip(mean);
+                    for (to, (x, m)) in into.as_mut().col_mut(j).iter_mut().zip(terms) {
+                        *to += weight * (square * x - m);
+                    }
+                }
+            }
+        })
+    }
+
+    /// Maps blocks of rows; `f` gets the first row, the block and where to put what becomes of it.
+    fn rows<T: Real>(
+        &self,
+        f: impl Fn(usize, MatRef<'_, f64>, MatMut<'_, f64>) + Send + Sync,
+    ) -> Vec<T> {
+        let d = self.mean.len();
+        let mut out = vec![T::narrow(0.); self.values.len()];
+        let blocks = out.par_chunks_mut(BLOCK * d).zip(self.values.par_chunks(BLOCK * d));
+        blocks.enumerate().for_each_init(
+            || vec![0f64; BLOCK * d],
+            |scratch, (index, (out, values))| {
+                let rows = values.len() / d;
+                let scratch = &mut scratch[..values.len()];
+                let block = MatRef::from_column_major_slice(values, d, rows);
+                f(index * BLOCK, block, MatMut::from_column_major_slice_mut(scratch, d, rows));
+                out.iter_mut().zip(scratch).for_each(|(o, s)| *o = T::narrow(*s));
+            },
+        );
+        out
     }
 }
 
-/// The first pivot at or under the floor and its share of the channel's variance, by plain elimination.
-#[cold]
-fn first_bad_pivot(covariance: Mat<f64>, floor: f64) -> (usize, f64) {
-    let d = covariance.nrows();
-    let mut s = covariance.clone();
-    for j in 0..d {
-        let pivot = s[(j, j)];
-        let variance = covariance[(j, j)];
-        // NaN can't come here: the diagonal is finite, and so is what it bounds.
-        if pivot <= floor * variance {
-            return (j, if variance > 0. { pivot / variance } else { pivot });
+/// Mean of the rows less a given row.
+pub(super) fn mean<T: Real>(xs: &[T], channels: usize, less: &[f64]) -> Vec<f64> {
+    let mut mean = sums(xs, channels, |row, sum| {
+        for ((s, x), m) in sum.iter_mut().zip(row).zip(less) {
+            *s += x.wide() - m;
         }
-        for c in j + 1..d {
-            let f = s[(c, j)] / pivot;
-            for r in c..d {
-                let step = f * s[(r, j)];
-                s[(r, c)] -= step;
-            }
-        }
-    }
-    // Rounding let elimination pass where the blocked factorisation stopped: the last channel is the tightest.
-    (d - 1, 0.)
+    });
+    mean.truncate(channels);
+    mean.iter_mut().for_each(|m| *m /= (xs.len() / channels) as f64);
+    mean
 }
 
-/// Subtracts the mean of every column of row-major `xs`, in two passes.
-fn centre(xs: &mut [f64], channels: usize) {
-    let rows = (xs.len() / channels) as f64;
-    for _ in 0..2 {
-        let mut mean = vec![0f64; channels];
-        for row in xs.chunks_exact(channels) {
-            mean.iter_mut().zip(row).for_each(|(m, x)| *m += x);
-        }
-        mean.iter_mut().for_each(|m| *m /= rows);
-        for row in xs.chunks_exact_mut(channels) {
-            row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= m);
-        }
+/// Sums over rows, one more than there are channels: blocks in parallel, then in order.
+fn sums<T: Real>(
+    xs: &[T],
+    channels: usize,
+    add: impl Fn(&[T], &mut [f64]) + Send + Sync,
+) -> Vec<f64> {
+    let parts: Vec<Vec<f64>> = xs
+        .par_chunks(BLOCK * channels)
+        .map(|block| {
+            let mut sum = vec![0f64; channels + 1];
+            block.chunks_exact(channels).for_each(|row| add(row, &mut sum));
+            sum
+        })
+        .collect();
+    let mut total = vec![0f64; channels + 1];
+    for part in parts {
+        total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
     }
+    total
 }

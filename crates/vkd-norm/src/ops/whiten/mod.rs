@@ -1,79 +1,100 @@
-//! Whitening of the rows through the Cholesky factor of their covariance.
+//! Whitening of rows: the ops, their checks and their tape.
 
+mod apply;
 mod cpu;
+mod factor;
+mod fit;
+mod linalg;
+mod newton_schulz;
+#[cfg(test)]
 pub(crate) mod reference;
+mod shrink;
+mod single;
+mod spectrum;
+mod tape;
 #[cfg(test)]
 mod tests;
+mod transform;
 
-use crate::dense::{Real, dense, with_slices};
-use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Tensor, bail};
-use cpu::{Failure, Problem};
-use std::fmt;
+use crate::{Shrinkage, WhitenConfig, WhitenMethod};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 
-const OP: &str = "whiten_cholesky";
+pub(crate) use apply::apply;
+pub(crate) use cpu::Centred;
+pub(crate) use fit::Fit;
+use tape::Whiten;
 
-/// The shrunk covariance has no usable Cholesky factor.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct NotPositiveDefinite {
-    /// Rows N of the batch.
-    pub(crate) rows: usize,
-    /// Channels d.
-    pub(crate) channels: usize,
-    /// The shrinkage that was asked for.
-    pub(crate) eps: f64,
-    /// Channel with the smallest pivot, or the first that fails.
-    pub(crate) index: usize,
-    /// That pivot as a share of the channel's own variance.
-    pub(crate) pivot: f64,
+/// Whitens the rows of a batch by their own covariance: decorrelated channels of variance 1.
+///
+/// With `Xc` the rows less their mean and `S = Xcᵀ Xc / (N - 1)` shrunk to `(1 - ρ) S + ρ τ I`
+/// ([`Shrinkage`]), the result is `Y = Xc Wᵀ` with `Wᵀ W` the inverse of the shrunk covariance
+/// ([`WhitenMethod`]). Without shrinkage the covariance of `Y` is the identity on the directions that the
+/// rows span, and zero on the others; [`Deficient`](crate::Deficient) says what `W` itself does there, and
+/// whether `N <= d` is refused.
+///
+/// # Shapes
+/// - `xs`: `(N, d)` with `N >= 1`, `d >= 1`, any strides; f32 or f64, or a half type, which is computed in f32
+/// - output: `(N, d)`, contiguous, same dtype and device
+///
+/// # Gradient
+/// Flows to `xs` through mean, covariance, the estimated intensity of the shrinkage, and the factorisation. The
+/// `d x d` factors are kept for one backward pass; the rows are centred again. ZCA's gradient is defined for repeated
+/// eigenvalues too. PCA's is an error where two neighbouring eigenvalues are closer than 1e-9 of
+/// `sqrt(value * largest)`: its components are then no function of the input.
+///
+/// # Numerics
+/// All arithmetic is in f64, also for f32 tensors, but for one gradient: Cholesky's with a given intensity and
+/// `N >= 2 d` takes its products with rows in f32, on whitened rows, and is within 1e-6 of its largest entry. Results
+/// have the same bits for any number of threads.
+///
+/// Without shrinkage the covariance of the result is within 1e-10 of the identity in f64, 1e-5 in f32, for moderate
+/// correlation; channels of very different size cost Cholesky nothing, ZCA and PCA `100 d eps` times the ratio of their
+/// deviations. A batch without any spread (`N = 1`, equal rows) gives 0.
+/// Never NaN for finite input, unless a variance overflows f64, which is an error.
+///
+/// # Errors
+/// A rank other than two, `N` or `d` of 0, another dtype, a shrinkage outside its range, no iterations, a variance that
+/// is not finite (which channel), rows that do not span all channels under [`Deficient::Refuse`](crate::Deficient) (N, d,
+/// and the smallest pivot with its channel), and, from the backward pass, an eigengap that is too small for PCA (which
+/// eigenvalues). Does not panic.
+///
+/// # References
+/// V_kD (arXiv:2403.06213) whitens the teacher's features in generation. The methods are compared by Kessy, Lewin and
+/// Strimmer, arXiv:1512.00809; Newton-Schulz is IterNorm's, arXiv:1904.03441. Adjoints: `docs/math/whitening.md`.
+///
+/// # Example
+/// ```
+/// # use candle_core::{Device, Tensor}; use vkd_norm::{Shrinkage, WhitenConfig, WhitenMethod, whiten};
+/// let xs = Tensor::new(&[[0f64, 0.], [2., 3.], [4., 1.]], &Device::Cpu)?;
+/// let config = WhitenConfig { method: WhitenMethod::Zca, shrinkage: Shrinkage::Fixed(0.), ..Default::default() };
+/// let ys = whiten(&xs, config)?;
+/// let covariance = (ys.t()?.matmul(&ys)? / 2.)?.to_vec2::<f64>()?;
+/// assert!((covariance[0][0] - 1.).abs() < 1e-12 && covariance[0][1].abs() < 1e-12);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn whiten(xs: &Tensor, config: WhitenConfig) -> Result<Tensor> {
+    run("whiten", xs, config)
 }
 
-impl fmt::Display for NotPositiveDefinite {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rows, channels, eps, index, pivot } = self;
-        write!(
-            f,
-            "{OP}: expected a positive definite covariance, got pivot {pivot:e} (share of the variance) at channel \
-             {index} with N = {rows} rows, d = {channels} channels, eps = {eps:e}"
-        )?;
-        if rows <= channels {
-            write!(f, "; N <= d has rank at most {}, use more rows or a larger eps", rows - 1)?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for NotPositiveDefinite {}
-
-/// Whitens the rows through the Cholesky factor of their covariance: decorrelated channels of variance 1.
+/// [`whiten`] through the Cholesky factor, shrunk by an absolute `eps` towards the identity.
 ///
 /// With `Xc` the rows less their mean,
 /// ```text
 /// S = (1 − eps) · XcᵀXc / (N − 1) + eps · I = L Lᵀ,   Y = Xc L⁻ᵀ
 /// ```
-/// With `eps = 0` the covariance of the result is the identity. `eps` is absolute: it shrinks towards the identity,
-/// so it acts on the scale of the features. The result depends on the order of the channels.
+/// `eps` acts on the scale of the features: where that is not about 1, take [`Shrinkage::Fixed`]. Channels that are
+/// sums of others to working precision, which only an `eps` of 0 or one far below the variances leaves, give 0.
+/// The result depends on the order of the channels.
 ///
-/// # Shapes
-/// - `xs`: `(N, d)` with `N >= 2`, `d >= 1`, any strides; f32 or f64
-/// - output: `(N, d)`, contiguous, same dtype and device
-///
-/// # Gradient
-/// Flows to `xs` through mean, covariance and factor. The backward pass repeats the forward pass and adds two products
-/// and one triangular solve, O(N d²) each; nothing is kept in between.
-///
-/// # Numerics
-/// All arithmetic is in f64, also for f32 tensors, on one thread. Channels of very different size do not disturb each
-/// other. The covariance of the result is within 1e-10 of the identity in f64, 1e-5 in f32, for covariances of
-/// moderate correlation.
+/// # Shapes, Gradient, Numerics
+/// Those of [`whiten`]. Channels of very different size do not disturb each other.
 ///
 /// # Errors
-/// `eps` outside [0, 1), `N < 2`, a rank other than two, another dtype, a value that is not finite, or a covariance that
-/// is not positive definite to working precision: the message names N, d, eps, and the pivot and its channel, as a share of the
-/// channel's variance. With `N <= d` and `eps = 0` that is certain. Never NaN.
+/// `eps` outside `[0, 1)`, and those of [`whiten`].
 ///
 /// # References
-/// V_kD (arXiv:2403.06213) whitens the teacher's features in generation, and points to the form of W-MSE (Ermolov et al.,
-/// arXiv:2007.06346), which this is. Adjoint of the factor: Murray, arXiv:1602.07527.
+/// V_kD (arXiv:2403.06213) points to the form of W-MSE (Ermolov et al., arXiv:2007.06346), which this is. Adjoint of the
+/// factor: Murray, arXiv:1602.07527.
 ///
 /// # Example
 /// ```
@@ -85,82 +106,49 @@ impl std::error::Error for NotPositiveDefinite {}
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn whiten_cholesky(xs: &Tensor, eps: f64) -> Result<Tensor> {
+    let op = "whiten_cholesky";
     if !(0. ..1.).contains(&eps) {
-        bail!("{OP}: expected 0 <= eps < 1, got {eps:e}")
+        bail!("{op}: expected 0 <= eps < 1, got {eps:e}")
     }
-    if !matches!(xs.dtype(), DType::F32 | DType::F64) {
-        return Err(Error::UnsupportedDTypeForOp(xs.dtype(), OP).bt());
-    }
-    let (rows, channels) = match *xs.dims() {
-        [rows, channels] if rows > 1 && channels > 0 => (rows, channels),
-        ref dims => bail!("{OP}: expected (N, d) with N >= 2 and d >= 1, got {dims:?}"),
-    };
-    if !xs.device().is_cpu() {
-        return reference::whiten_cholesky(xs, eps);
-    }
-    xs.contiguous()?.apply_op1(WhitenCholesky(Problem { rows, channels, eps }))
+    run(op, xs, WhitenConfig { shrinkage: Shrinkage::Absolute(eps), ..Default::default() })
 }
 
-/// A pivot whose share of the channel's variance is within the rounding of the covariance is no pivot.
-fn pivot_floor(rows: usize, channels: usize) -> f64 {
-    4. * (rows + channels) as f64 * f64::EPSILON
+fn run(op: &'static str, xs: &Tensor, config: WhitenConfig) -> Result<Tensor> {
+    check_config(op, config)?;
+    if matches!(xs.dtype(), DType::F16 | DType::BF16) {
+        return run(op, &xs.to_dtype(DType::F32)?, config)?.to_dtype(xs.dtype());
+    }
+    check(op, xs)?;
+    // Factorisations exist on the CPU only; the tape records both ways.
+    let device = xs.device().clone();
+    let xs = xs.to_device(&Device::Cpu)?.contiguous()?;
+    xs.apply_op1(Whiten::new(op, config, xs.track_op()))?.to_device(&device)
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::NotPositiveDefinite(error) => Error::wrap(error),
-            Failure::NotFinite { channel } => Error::Msg(format!(
-                "{OP}: expected finite values, got a variance that is not finite in channel {channel}"
-            ))
-            .bt(),
+/// Errors on numbers outside their range.
+pub(crate) fn check_config(op: &'static str, config: WhitenConfig) -> Result<()> {
+    match config.shrinkage {
+        Shrinkage::Fixed(rho) if !(0. ..=1.).contains(&rho) => {
+            bail!("{op}: expected a shrinkage 0 <= rho <= 1, got {rho:e}")
         }
+        Shrinkage::Absolute(eps) if !(0. ..1.).contains(&eps) => {
+            bail!("{op}: expected a shrinkage 0 <= eps < 1, got {eps:e}")
+        }
+        _ => {}
     }
+    if config.method == (WhitenMethod::NewtonSchulz { iterations: 0 }) {
+        bail!("{op}: expected at least one Newton-Schulz iteration, got 0")
+    }
+    Ok(())
 }
 
-struct WhitenCholesky(Problem);
-
-impl CustomOp1 for WhitenCholesky {
-    fn name(&self) -> &'static str {
-        OP
+/// Rows and channels of `(N, d)`, f32 or f64.
+pub(crate) fn check(op: &'static str, xs: &Tensor) -> Result<(usize, usize)> {
+    if !matches!(xs.dtype(), DType::F32 | DType::F64) {
+        return Err(Error::UnsupportedDTypeForOp(xs.dtype(), op).bt());
     }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let ys = match storage {
-            CpuStorage::F32(_) => self.forward::<f32>(storage, layout)?,
-            _ => self.forward::<f64>(storage, layout)?,
-        };
-        Ok((ys, layout.shape().clone()))
+    match *xs.dims() {
+        [rows, channels] if rows > 0 && channels > 0 => Ok((rows, channels)),
+        ref dims => bail!("{op}: expected (N, d) with N >= 1 and d >= 1, got {dims:?}"),
     }
-
-    fn bwd(&self, xs: &Tensor, _ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let grad = grad.contiguous()?;
-        let dxs = match xs.dtype() {
-            DType::F32 => self.backward::<f32>(xs, &grad),
-            _ => self.backward::<f64>(xs, &grad),
-        };
-        dxs.map(Some)
-    }
-}
-
-impl WhitenCholesky {
-    fn forward<T: Real>(&self, storage: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
-        let ys = self.0.forward(widen(dense::<T>(OP, storage, layout)?))?;
-        Ok(T::to_cpu_storage_owned(narrow(ys)))
-    }
-
-    fn backward<T: Real>(&self, xs: &Tensor, grad: &Tensor) -> Result<Tensor> {
-        let dxs = with_slices::<T, _, 2>(OP, [xs, grad], |[x, g]| {
-            Ok(self.0.backward(widen(x), widen(g))?)
-        })?;
-        Tensor::from_vec(narrow::<T>(dxs), xs.shape(), xs.device())
-    }
-}
-
-fn widen<T: Real>(xs: &[T]) -> Vec<f64> {
-    xs.iter().map(|x| x.wide()).collect()
-}
-
-fn narrow<T: Real>(xs: Vec<f64>) -> Vec<T> {
-    xs.into_iter().map(T::narrow).collect()
 }
