@@ -195,7 +195,7 @@ fn centred(op: &str, name: &str, xs: &Tensor) -> Result<Tensor> {
     let centred = xs.broadcast_sub(&xs.mean_keepdim(0)?)?;
     let left = centred.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
     if left <= CONSTANT {
-        bail!("{op}: expected {name} that differ between rows, got the same {} times", xs.dim(0)?)
+        bail!("{op}: expected rows that differ in {name}, got the same one {} times", xs.dim(0)?)
     }
     Ok(centred)
 }
