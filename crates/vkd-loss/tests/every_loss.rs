@@ -475,3 +475,45 @@ fn settings_out_of_range_are_named() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn entries_at_a_kink_have_no_slope() -> Result<()> {
+    // After a relu many entries are exactly zero, where |x| has no derivative: zero it is.
+    let teacher = normal_scaled(&[2, 3, 2, 2], DType::F64, 1, 1.)?;
+    let student = Var::from_tensor(&normal_scaled(&[2, 3, 2, 2], DType::F64, 2, 1.)?.relu()?)?;
+    let grads = attention_transfer(&student, &teacher, 1., Form::Code)?.backward()?;
+    let Some(grad) = grads.get(&student) else { bail!("no gradient") };
+    let (values, slopes) = (to_f64(&student)?, to_f64(grad)?);
+    assert!(values.contains(&0.) && slopes.iter().any(|g| *g != 0.));
+    assert!(values.iter().zip(&slopes).all(|(x, g)| *x != 0. || *g == 0.), "{slopes:?}");
+    // So too for inner products: the first row is at right angles to the others.
+    let rows = Tensor::new(&[[1f64, 0.], [0., 1.], [0., 2.]], &Device::Cpu)?;
+    let student = Var::from_tensor(&rows)?;
+    let other = Tensor::new(&[[1f64, 0.], [0.6, 0.8], [0., 1.]], &Device::Cpu)?;
+    let grads = spkd(&student, &other, RowNorm::L1)?.backward()?;
+    let Some(grad) = grads.get(&student) else { bail!("no gradient") };
+    let moved = |step: f64| -> Result<f64> {
+        let moved = (&rows + Tensor::new(&[[0., step], [0., 0.], [0., 0.]], &Device::Cpu)?)?;
+        to_f64(&spkd(&moved, &other, RowNorm::L1)?).map(|v| v[0])
+    };
+    // At a kink a central difference gives the middle of the two one-sided slopes, to the order of its step.
+    let numeric = (moved(1e-6)? - moved(-1e-6)?) / 2e-6;
+    let got = to_f64(grad)?[1];
+    assert!((got - numeric).abs() < 1e-5, "{got:e} {numeric:e}");
+    Ok(())
+}
+
+#[test]
+fn two_opposite_samples_have_no_neighbours() -> Result<()> {
+    // Lengths so large that the guard beside them rounds away: the only similarity is exactly zero.
+    let rows = Tensor::new(&[[1e20f64, 0.], [-1e20, 0.]], &Device::Cpu)?;
+    let other = Tensor::new(&[[1f64, 0.], [0., 1.]], &Device::Cpu)?;
+    for (student, teacher) in [(&rows, &other), (&other, &rows)] {
+        let student = Var::from_tensor(student)?;
+        let loss = pkt(&student, teacher, Form::Paper)?;
+        let grads = loss.backward()?;
+        let Some(grad) = grads.get(&student) else { bail!("no gradient") };
+        assert!(loss.to_scalar::<f64>()?.is_finite() && largest(grad)?.is_finite(), "{loss}");
+    }
+    Ok(())
+}

@@ -4,7 +4,7 @@ use candle_core::{DType, Result, Tensor, Var, bail};
 use vkd_loss::Reduction::Mean;
 use vkd_loss::{cross_entropy, kl, mse, smooth_l1, smooth_l1_layer_norm, soft_cross_entropy};
 use vkd_norm::{layer_norm, standardize};
-use vkd_testkit::{Golden, Tolerance, assert_close};
+use vkd_testkit::{Golden, Tolerance, assert_close, to_f64};
 
 struct Losses {
     golden: Golden,
@@ -29,7 +29,18 @@ impl Losses {
         let what = format!("{name} {:?}", self.dtype);
         let want = self.golden.get(&format!("{name}.value"))?;
         assert_close(&what, &loss, &want, self.tolerance())?;
-        let grads = loss.backward()?;
+        self.check_gradient(name, key, f)
+    }
+
+    fn check_gradient(
+        &self,
+        name: &str,
+        key: &str,
+        f: impl Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<()> {
+        let student = Var::from_tensor(&self.input(key)?)?;
+        let grads = f(&student)?.backward()?;
+        let what = format!("{name} {:?}", self.dtype);
         let want = self.golden.get(&format!("{name}.grad.{key}"))?;
         let Some(grad) = grads.get(&student) else { bail!("{what}: no gradient") };
         assert_close(&format!("{what} gradient"), grad, &want, self.tolerance())
@@ -99,6 +110,7 @@ fn losses_on_features() -> Result<()> {
 #[test]
 fn published_detection_loss() -> Result<()> {
     both(|g| {
+        let mut total = 0.;
         for part in ["tok_patch0", "tok_patch1", "tok_body", "tok_neck"] {
             let rows = |x: &Tensor| -> Result<Tensor> {
                 let x = if part.contains("patch") { x.permute((0, 2, 3, 1))? } else { x.clone() };
@@ -109,7 +121,16 @@ fn published_detection_loss() -> Result<()> {
             g.check(&format!("vkd_detection_part.{part}"), &format!("{part}_s"), |s| {
                 smooth_l1(&rows(s)?, &teacher, 1., Mean)
             })?;
+            // A part's gradient is the whole's.
+            g.check_gradient("vkd_detection", &format!("{part}_s"), |s| {
+                smooth_l1(&rows(s)?, &teacher, 1., Mean)
+            })?;
+            let student = rows(&g.input(&format!("{part}_s"))?)?;
+            total += to_f64(&smooth_l1(&student, &teacher, 1., Mean)?)?[0];
         }
+        let want = g.golden.get("vkd_detection.value")?;
+        let total = Tensor::new(total, want.device())?;
+        assert_close("vkd_detection", &total, &want, g.tolerance())?;
         Ok(())
     })
 }

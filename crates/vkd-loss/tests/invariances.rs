@@ -331,14 +331,14 @@ fn bad_features_are_named() -> Result<()> {
     for (got, part) in [
         (
             linear_cka(&xs, &flat),
-            "linear_cka: expected teacher that differ between rows, got the same 4 times",
+            "linear_cka: expected rows that differ in teacher, got the same one 4 times",
         ),
         (
             linear_cka(&xs, &one),
             "linear_cka: expected as many teacher rows as student rows, got [4, 3] and [1, 3]",
         ),
         (linear_cka(&broken, &broken), "expected finite student, got NaN in row 1, entry 0"),
-        (effective_rank(&flat), "effective_rank: expected features that differ between rows"),
+        (effective_rank(&flat), "effective_rank: expected rows that differ in features"),
         (
             effective_rank(&one),
             "expected features (N, ..) with N >= 2 and at least one entry, got [1, 3]",

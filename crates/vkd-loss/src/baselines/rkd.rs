@@ -2,8 +2,8 @@
 
 use super::tensor::Pair;
 use crate::Reduction;
-use crate::ops::{Pointwise, pairwise_distance, pointwise};
-use candle_core::{D, Result, Tensor};
+use crate::ops::{Angles, Pointwise, angle_loss, pairwise_distance, pointwise};
+use candle_core::{Result, Tensor};
 
 /// The paper's Huber loss.
 const HUBER: Pointwise = Pointwise::SmoothL1 { beta: 1. };
@@ -69,9 +69,9 @@ pub fn rkd_distance(student: &Tensor, teacher: &Tensor, reduction: Reduction) ->
 /// Flows to `student`; two samples that coincide pull in no direction.
 ///
 /// # Numerics
-/// In f64: about ten arrays of `8 B³` bytes, 21 MB in all at `B` = 64 and 1.3 GB at 256. Zero at equality. Translation,
-/// rotation and scale change nothing. Samples much closer to each other than to the mean of all lose digits: half of them
-/// at a millionth.
+/// In f64, on the CPU a row of triples at a time, so that memory grows with `B²`; elsewhere with `B³`. Zero at equality.
+/// Translation, rotation and scale change nothing. Samples much closer to each other than to the mean of all lose digits:
+/// half of them at a millionth.
 ///
 /// # Errors
 /// As [`rkd_distance`].
@@ -89,23 +89,16 @@ pub fn rkd_distance(student: &Tensor, teacher: &Tensor, reduction: Reduction) ->
 /// ```
 pub fn rkd_angle(student: &Tensor, teacher: &Tensor, reduction: Reduction) -> Result<Tensor> {
     let pair = Pair::rows("rkd_angle", student, teacher)?;
-    let (student, teacher) = (cosines(&pair.student)?, cosines(&pair.teacher)?);
-    pair.finish(&pointwise(HUBER, &student, &teacher, reduction)?)
+    let (student, teacher) = (angles(&pair.student)?, angles(&pair.teacher)?);
+    pair.finish(&angle_loss(&student, &teacher, reduction)?)
 }
 
-/// `⟨x_j − x_i, x_k − x_i⟩ / (d_ij d_ik)` from inner products of the centred rows; zero where a distance is.
-fn cosines(xs: &Tensor) -> Result<Tensor> {
+/// Inner products of the centred rows, and one over their distances.
+fn angles(xs: &Tensor) -> Result<Angles> {
     let xs = xs.broadcast_sub(&xs.mean_keepdim(0)?)?;
     let distances = pairwise_distance(&xs)?;
     let same = distances.le(0.)?;
     let inverse = same.where_cond(&distances.ones_like()?, &distances)?.recip()?;
     let inverse = same.where_cond(&inverse.zeros_like()?, &inverse)?;
-    let gram = xs.matmul(&xs.t()?)?;
-    let own = xs.sqr()?.sum(D::Minus1)?.reshape(((), 1, 1))?;
-    let products = gram
-        .unsqueeze(0)?
-        .broadcast_sub(&gram.unsqueeze(2)?)?
-        .broadcast_sub(&gram.unsqueeze(1)?)?
-        .broadcast_add(&own)?;
-    products.broadcast_mul(&inverse.unsqueeze(2)?)?.broadcast_mul(&inverse.unsqueeze(1)?)
+    Ok(Angles { gram: xs.matmul(&xs.t()?)?, inverse })
 }
