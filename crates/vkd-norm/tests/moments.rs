@@ -275,7 +275,9 @@ fn layouts_and_dtypes_of_a_whitener() -> Result<()> {
     assert!(y.sum_all()?.backward()?.get(&single).is_some());
     let e = whiten_with(&rows.narrow(1, 0, 4)?, &whitener).unwrap_err().to_string();
     assert!(e.contains("whiten_with: expected (N, 6), got [50, 4]"), "{e}");
-    assert!(whiten_with(&rows.to_dtype(DType::BF16)?, &whitener).is_err());
+    let half = whiten_with(&rows.to_dtype(DType::BF16)?, &whitener)?;
+    assert_eq!(half.dtype(), DType::BF16);
+    assert!(whiten_with(&rows.to_dtype(DType::U32)?, &whitener).is_err());
     // In the slot of a tap.
     let slot = Normalizer::Precomputed(whitener.clone());
     assert_eq!(slot, Normalizer::Precomputed(whitener));

@@ -1,9 +1,12 @@
 //! Passes over the matrix once its moments are known: values forward, gradient backward.
 
-use super::statistics::{ChannelMoments, Rows, block_rows};
-use crate::blocks::fill;
+use super::statistics::{ChannelMoments, Rows};
+use crate::blocks::{fill, rows_of};
 use crate::dense::Real;
 use crate::lanes::{accumulate, vectorized};
+
+/// Entries of a block that is written: small, so that a thread which lost its core holds up little.
+const BLOCK: usize = 1 << 14;
 
 /// What one channel is shifted by and divided by, in units of `z = x * inverse_unit`.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +78,7 @@ pub(super) fn forward<T: Real>(xs: &[T], mask: Option<&[bool]>, channels: &[Chan
             },
         );
     };
-    fill(xs.len(), width, block_rows(width), block).0
+    fill(xs.len(), width, rows_of(BLOCK, width), block).0
 }
 
 /// How the denominator follows its channel's entries: `dD/dx = of_value y + of_guard mean / D`.
@@ -131,7 +134,7 @@ pub(super) fn backward<T: Real>(
             },
         );
     };
-    fill(ys.values.len(), width, block_rows(width), block).0
+    fill(ys.values.len(), width, rows_of(BLOCK, width), block).0
 }
 
 /// Level, slope and scale of every channel's gradient, where the statistics follow the entries.

@@ -11,7 +11,7 @@ use crate::lanes::{accumulate, vectorized};
 use std::ops::Range;
 
 /// Entries of a block: it stays in the second cache between two walks over it.
-const BLOCK: usize = 1 << 17;
+const BLOCK: usize = 1 << 16;
 
 /// Which sum of squares is called the variance.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -103,7 +103,7 @@ impl<'a, T: Real> Rows<'a, T> {
 
     /// Results of `f` on blocks of the rows that count, in order.
     pub(super) fn blocks<R: Send>(&self, f: impl Fn(&[usize]) -> R + Sync + Send) -> Vec<R> {
-        let size = block_rows(self.channels);
+        let size = blocks::rows_of(BLOCK, self.channels);
         let f = |rows: Range<usize>| f(&self.kept[rows]);
         blocks::map(self.kept.len(), self.channels, size, f)
     }
@@ -227,9 +227,4 @@ fn inverse_unit(largest: f64) -> f64 {
     }
     let exponent = f64::from_bits(largest.to_bits() & f64::INFINITY.to_bits());
     1. / exponent.max(f64::MIN_POSITIVE)
-}
-
-/// Rows of a block.
-pub(super) fn block_rows(channels: usize) -> usize {
-    blocks::rows_of(BLOCK, channels)
 }
