@@ -22,23 +22,25 @@
 //! # }
 //! ```
 
-mod adamw;
 mod attention;
 mod conv;
 mod drop_path;
 mod layer_norm;
 mod linear;
 pub mod ops;
-mod schedule;
+mod optim;
 mod var_store;
 
-pub use adamw::{AdamW, AdamWConfig};
 pub use attention::{SelfAttention, self_attention};
 pub use conv::{Conv2d, Conv2dConfig, conv2d};
 pub use drop_path::drop_path;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{Linear, linear};
 pub use ops::{add_bias, gelu, multi_head_attention, relu, unfold2d};
-pub use schedule::cosine;
+pub use optim::schedule::{cosine, linear_decay, step_decay};
+pub use optim::{
+    AdamW, AdamWConfig, Ema, GradAccumulator, Group, Lamb, LambConfig, Optimizer, Rule, Sgd,
+    SgdConfig, global_norm,
+};
 pub use var_store::{VarStore, is_buffer};
 pub use vkd_norm::{Context, stream};
