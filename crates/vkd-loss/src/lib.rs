@@ -38,5 +38,6 @@ mod smooth_l1;
 pub use cross_entropy::{cross_entropy, soft_cross_entropy};
 pub use kl::kl;
 pub use mse::mse;
-pub use ops::{log_softmax, smooth_l1_layer_norm};
+pub use ops::smooth_l1_layer_norm;
 pub use smooth_l1::smooth_l1;
+pub use vkd_norm::log_softmax;

@@ -2,7 +2,8 @@
 //!
 //! V_kD (arXiv:2403.06213) compares a student with teacher features that have been normalised: over the channels of
 //! each sample in classification, over the batch in detection, whitened in generation. This crate holds the three, each
-//! as a free function and as a variant of [`Normalizer`], and [`layer_norm_affine`] for layers that train.
+//! as a free function and as a variant of [`Normalizer`], and what layers that train normalise by: [`layer_norm_affine`],
+//! [`batch_norm`], [`group_norm`], [`rms_norm`] and [`softmax`].
 //!
 //! Invariants: every function is differentiable and never cuts candle's tape; statistics take two
 //! passes; a result is the same bit for bit with any number of threads; a covariance that can't be
@@ -37,8 +38,11 @@ mod running;
 
 pub use context::{Context, stream};
 pub use normalizer::Normalizer;
+#[doc(hidden)]
+pub use ops::log_sum_exp;
 pub use ops::{
-    Variance, layer_norm, layer_norm_affine, standardize, standardize_masked, standardize_with,
+    ChannelStats, Variance, batch_norm, batch_norm_with, group_norm, layer_norm, layer_norm_affine,
+    log_softmax, rms_norm, softmax, standardize, standardize_masked, standardize_with,
     whiten_cholesky,
 };
 pub use running::RunningStats;

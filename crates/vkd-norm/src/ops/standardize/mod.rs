@@ -10,7 +10,7 @@ use crate::dense::{Real, dense, with_slices, with_storage};
 use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Tensor, bail};
 use cpu::{Channel, Turn};
 pub(crate) use statistics::Moments;
-use statistics::Rows;
+pub(crate) use statistics::Rows;
 pub use statistics::Variance;
 use std::sync::OnceLock;
 
