@@ -1,13 +1,14 @@
-//! One training step of a small transformer: four blocks, forward, backward and AdamW.
+//! One training step of a small transformer: four blocks, forward, backward and AdamW; and AdamW and batch norm alone.
 
 use std::process::ExitCode;
 
-use candle_core::{DType, Device, Module, Result, Tensor, bail};
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Module, Result, Tensor, Var, bail};
 use candle_nn::VarBuilder;
-use vkd_benches::{Suite, Work, data, run};
+use vkd_benches::{Suite, Work, data, gradient, run};
 use vkd_nn::{
-    AdamW, AdamWConfig, LayerNorm, Linear, SelfAttention, VarStore, gelu, layer_norm, linear,
-    self_attention,
+    AdamW, AdamWConfig, BatchNormConfig, Context, LayerNorm, Linear, SelfAttention, VarStore,
+    batch_norm2d, gelu, layer_norm, linear, self_attention,
 };
 
 /// A pre-norm block as in DeiT.
@@ -58,6 +59,34 @@ fn step(work: &Work) -> Result<impl FnMut() -> Result<()> + use<>> {
     })
 }
 
+/// One step over many parameters, from gradients that stay.
+fn adamw(work: &Work) -> Result<impl FnMut() -> Result<()> + use<>> {
+    let (count, values) = work.matrix()?;
+    let mut parameters = Vec::new();
+    let mut grads = GradStore::default();
+    for index in 0..count {
+        let var = Var::from_tensor(&data(values, index as u32)?)?;
+        grads.insert(&var, data(values, 100 + index as u32)?);
+        parameters.push((format!("{index}.weight"), var));
+    }
+    let mut optimizer = AdamW::new(parameters, AdamWConfig::default(), |_, _| true)?;
+    Ok(move || optimizer.step(&grads, 1e-3))
+}
+
+/// The whole layer in training: output, gradients of all three inputs, running statistics.
+fn batch_norm(work: &Work) -> Result<impl FnMut() -> Result<Tensor> + use<>> {
+    let (rows, channels) = work.matrix()?;
+    let store = VarStore::new(7, DType::F32, &Device::Cpu);
+    let layer = batch_norm2d(channels, BatchNormConfig::default(), store.builder())?;
+    let xs = Var::from_tensor(&data((rows, channels), 8)?)?;
+    let ctx = Context::train(0, 0, []);
+    Ok(move || gradient(&layer.forward(&xs, &ctx)?, &xs))
+}
+
 fn main() -> ExitCode {
-    run(|suite: &mut Suite| suite.works("nn/vit4_b32_t50_d192", step))
+    run(|suite: &mut Suite| {
+        suite.works("nn/vit4_b32_t50_d192", step)?;
+        suite.works("nn/adamw_6m", adamw)?;
+        suite.works("nn/batch_norm2d", batch_norm)
+    })
 }

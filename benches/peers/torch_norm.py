@@ -1,13 +1,15 @@
 """Times torch's normalisers and losses, one JSON request a line on stdin.
 
-Request: {"op": "layer_norm|layer_norm_affine|batch_norm|smooth_l1_layer_norm|whiten_cholesky|whiten_zca|
-                 whiten_newton_schulz", "n": 4096, "k": 512,
+Request: {"op": "layer_norm|layer_norm_affine|batch_norm|batch_norm_2d|smooth_l1_layer_norm|whiten_cholesky|
+                 whiten_zca|whiten_newton_schulz", "n": 4096, "k": 512,
           "threads": 2, "budget_s": 2.0, "max_repeats": 300, "dtype": "f32"}
 Answer:  {"peer", "peer_median_s", "peer_repeats", "peer_residual"} or {"error"}.
 
 One pass is forward and backward, eager, from a given gradient of ones (of one, for a loss).
 `batch_norm` is training mode without gain, bias and running statistics: torch's fused form of a
-per-channel standardisation, with the biased variance. Passes are timed until `budget_s` is spent
+per-channel standardisation, with the biased variance. `batch_norm_2d` is the whole layer on the same
+values as images of `side` x `side`, in torch's own order of axes (channels first), with gain, bias and
+running statistics. Passes are timed until `budget_s` is spent
 or `max_repeats` are done, after ten that nobody counts.
 """
 
@@ -22,7 +24,7 @@ from torch.nn import functional as F
 EPS = 1e-5
 
 
-def works(op, n, k, dtype):
+def works(op, n, k, dtype, side):
     """The inputs that get a gradient, and the forward pass."""
     x = torch.rand(n, k, dtype=dtype).mul_(2).sub_(1).requires_grad_()
     if op == "layer_norm":
@@ -33,6 +35,10 @@ def works(op, n, k, dtype):
         return [x, gain, bias], lambda: F.layer_norm(x, (k,), gain, bias, EPS)
     if op == "batch_norm":
         return [x], lambda: F.batch_norm(x, None, None, training=True, eps=EPS)
+    if op == "batch_norm_2d":
+        x = torch.rand(n // side**2, k, side, side, dtype=dtype).mul_(2).sub_(1).requires_grad_()
+        layer = torch.nn.BatchNorm2d(k, eps=EPS, dtype=dtype)
+        return [x, *layer.parameters()], lambda: layer(x)
     if op == "smooth_l1_layer_norm":
         teacher = torch.rand(n, k, dtype=dtype)
         return [x], lambda: F.smooth_l1_loss(x, F.layer_norm(teacher, (k,), eps=EPS))
@@ -62,7 +68,7 @@ def measure(req):
     torch.set_num_threads(int(req.get("threads", 2)))
     torch.manual_seed(0)
     dtype = {"f32": torch.float32, "f64": torch.float64}[req.get("dtype", "f32")]
-    inputs, forward = works(req["op"], int(req["n"]), int(req["k"]), dtype)
+    inputs, forward = works(req["op"], int(req["n"]), int(req["k"]), dtype, int(req.get("side", 1)))
     grad = torch.ones_like(forward())
 
     def once():

@@ -1,5 +1,9 @@
 //! Layers, optimisers and schedules for candle whose gradients are tested.
 //!
+//! Layers: convolution and linear, attention, layer, batch, group and RMS norm, dropout, stochastic depth, embedding. Around
+//! them: a [`VarStore`] with seeded [`init`]ial values, [`AdamW`], [`Sgd`] and [`Lamb`] with parameter groups, clipping, gradient
+//! accumulation, moving averages ([`Ema`]) and learning-rate schedules.
+//!
 //! Several layers of candle-nn cut the tape silently or return a wrong gradient. Everything here is built from ops
 //! that are checked against finite differences, and every random initial value comes from a seed.
 //!
@@ -22,23 +26,33 @@
 //! # }
 //! ```
 
-mod adamw;
 mod attention;
 mod conv;
-mod drop_path;
+mod drop;
+mod embedding;
+pub mod init;
 mod layer_norm;
 mod linear;
+mod norm;
 pub mod ops;
-mod schedule;
+mod optim;
 mod var_store;
 
-pub use adamw::{AdamW, AdamWConfig};
 pub use attention::{SelfAttention, self_attention};
 pub use conv::{Conv2d, Conv2dConfig, conv2d};
-pub use drop_path::drop_path;
+pub use drop::{drop_path, dropout};
+pub use embedding::{Embedding, embedding};
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{Linear, linear};
+pub use norm::{
+    BatchNorm2d, BatchNormConfig, GroupNorm, RmsNorm, batch_norm2d, group_norm, rms_norm,
+};
+pub use ops::gather_rows;
 pub use ops::{add_bias, gelu, multi_head_attention, relu, unfold2d};
-pub use schedule::cosine;
+pub use optim::schedule::{cosine, linear_decay, step_decay};
+pub use optim::{
+    AdamW, AdamWConfig, Ema, GradAccumulator, Group, Lamb, LambConfig, Optimizer, Rule, Sgd,
+    SgdConfig, global_norm,
+};
 pub use var_store::{VarStore, is_buffer};
-pub use vkd_norm::{Context, stream};
+pub use vkd_norm::{ChannelStats, Context, log_softmax, softmax, stream};

@@ -1,11 +1,9 @@
 //! Variables by name, in sorted order, with seeded initial values.
 
+use crate::init;
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
-use candle_nn::init::{Init, NormalOrUniform};
 use candle_nn::var_builder::SimpleBackend;
-use candle_nn::{VarBuilder, init};
-use rand::Rng;
-use rand_distr::StandardNormal;
+use candle_nn::{Init, VarBuilder};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vkd_norm::stream;
@@ -108,27 +106,7 @@ impl VarStore {
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor> {
-        let mut rng = stream(self.seed, name, 0, 0);
-        let count = shape.elem_count();
-        let mut normal = |mean: f64, stdev: f64| -> Vec<f64> {
-            (0..count).map(|_| mean + stdev * rng.sample::<f64, _>(StandardNormal)).collect()
-        };
-        let mut rng_uniform = stream(self.seed, name, 0, 0);
-        let mut uniform = |lo: f64, up: f64| -> Vec<f64> {
-            (0..count).map(|_| lo + (up - lo) * rng_uniform.random::<f64>()).collect()
-        };
-        let values = match init {
-            Init::Const(value) => vec![value; count],
-            Init::Randn { mean, stdev } => normal(mean, stdev),
-            Init::Uniform { lo, up } => uniform(lo, up),
-            Init::Kaiming { dist, fan, non_linearity } => {
-                let stdev = non_linearity.gain() / (fan.for_shape(shape).max(1) as f64).sqrt();
-                match dist {
-                    NormalOrUniform::Normal => normal(0., stdev),
-                    NormalOrUniform::Uniform => uniform(-3f64.sqrt() * stdev, 3f64.sqrt() * stdev),
-                }
-            }
-        };
+        let values = init::values(init, shape, &mut stream(self.seed, name, 0, 0));
         Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
     }
 }
@@ -143,7 +121,7 @@ impl SimpleBackend for VarStore {
         &self,
         shape: Shape,
         name: &str,
-        init: init::Init,
+        init: Init,
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor> {
@@ -185,7 +163,7 @@ mod tests {
 
     #[test]
     fn values_depend_on_seed_and_name_only() -> Result<()> {
-        let init = init::DEFAULT_KAIMING_UNIFORM;
+        let init = init::kaiming_uniform(init::FanInOut::FanIn);
         let (a, b) = (store(1), store(1));
         let x = a.builder().pp("x").get_with_hints((3, 4), "weight", init)?;
         let y = a.builder().pp("y").get_with_hints((3, 4), "weight", init)?;

@@ -2,9 +2,9 @@
 //!
 //! V_kD (arXiv:2403.06213) compares a student with teacher features that have been normalised: over the channels of
 //! each sample in classification, over the batch in detection, whitened in generation. This crate holds the three, each
-//! as a free function and as a variant of [`Normalizer`], [`layer_norm_affine`] for layers that train, and what a
-//! detector's tokens need: [`standardize_masked`] leaves out padding, [`RunningStats`] and [`standardize_with`] serve
-//! evaluation.
+//! as a free function and as a variant of [`Normalizer`]; what layers that train normalise by, [`layer_norm_affine`],
+//! [`batch_norm`], [`group_norm`], [`rms_norm`] and [`softmax`]; and what a detector's tokens need:
+//! [`standardize_masked`] leaves out padding, [`RunningStats`] and [`standardize_with`] serve evaluation.
 //!
 //! [`whiten`] takes its covariance from the batch; [`Moments`] gathers one over a data set, over workers or as a running
 //! estimate, and a [`Whitener`] made of it whitens with [`whiten_with`].
@@ -46,8 +46,11 @@ pub use context::{Context, stream};
 pub use moments::Moments;
 pub use normalizer::Normalizer;
 pub use ops::{
-    Variance, layer_norm, layer_norm_affine, standardize, standardize_masked, standardize_with,
-    whiten, whiten_cholesky,
+    ChannelStats, Variance, batch_norm, batch_norm_with, group_norm, layer_norm, layer_norm_affine,
+    log_softmax, rms_norm, softmax, standardize, standardize_masked, standardize_with, whiten,
+    whiten_cholesky,
 };
+#[doc(hidden)]
+pub use ops::{log_sum_exp, softmax_row};
 pub use running::RunningStats;
 pub use whiten::{Deficient, Shrinkage, WhitenConfig, WhitenMethod, Whitener, whiten_with};

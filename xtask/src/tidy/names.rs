@@ -10,8 +10,11 @@ use super::scan::{line_of, tokens};
 const CUTS: &str = "has no backward pass, so all below it stops learning";
 const UNSEEDED: &str = "draws from a generator that no seed controls";
 
-/// A run of path segments, and what is wrong with it.
-const BANNED: [(&str, &str); 24] = [
+const OWN: &str = "has a replacement in vkd-nn or vkd-norm that is tested against torch";
+const WRONG: &str = "has a backward pass that is wrong or stops with an error";
+
+/// A run of path segments, or a method after a dot, and what is wrong with it.
+const BANNED: [(&str, &str); 49] = [
     ("candle_nn::layer_norm", CUTS),
     ("candle_nn::layer_norm_no_bias", CUTS),
     ("candle_nn::LayerNorm", CUTS),
@@ -25,6 +28,31 @@ const BANNED: [(&str, &str); 24] = [
     ("candle_nn::attention", CUTS),
     ("candle_nn::cpu_flash_attention", CUTS),
     ("candle_nn::varlen_attention", CUTS),
+    ("candle_nn::ops::layer_norm_slow", OWN),
+    ("candle_nn::ops::rms_norm_slow", OWN),
+    ("candle_nn::ops::softmax", OWN),
+    ("candle_nn::ops::log_softmax", OWN),
+    ("candle_nn::batch_norm", OWN),
+    ("candle_nn::BatchNorm", OWN),
+    ("candle_nn::group_norm", OWN),
+    ("candle_nn::GroupNorm", OWN),
+    ("candle_nn::embedding", OWN),
+    ("candle_nn::Embedding", OWN),
+    ("candle_nn::optim", OWN),
+    ("candle_nn::AdamW", OWN),
+    ("candle_nn::SGD", OWN),
+    (".upsample_nearest1d", WRONG),
+    (".upsample_nearest2d", WRONG),
+    (".interpolate1d", WRONG),
+    (".interpolate2d", WRONG),
+    (".upsample_bilinear2d", WRONG),
+    (".upsample_bilinear2d_with_scale", WRONG),
+    (".avg_pool2d", WRONG),
+    (".avg_pool2d_with_stride", WRONG),
+    (".max_pool2d", WRONG),
+    (".max_pool2d_with_stride", WRONG),
+    (".scatter", WRONG),
+    (".scatter_add", WRONG),
     ("candle_nn::ops::dropout", UNSEEDED),
     ("candle_nn::ops::Dropout", UNSEEDED),
     ("candle_nn::Dropout", UNSEEDED),
@@ -46,7 +74,13 @@ pub(super) fn check(masked: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     for Found { at, path, import } in paths(masked) {
         let line = line_of(masked, at);
-        if let Some((name, why)) = BANNED.iter().find(|(name, _)| contains(&path, name)) {
+        let method = masked[..at].trim_end().ends_with('.') || path.contains(&"Tensor");
+        let banned = |name: &str| match name.strip_prefix('.') {
+            // A function of ours may have the name of candle's method.
+            Some(name) => method && contains(&path, name),
+            None => contains(&path, name),
+        };
+        if let Some((name, why)) = BANNED.iter().find(|(name, _)| banned(name)) {
             findings.push(Finding::new("names", line, format!("`{name}` {why}")));
         } else if import && OPAQUE.contains(&path.join("::").as_str()) {
             let path = path.join("::");
@@ -156,7 +190,14 @@ mod tests {
     #[test]
     fn every_banned_name_is_found_and_named() {
         for (name, _) in BANNED {
-            for code in [format!("fn f() {{ {name}(x) }}"), format!("use {name};")] {
+            let codes = match name.strip_prefix('.') {
+                None => [format!("fn f() {{ {name}(x) }}"), format!("use {name};")],
+                Some(own) => {
+                    assert_eq!(check(&format!("fn f() {{ {own}(x) }}")), vec![], "{own}");
+                    [format!("fn f() {{ x{name}(2) }}"), format!("fn f() {{ Tensor::{own}(x) }}")]
+                }
+            };
+            for code in codes {
                 let findings = check(&code);
                 assert_eq!(findings.len(), 1, "{code}: {findings:?}");
                 assert!(findings[0].message.contains(name), "{code}: {findings:?}");
@@ -167,7 +208,7 @@ mod tests {
     #[test]
     fn trees_aliases_globs_and_modules_do_not_hide_a_name() {
         for code in [
-            "use candle_nn::{Linear, ops::{self as o, softmax}};",
+            "use candle_nn::{Linear, ops::{self as o, sigmoid}};",
             "use candle_nn::{linear, {ops::{sdpa, sigmoid}}};",
             "use candle_nn::{Init, LayerNorm as Norm};",
             "use candle_nn::*;",
@@ -185,7 +226,7 @@ mod tests {
     #[test]
     fn good_names_pass() {
         for code in [
-            "use candle_nn::{Linear, Module, VarBuilder, linear, ops::softmax, loss};",
+            "use candle_nn::{Linear, Module, VarBuilder, linear, ops::sigmoid, loss};",
             "use vkd_norm::{LayerNorm, layer_norm}; fn f() { vkd_norm::layer_norm(x, e) }",
             "fn f<'a>() -> impl Fn() + use<'a> { g() }",
             "fn f() { layer_norm(x, 1e-5); rand_distr::StandardNormal; a.rand(); }",

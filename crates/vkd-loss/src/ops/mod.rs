@@ -1,7 +1,6 @@
 //! The differentiable operations; one folder each: checks and tape, CPU kernel, slow reference.
 
 mod angle;
-mod log_softmax;
 mod normed_smooth_l1;
 mod pairwise;
 mod pointwise;
@@ -9,7 +8,6 @@ mod row_loss;
 mod softmax_loss;
 
 pub(crate) use angle::{Angles, angle_loss};
-pub use log_softmax::log_softmax;
 pub use normed_smooth_l1::smooth_l1_layer_norm;
 pub(crate) use pairwise::pairwise_distance;
 pub(crate) use pointwise::{Pointwise, pointwise};

@@ -17,6 +17,11 @@ pub use gelu::gelu;
 pub use relu::relu;
 pub use unfold2d::unfold2d;
 
+mod gather_rows;
+mod keep;
+pub use gather_rows::gather_rows;
+pub(crate) use keep::keep;
+
 /// The slow twins, for tests and for reading; same names, same results to rounding.
 pub mod reference {
     pub use super::add_bias::reference::add_bias;
@@ -24,6 +29,10 @@ pub mod reference {
     pub use super::gelu::reference::gelu;
     pub use super::relu::reference::relu;
     pub use super::unfold2d::reference::unfold2d;
+
+    pub use super::gather_rows::reference::gather_rows;
+    #[cfg(test)]
+    pub(crate) use super::keep::reference::keep;
 }
 
 use candle_core::{CpuStorage, Error, Layout, Result, WithDType};

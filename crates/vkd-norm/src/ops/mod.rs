@@ -1,10 +1,16 @@
 //! The differentiable operations; one folder each: checks and tape, CPU kernel, slow reference.
 
+mod channel_norm;
 mod layer_norm;
+mod rms_norm;
+mod softmax;
 mod standardize;
 mod whiten;
 
+pub use channel_norm::{ChannelStats, batch_norm, batch_norm_with, group_norm};
 pub use layer_norm::{layer_norm, layer_norm_affine};
+pub use rms_norm::rms_norm;
+pub use softmax::{log_softmax, log_sum_exp, softmax, softmax_row};
 pub(crate) use standardize::{ChannelMoments, channel_moments};
 pub use standardize::{Variance, standardize, standardize_masked, standardize_with};
 pub(crate) use whiten::{Centred, Fit, apply, check_config};

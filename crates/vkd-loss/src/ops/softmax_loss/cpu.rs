@@ -5,8 +5,8 @@
 
 use super::Target;
 use crate::dense::Real;
-use crate::ops::log_softmax::cpu::{log_sum_exp, softmax};
 use candle_core::{Result, bail};
+use vkd_norm::{log_sum_exp, softmax_row as softmax};
 
 /// How far from one the probabilities of a row may sum.
 const SUM_TOLERANCE: f64 = 1e-4;

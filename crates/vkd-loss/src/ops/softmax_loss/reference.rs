@@ -2,7 +2,6 @@
 
 use super::Target;
 use crate::Reduction;
-use crate::ops::log_softmax::reference::log_softmax;
 use candle_core::{D, Result, Tensor};
 
 /// Twin of [`super::softmax_loss`].
@@ -26,4 +25,10 @@ pub(crate) fn softmax_loss(
         }
     };
     reduction.apply(&(rows * kind.factor())?, logits.dim(0)?)
+}
+
+/// From tensor ops, so that the twin shares nothing with the kernel.
+fn log_softmax(xs: &Tensor) -> Result<Tensor> {
+    let shifted = xs.broadcast_sub(&xs.max_keepdim(D::Minus1)?.detach())?;
+    shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
 }

@@ -9,9 +9,8 @@ mod tests;
 use crate::dense::{Real, dense, in_native, with_slices, with_storage};
 use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Tensor, bail};
 use cpu::{Channel, Turn};
-pub(crate) use statistics::ChannelMoments;
-use statistics::Rows;
 pub use statistics::Variance;
+pub(crate) use statistics::{ChannelMoments, Rows};
 use std::sync::OnceLock;
 
 const OP: &str = "standardize";

@@ -1,0 +1,250 @@
+//! Layers that normalise: batch, group and RMS norm over vkd-norm's ops.
+
+use crate::Context;
+use candle_core::{CpuStorage, InplaceOp1, Layout, Module, Result, Tensor, bail};
+use candle_nn::{Init, VarBuilder};
+use vkd_norm::ChannelStats;
+
+/// Momentum and eps of [`batch_norm2d`]; the default is PyTorch's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BatchNormConfig {
+    /// Added to the variance; default 1e-5.
+    pub eps: f64,
+    /// Share of the batch in the new running statistics; default 0.1.
+    pub momentum: f64,
+}
+
+impl Default for BatchNormConfig {
+    fn default() -> Self {
+        Self { eps: 1e-5, momentum: 0.1 }
+    }
+}
+
+/// Batch norm of a channels-last tensor (Ioffe and Szegedy, arXiv:1502.03167): `(B, H, W, C)`, or any `(.., C)`.
+///
+/// In training the batch's own statistics are used, the gradient flows through them, and the running ones move by
+/// `momentum` towards them. In evaluation, and always once [`frozen`](Self::frozen), the running ones are used. As in
+/// PyTorch the output divides by the biased variance, and the running one takes the unbiased.
+///
+/// A batch with one value a channel has no variance: in training that is an error.
+///
+/// # Example
+/// ```
+/// # use candle_core::{DType, Device, Tensor};
+/// use vkd_nn::{BatchNormConfig, Context, VarStore, batch_norm2d};
+/// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+/// let norm = batch_norm2d(1, BatchNormConfig { momentum: 0.5, ..Default::default() }, store.builder())?;
+/// let xs = Tensor::new(&[[1f32], [3.]], &Device::Cpu)?;
+/// norm.forward(&xs, &Context::train(0, 0, []))?;
+/// assert_eq!(store.tensors()["running_mean"].to_vec1::<f32>()?, [1.]);
+/// assert_eq!(store.parameters().len(), 2);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct BatchNorm2d {
+    name: String,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    config: BatchNormConfig,
+    frozen: bool,
+}
+
+/// Creates a [`BatchNorm2d`] with variables `weight` (one) and `bias` (zero) and buffers `running_mean` (zero) and
+/// `running_var` (one), all `(channels)`.
+///
+/// # Errors
+/// No channels, an `eps` that is not finite or under the smallest normal f32, or a momentum outside (0, 1].
+pub fn batch_norm2d(
+    channels: usize,
+    config: BatchNormConfig,
+    vb: VarBuilder,
+) -> Result<BatchNorm2d> {
+    check("batch_norm2d", &vb, channels, config.eps)?;
+    if !(config.momentum > 0. && config.momentum <= 1.) {
+        bail!("batch_norm2d {}: expected 0 < momentum <= 1, got {}", vb.prefix(), config.momentum)
+    }
+    let get = |name, value| vb.get_with_hints(channels, name, Init::Const(value));
+    Ok(BatchNorm2d {
+        name: vb.prefix(),
+        weight: get("weight", 1.)?,
+        bias: get("bias", 0.)?,
+        // A builder of loaded tensors may hand out tracked ones; statistics are constants.
+        running_mean: get("running_mean", 0.)?.detach(),
+        running_var: get("running_var", 1.)?.detach(),
+        config,
+        frozen: false,
+    })
+}
+
+impl BatchNorm2d {
+    /// The layer with its running statistics held: used in training too, and never moved. Gain and bias still train.
+    pub fn frozen(mut self) -> Self {
+        self.frozen = true;
+        self
+    }
+
+    /// `(.., C)` to `(.., C)`; in training the running statistics move.
+    ///
+    /// # Errors
+    /// Another number of channels, and in training fewer than two values a channel or statistics that are not finite.
+    pub fn forward(&self, xs: &Tensor, ctx: &Context) -> Result<Tensor> {
+        let (ys, stats) = self.forward_with_stats(xs, ctx)?;
+        if let Some(stats) = stats {
+            self.update(&stats)?;
+        }
+        Ok(ys)
+    }
+
+    /// As [`forward`](Self::forward), but the batch's statistics are returned and the running ones stay: for replicas that
+    /// [join](ChannelStats::joined) theirs before each [updates](Self::update). None in evaluation and when frozen.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_with_stats(
+        &self,
+        xs: &Tensor,
+        ctx: &Context,
+    ) -> Result<(Tensor, Option<ChannelStats>)> {
+        let Self { weight, bias, .. } = self;
+        let named = |e: candle_core::Error| e.context(format!("batch_norm2d {}", self.name));
+        if ctx.train && !self.frozen {
+            let (ys, stats) =
+                vkd_norm::batch_norm(xs, weight, bias, self.config.eps).map_err(named)?;
+            return Ok((ys, Some(stats)));
+        }
+        let (mean, variance) = (&self.running_mean, &self.running_var);
+        let ys = vkd_norm::batch_norm_with(xs, weight, bias, mean, variance, self.config.eps);
+        Ok((ys.map_err(named)?, None))
+    }
+
+    /// Moves the running statistics towards `stats`.
+    ///
+    /// # Errors
+    /// Another number of channels, a single value a channel, or statistics that are not finite: nothing is changed then.
+    pub fn update(&self, stats: &ChannelStats) -> Result<()> {
+        let unbiased = stats.unbiased();
+        for (name, values) in [("mean", stats.mean()), ("variance", &unbiased)] {
+            if values.len() != self.weight.elem_count() {
+                bail!(
+                    "batch_norm2d {}: expected statistics of {} channels, got {}",
+                    self.name,
+                    self.weight.elem_count(),
+                    values.len()
+                )
+            }
+            if let Some(j) = values.iter().position(|v| !v.is_finite()) {
+                bail!(
+                    "batch_norm2d {}: expected a finite {name}, got {} in channel {j}",
+                    self.name,
+                    values[j]
+                )
+            }
+        }
+        let momentum = self.config.momentum;
+        self.running_mean.inplace_op1(&Move { momentum, towards: stats.mean() })?;
+        self.running_var.inplace_op1(&Move { momentum, towards: &unbiased })
+    }
+}
+
+/// Moves a buffer towards `towards` in place: it shares its memory with the store's variable.
+struct Move<'a> {
+    momentum: f64,
+    towards: &'a [f64],
+}
+
+impl InplaceOp1 for Move<'_> {
+    fn name(&self) -> &'static str {
+        "batch_norm2d-running"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("{}: expected a contiguous buffer, got {layout:?}", self.name())
+        };
+        let moved = |old: f64, new: f64| old + self.momentum * (new - old);
+        match storage {
+            CpuStorage::F32(values) => {
+                for (old, &new) in values[start..end].iter_mut().zip(self.towards) {
+                    *old = moved(f64::from(*old), new) as f32;
+                }
+            }
+            CpuStorage::F64(values) => {
+                for (old, &new) in values[start..end].iter_mut().zip(self.towards) {
+                    *old = moved(*old, new);
+                }
+            }
+            other => {
+                return Err(crate::ops::unsupported("batch_norm2d-running", other));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Group norm of a channels-last tensor with learnt gain and bias (Wu and He, arXiv:1803.08494).
+#[derive(Clone, Debug)]
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: usize,
+    eps: f64,
+}
+
+/// Creates a [`GroupNorm`] with variables `weight` (one) and `bias` (zero), both `(channels)`.
+///
+/// # Errors
+/// No channels, groups that do not divide them, or an `eps` that is not finite or under the smallest normal f32.
+pub fn group_norm(groups: usize, channels: usize, eps: f64, vb: VarBuilder) -> Result<GroupNorm> {
+    check("group_norm", &vb, channels, eps)?;
+    if groups == 0 || !channels.is_multiple_of(groups) {
+        bail!(
+            "group_norm {}: expected groups that divide {channels} channels, got {groups}",
+            vb.prefix()
+        )
+    }
+    Ok(GroupNorm {
+        weight: vb.get_with_hints(channels, "weight", Init::Const(1.))?,
+        bias: vb.get_with_hints(channels, "bias", Init::Const(0.))?,
+        groups,
+        eps,
+    })
+}
+
+impl Module for GroupNorm {
+    /// `(B, .., C)` to `(B, .., C)`.
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        vkd_norm::group_norm(xs, self.groups, &self.weight, &self.bias, self.eps)
+    }
+}
+
+/// RMS norm over the last dimension with learnt gain (Zhang and Sennrich, arXiv:1910.07467).
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    weight: Tensor,
+    eps: f64,
+}
+
+/// Creates an [`RmsNorm`] with the variable `weight` (one), `(dim)`.
+///
+/// # Errors
+/// A zero width, or an `eps` that is not finite or under the smallest normal f32.
+pub fn rms_norm(dim: usize, eps: f64, vb: VarBuilder) -> Result<RmsNorm> {
+    check("rms_norm", &vb, dim, eps)?;
+    Ok(RmsNorm { weight: vb.get_with_hints(dim, "weight", Init::Const(1.))?, eps })
+}
+
+impl Module for RmsNorm {
+    /// `(.., dim)` to `(.., dim)`.
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        vkd_norm::rms_norm(xs, &self.weight, self.eps)
+    }
+}
+
+fn check(layer: &str, vb: &VarBuilder, width: usize, eps: f64) -> Result<()> {
+    if width == 0 || !(eps >= f64::from(f32::MIN_POSITIVE) && eps.is_finite()) {
+        bail!("{layer} {}: expected a width and an eps above 0, got {width} and {eps}", vb.prefix())
+    }
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! Rows of a table by index.
+
+mod cpu;
+pub(crate) mod reference;
+
+use crate::ops::{Real, dense, unsupported};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
+use std::sync::Arc;
+
+const OP: &str = "gather_rows";
+
+/// The rows of `table` that `ids` names.
+///
+/// # Shapes
+/// - `table`: `(V, C)`, any strides; f32 or f64 on the CPU, any float dtype through plain tensor ops
+/// - `ids`: any shape, u8, u32 or i64
+/// - output: the shape of `ids`, then C; contiguous
+///
+/// # Gradient
+/// Flows to `table`: each row gets the sum over its places, added in their order, whatever the number of threads. Rows that
+/// are not named get zero.
+///
+/// # Errors
+/// A table of another rank, ids of another dtype, or an id that is no row of the table, with its place.
+pub fn gather_rows(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    let (rows, width) = match *table.dims() {
+        [rows, width] => (rows, width),
+        ref dims => bail!("{OP}: expected a table (V, C), got {dims:?}"),
+    };
+    if !matches!(ids.dtype(), DType::U8 | DType::U32 | DType::I64) {
+        bail!("{OP}: expected ids of u8, u32 or i64, got {:?}", ids.dtype())
+    }
+    let wanted = ids.flatten_all()?.to_dtype(DType::I64)?.to_vec1::<i64>()?;
+    let in_table = |(place, &id): (usize, &i64)| match usize::try_from(id) {
+        Ok(row) if row < rows => Ok(row),
+        _ => bail!("{OP}: expected ids below {rows}, got {id} at {place} of {:?}", ids.dims()),
+    };
+    let wanted = wanted.iter().enumerate().map(in_table).collect::<Result<Vec<_>>>()?;
+    let shape = Shape::from([ids.dims(), &[width]].concat());
+    if !matches!(table.dtype(), DType::F32 | DType::F64) || !table.device().is_cpu() {
+        return reference::gather_rows(table, ids);
+    }
+    table.contiguous()?.apply_op1(GatherRows { wanted: wanted.into(), rows, width, shape })
+}
+
+struct GatherRows {
+    wanted: Arc<[usize]>,
+    rows: usize,
+    width: usize,
+    shape: Shape,
+}
+
+/// The adjoint: adds the rows of a gradient to those of a table of zeros.
+struct ScatterRows {
+    wanted: Arc<[usize]>,
+    rows: usize,
+    width: usize,
+}
+
+impl CustomOp1 for GatherRows {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let out = match storage {
+            CpuStorage::F32(_) => self.forward::<f32>(storage, layout)?,
+            CpuStorage::F64(_) => self.forward::<f64>(storage, layout)?,
+            _ => return Err(unsupported(OP, storage)),
+        };
+        Ok((out, self.shape.clone()))
+    }
+
+    fn bwd(&self, _table: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let Self { wanted, rows, width, .. } = self;
+        let op = ScatterRows { wanted: wanted.clone(), rows: *rows, width: *width };
+        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&op)?))
+    }
+}
+
+impl GatherRows {
+    fn forward<T: Real>(&self, storage: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
+        let table = dense::<T>(OP, storage, layout)?;
+        Ok(T::to_cpu_storage_owned(cpu::gather(table, &self.wanted, self.width)))
+    }
+}
+
+impl CustomOp1 for ScatterRows {
+    fn name(&self) -> &'static str {
+        "gather_rows-bwd"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let out = match storage {
+            CpuStorage::F32(_) => self.forward::<f32>(storage, layout)?,
+            CpuStorage::F64(_) => self.forward::<f64>(storage, layout)?,
+            _ => return Err(unsupported(OP, storage)),
+        };
+        Ok((out, Shape::from((self.rows, self.width))))
+    }
+}
+
+impl ScatterRows {
+    fn forward<T: Real>(&self, storage: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
+        let grad = dense::<T>(OP, storage, layout)?;
+        Ok(T::to_cpu_storage_owned(cpu::scatter(grad, &self.wanted, self.rows, self.width)))
+    }
+}

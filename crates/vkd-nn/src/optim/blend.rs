@@ -1,0 +1,58 @@
+//! `a = keep·a + take·b` in place.
+
+use super::for_parts;
+use super::optimizer::{CHUNK, Value, dense};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, WithDType, bail};
+
+struct Blend {
+    op: &'static str,
+    keep: f64,
+    take: f64,
+}
+
+/// Sets `to`, which must own its memory, to `keep·to + take·from`; one pass, nothing is recorded.
+pub(super) fn blend(
+    op: &'static str,
+    to: &Tensor,
+    from: &Tensor,
+    keep: f64,
+    take: f64,
+) -> Result<()> {
+    if to.dims() != from.dims() {
+        bail!("{op}: expected shape {:?}, got {:?}", to.dims(), from.dims())
+    }
+    to.inplace_op2(&from.contiguous()?, &Blend { op, keep, take })
+}
+
+impl Blend {
+    fn run<T: Value>(&self, to: &mut [T], from: &[T]) {
+        let of = <T as WithDType>::from_f64;
+        let (keep, take) = (of(self.keep), of(self.take));
+        let parts = to.chunks_mut(CHUNK).zip(from.chunks(CHUNK));
+        for_parts(from.len(), parts, |(to, from)| {
+            to.iter_mut().zip(from).for_each(|(a, &b)| *a = keep * *a + take * b);
+        });
+    }
+}
+
+impl InplaceOp2 for Blend {
+    fn name(&self) -> &'static str {
+        self.op
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &mut CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<()> {
+        let (to, from) = (dense(self.op, l1)?, dense(self.op, l2)?);
+        match (s1, s2) {
+            (CpuStorage::F32(a), CpuStorage::F32(b)) => self.run(&mut a[to], &b[from]),
+            (CpuStorage::F64(a), CpuStorage::F64(b)) => self.run(&mut a[to], &b[from]),
+            _ => bail!("{}: expected two tensors of f32 or two of f64", self.op),
+        }
+        Ok(())
+    }
+}
