@@ -34,10 +34,11 @@ mod var_store;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use attention::{SelfAttention, self_attention};
-pub use conv::{Conv2d, Conv2dConfig, conv2d};
+pub use conv::{Conv2d, ConvTranspose2d, conv_transpose2d, conv2d};
 pub use drop_path::drop_path;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{Linear, linear};
+pub use ops::{Conv2dConfig, ConvTranspose2dConfig};
 pub use ops::{add_bias, gelu, multi_head_attention, relu, unfold2d};
 pub use schedule::cosine;
 pub use var_store::{VarStore, is_buffer};

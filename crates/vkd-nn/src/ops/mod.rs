@@ -5,14 +5,19 @@
 
 mod add_bias;
 mod attention;
+mod conv2d;
+mod conv_transpose2d;
 mod gelu;
 pub(crate) mod gemm;
 mod real;
 mod relu;
 mod unfold2d;
+mod window;
 
 pub use add_bias::add_bias;
 pub use attention::multi_head_attention;
+pub use conv_transpose2d::{ConvTranspose2dConfig, conv_transpose2d};
+pub use conv2d::{Conv2dConfig, conv2d};
 pub use gelu::gelu;
 pub use relu::relu;
 pub use unfold2d::unfold2d;
@@ -21,6 +26,8 @@ pub use unfold2d::unfold2d;
 pub mod reference {
     pub use super::add_bias::reference::add_bias;
     pub use super::attention::reference::multi_head_attention;
+    pub use super::conv_transpose2d::reference::conv_transpose2d;
+    pub use super::conv2d::reference::conv2d;
     pub use super::gelu::reference::gelu;
     pub use super::relu::reference::relu;
     pub use super::unfold2d::reference::unfold2d;
@@ -164,3 +171,21 @@ macro_rules! elementwise {
     };
 }
 pub(crate) use elementwise;
+
+/// `$body`, a `Vec<$t>`, as storage of the dtype of `$s`.
+macro_rules! with_dtype {
+    ($name:expr, $s:expr, $t:ident => $body:expr) => {
+        match $s {
+            candle_core::CpuStorage::F32(_) => {
+                type $t = f32;
+                <f32 as candle_core::WithDType>::to_cpu_storage_owned($body)
+            }
+            candle_core::CpuStorage::F64(_) => {
+                type $t = f64;
+                <f64 as candle_core::WithDType>::to_cpu_storage_owned($body)
+            }
+            _ => return Err(crate::ops::unsupported($name, $s)),
+        }
+    };
+}
+pub(crate) use with_dtype;
