@@ -9,9 +9,12 @@ mod conv2d;
 mod conv_transpose2d;
 mod gelu;
 pub(crate) mod gemm;
+mod pixel_shuffle;
+mod pool2d;
 mod real;
 mod relu;
 mod unfold2d;
+mod upsample2d;
 mod window;
 
 pub use add_bias::add_bias;
@@ -19,8 +22,11 @@ pub use attention::multi_head_attention;
 pub use conv_transpose2d::{ConvTranspose2dConfig, conv_transpose2d};
 pub use conv2d::{Conv2dConfig, conv2d};
 pub use gelu::gelu;
+pub use pixel_shuffle::{pixel_shuffle, pixel_unshuffle};
+pub use pool2d::{Pool2dConfig, avg_pool2d, global_avg_pool2d, max_pool2d};
 pub use relu::relu;
 pub use unfold2d::unfold2d;
+pub use upsample2d::{upsample_bilinear2d, upsample_nearest2d};
 
 /// The slow twins, for tests and for reading; same names, same results to rounding.
 pub mod reference {
@@ -29,8 +35,10 @@ pub mod reference {
     pub use super::conv_transpose2d::reference::conv_transpose2d;
     pub use super::conv2d::reference::conv2d;
     pub use super::gelu::reference::gelu;
+    pub use super::pool2d::reference::{avg_pool2d, max_pool2d};
     pub use super::relu::reference::relu;
     pub use super::unfold2d::reference::unfold2d;
+    pub use super::upsample2d::reference::{upsample_bilinear2d, upsample_nearest2d};
 }
 
 use candle_core::{CpuStorage, Error, Layout, Result, WithDType};
