@@ -51,8 +51,17 @@ impl Cnn {
         for (i, &width) in config.widths.iter().enumerate() {
             let vb = vb.pp("stages").pp(i);
             let stride = if i == 0 { 1 } else { 2 };
-            let conv =
-                conv2d(before, width, 3, Conv2dConfig { stride, padding: 1 }, vb.pp("conv"))?;
+            let conv = conv2d(
+                before,
+                width,
+                3,
+                Conv2dConfig {
+                    stride: (stride, stride),
+                    padding: (1, 1),
+                    ..Conv2dConfig::default()
+                },
+                vb.pp("conv"),
+            )?;
             stages.push((conv, layer_norm(width, 1e-6, vb.pp("norm"))?));
             before = width;
         }

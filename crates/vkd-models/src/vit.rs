@@ -136,12 +136,18 @@ impl Vit {
             })
             .collect::<Result<_>>()?;
         Ok(Self {
-            stem: conv2d(channels, width, 3, Conv2dConfig { stride: 1, padding: 1 }, stem)?,
+            stem: conv2d(
+                channels,
+                width,
+                3,
+                Conv2dConfig { padding: (1, 1), ..Conv2dConfig::default() },
+                stem,
+            )?,
             patches: conv2d(
                 width,
                 width,
                 patch,
-                Conv2dConfig { stride: patch, padding: 0 },
+                Conv2dConfig { stride: (patch, patch), ..Conv2dConfig::default() },
                 vb.pp("patch_embed.proj"),
             )?,
             cls_token: vb.get_with_hints((1, 1, width), "cls_token", small)?,

@@ -1,22 +1,13 @@
-//! Convolution over channels-last images.
+//! Convolutions over channels-last images.
 
-use crate::{add_bias, unfold2d};
+use crate::ops::{self, Conv2dConfig, ConvTranspose2dConfig};
 use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 
-/// Stride and zero padding of a [`Conv2d`], both for rows and columns alike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Conv2dConfig {
-    /// Step of the window in pixels.
-    pub stride: usize,
-    /// Zeros added on each side.
-    pub padding: usize,
-}
-
-/// Convolution `(B, H, W, C)` to `(B, H', W', C')`, as one gather of windows and one matrix product.
+/// Convolution `(B, H, W, C)` to `(B, H', W', O)`; see [`ops::conv2d`].
 ///
 /// Channels come last, because then a window is a few contiguous runs and the product needs no transposition. The
-/// weight keeps PyTorch's shape `(C', C, kernel, kernel)`.
+/// weight keeps PyTorch's shape `(O, C / groups, kh, kw)`.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
     weight: Tensor,
@@ -25,10 +16,10 @@ pub struct Conv2d {
 }
 
 /// Creates a [`Conv2d`] with variables `weight` (normal, standard deviation `sqrt(2 / fan_in)`: He et al.,
-/// arXiv:1502.01852) and `bias` (zero).
+/// arXiv:1502.01852) and `bias` (zero). The kernel is square.
 ///
 /// # Errors
-/// A zero width, kernel or stride.
+/// A zero width, kernel, stride or dilation, or groups that don't divide the channels.
 pub fn conv2d(
     in_channels: usize,
     out_channels: usize,
@@ -36,16 +27,13 @@ pub fn conv2d(
     config: Conv2dConfig,
     vb: VarBuilder,
 ) -> Result<Conv2d> {
-    if in_channels == 0 || out_channels == 0 || kernel == 0 || config.stride == 0 {
-        bail!(
-            "conv2d {}: expected sizes above 0, got {in_channels} -> {out_channels} channels, kernel {kernel}, stride {}",
-            vb.prefix(),
-            config.stride
-        )
-    }
-    let stdev = (2. / (in_channels * kernel * kernel) as f64).sqrt();
+    let what = format!("conv2d {}", vb.prefix());
+    divide(&what, in_channels, out_channels, config.groups)?;
+    config.window((kernel, kernel)).check(&what)?;
+    let fan_in = in_channels / config.groups;
+    let stdev = (2. / (fan_in * kernel * kernel) as f64).sqrt();
     let weight = vb.get_with_hints(
-        (out_channels, in_channels, kernel, kernel),
+        (out_channels, fan_in, kernel, kernel),
         "weight",
         Init::Randn { mean: 0., stdev },
     )?;
@@ -54,15 +42,61 @@ pub fn conv2d(
 
 impl Module for Conv2d {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let (out_channels, in_channels, kernel, _) = self.weight.dims4()?;
-        match xs.dims() {
-            [_, _, _, c] if *c == in_channels => {}
-            dims => bail!("conv2d: expected (B, H, W, {in_channels}), got {dims:?}"),
-        }
-        let windows = unfold2d(xs, kernel, self.config.stride, self.config.padding)?;
-        let (b, h, w, width) = windows.dims4()?;
-        let weight = self.weight.permute((2, 3, 1, 0))?.reshape((width, out_channels))?;
-        let ys = windows.reshape((b * h * w, width))?.matmul(&weight)?;
-        add_bias(&ys, &self.bias)?.reshape((b, h, w, out_channels))
+        ops::conv2d(xs, &self.weight, Some(&self.bias), self.config)
     }
+}
+
+/// Transposed convolution `(B, H, W, C)` to `(B, H', W', O)`; see [`ops::conv_transpose2d`].
+///
+/// The weight keeps PyTorch's shape `(C, O / groups, kh, kw)`.
+#[derive(Clone, Debug)]
+pub struct ConvTranspose2d {
+    weight: Tensor,
+    bias: Tensor,
+    config: ConvTranspose2dConfig,
+}
+
+/// Creates a [`ConvTranspose2d`] with variables `weight` (normal, standard deviation `sqrt(2 / fan_in)` with the inputs
+/// that reach one result on average: `C / groups · kernel² / stride²`) and `bias` (zero). The kernel is square.
+///
+/// # Errors
+/// A zero width, kernel, stride or dilation, groups that don't divide the channels, or an output padding that is not
+/// below stride or dilation.
+pub fn conv_transpose2d(
+    in_channels: usize,
+    out_channels: usize,
+    kernel: usize,
+    config: ConvTranspose2dConfig,
+    vb: VarBuilder,
+) -> Result<ConvTranspose2d> {
+    let what = format!("conv_transpose2d {}", vb.prefix());
+    divide(&what, in_channels, out_channels, config.groups)?;
+    config.check(&what, (kernel, kernel))?;
+    let skipped = config.stride.0.saturating_mul(config.stride.1);
+    let fan_in = (in_channels / config.groups * kernel * kernel) as f64 / skipped as f64;
+    let weight = vb.get_with_hints(
+        (in_channels, out_channels / config.groups, kernel, kernel),
+        "weight",
+        Init::Randn { mean: 0., stdev: (2. / fan_in).sqrt() },
+    )?;
+    let bias = vb.get_with_hints(out_channels, "bias", Init::Const(0.))?;
+    Ok(ConvTranspose2d { weight, bias, config })
+}
+
+impl Module for ConvTranspose2d {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        ops::conv_transpose2d(xs, &self.weight, Some(&self.bias), self.config)
+    }
+}
+
+fn divide(what: &str, in_channels: usize, out_channels: usize, groups: usize) -> Result<()> {
+    if in_channels == 0 || out_channels == 0 {
+        bail!("{what}: expected channels above 0, got {in_channels} -> {out_channels}")
+    }
+    if groups == 0 || !in_channels.is_multiple_of(groups) || !out_channels.is_multiple_of(groups) {
+        bail!(
+            "{what}: expected groups that divide {in_channels} and {out_channels} channels, got {groups}"
+        )
+    }
+    Ok(())
 }

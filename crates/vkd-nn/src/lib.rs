@@ -39,7 +39,7 @@ mod optim;
 mod var_store;
 
 pub use attention::{SelfAttention, self_attention};
-pub use conv::{Conv2d, Conv2dConfig, conv2d};
+pub use conv::{Conv2d, ConvTranspose2d, conv_transpose2d, conv2d};
 pub use drop::{drop_path, dropout};
 pub use embedding::{Embedding, embedding};
 pub use layer_norm::{LayerNorm, layer_norm};
@@ -47,8 +47,10 @@ pub use linear::{Linear, linear};
 pub use norm::{
     BatchNorm2d, BatchNormConfig, GroupNorm, RmsNorm, batch_norm2d, group_norm, rms_norm,
 };
-pub use ops::gather_rows;
+pub use ops::{Conv2dConfig, ConvTranspose2dConfig, Pool2dConfig, gather_rows};
 pub use ops::{add_bias, gelu, multi_head_attention, relu, unfold2d};
+pub use ops::{avg_pool2d, global_avg_pool2d, max_pool2d, pixel_shuffle, pixel_unshuffle};
+pub use ops::{upsample_bilinear2d, upsample_nearest2d};
 pub use optim::schedule::{cosine, linear_decay, step_decay};
 pub use optim::{
     AdamW, AdamWConfig, Ema, GradAccumulator, Group, Lamb, LambConfig, Optimizer, Rule, Sgd,

@@ -26,7 +26,13 @@ fn gradients_of_every_variable() -> Result<()> {
     })?;
 
     let s = store();
-    let conv = conv2d(2, 3, 3, Conv2dConfig { stride: 2, padding: 1 }, s.builder())?;
+    let conv = conv2d(
+        2,
+        3,
+        3,
+        Conv2dConfig { stride: (2, 2), padding: (1, 1), ..Conv2dConfig::default() },
+        s.builder(),
+    )?;
     let xs = normal(&[2, 5, 6, 2], DType::F64, 2)?;
     gradcheck_variables(&s.parameters(), || conv.forward(&xs)?.sqr()?.mean_all())
 }
@@ -34,7 +40,13 @@ fn gradients_of_every_variable() -> Result<()> {
 #[test]
 fn convolution_equals_candles_forward() -> Result<()> {
     let s = store();
-    let conv = conv2d(2, 3, 3, Conv2dConfig { stride: 2, padding: 1 }, s.builder())?;
+    let conv = conv2d(
+        2,
+        3,
+        3,
+        Conv2dConfig { stride: (2, 2), padding: (1, 1), ..Conv2dConfig::default() },
+        s.builder(),
+    )?;
     let xs = normal(&[2, 2, 7, 6], DType::F64, 3)?;
     let ours = conv.forward(&xs.permute((0, 2, 3, 1))?)?.permute((0, 3, 1, 2))?;
     let candles = xs.conv2d(&s.tensors()["weight"], 1, 2, 1, 1)?;
@@ -44,7 +56,7 @@ fn convolution_equals_candles_forward() -> Result<()> {
 #[test]
 fn construction_errors_name_the_layer() {
     let vb = store().builder().pp("blocks.0");
-    let zero = Conv2dConfig { stride: 0, padding: 0 };
+    let zero = Conv2dConfig { stride: (0, 1), ..Conv2dConfig::default() };
     for message in [
         linear(0, 3, vb.clone()).err(),
         layer_norm(4, 0., vb.clone()).err(),

@@ -3,8 +3,6 @@
 //! faer's kernels use AVX-512 where the machine has it and are 10 to 25 % ahead of candle's at a transformer's sizes;
 //! one small product (a head of attention) runs at a whole core's speed on the calling thread.
 
-#![expect(dead_code, reason = "each op takes what it needs")]
-
 use crate::ops::Real;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -34,6 +32,17 @@ pub(crate) fn product_here<T: Real>(out: MatMut<'_, T>, lhs: MatRef<'_, T>, rhs:
     matmul(out, Accum::Replace, lhs, rhs, T::one(), Par::Seq);
 }
 
+/// A matrix whose rows start `stride` values apart. faer's own `from_row_major_slice_with_stride_mut` exchanges the strides
+/// (0.24.4) and so writes beyond the slice.
+pub(crate) fn rows_mut<T>(
+    values: &mut [T],
+    rows: usize,
+    columns: usize,
+    stride: usize,
+) -> MatMut<'_, T> {
+    MatMut::from_column_major_slice_with_stride_mut(values, columns, rows, stride).transpose_mut()
+}
+
 fn par(rows: usize, inner: usize, columns: usize) -> Par {
     if rows * inner * columns < PARALLEL_FROM { Par::Seq } else { Par::rayon(0) }
 }
@@ -50,5 +59,8 @@ mod tests {
         let mut out = [0f32; 4];
         product(MatMut::from_row_major_slice_mut(&mut out, 2, 2), lhs, rhs);
         assert_eq!(out, [8., 9., 20., 18.]);
+        let mut wide = [0f32; 6];
+        product_here(rows_mut(&mut wide[1..], 2, 2, 3), lhs, rhs);
+        assert_eq!(wide, [0., 8., 9., 0., 20., 18.]);
     }
 }

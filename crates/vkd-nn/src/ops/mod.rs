@@ -5,17 +5,28 @@
 
 mod add_bias;
 mod attention;
+mod conv2d;
+mod conv_transpose2d;
 mod gelu;
 pub(crate) mod gemm;
+mod pixel_shuffle;
+mod pool2d;
 mod real;
 mod relu;
 mod unfold2d;
+mod upsample2d;
+mod window;
 
 pub use add_bias::add_bias;
 pub use attention::multi_head_attention;
+pub use conv_transpose2d::{ConvTranspose2dConfig, conv_transpose2d};
+pub use conv2d::{Conv2dConfig, conv2d};
 pub use gelu::gelu;
+pub use pixel_shuffle::{pixel_shuffle, pixel_unshuffle};
+pub use pool2d::{Pool2dConfig, avg_pool2d, global_avg_pool2d, max_pool2d};
 pub use relu::relu;
 pub use unfold2d::unfold2d;
+pub use upsample2d::{upsample_bilinear2d, upsample_nearest2d};
 
 mod gather_rows;
 mod keep;
@@ -26,9 +37,13 @@ pub(crate) use keep::keep;
 pub mod reference {
     pub use super::add_bias::reference::add_bias;
     pub use super::attention::reference::multi_head_attention;
+    pub use super::conv_transpose2d::reference::conv_transpose2d;
+    pub use super::conv2d::reference::conv2d;
     pub use super::gelu::reference::gelu;
+    pub use super::pool2d::reference::{avg_pool2d, max_pool2d};
     pub use super::relu::reference::relu;
     pub use super::unfold2d::reference::unfold2d;
+    pub use super::upsample2d::reference::{upsample_bilinear2d, upsample_nearest2d};
 
     pub use super::gather_rows::reference::gather_rows;
     #[cfg(test)]
@@ -173,3 +188,21 @@ macro_rules! elementwise {
     };
 }
 pub(crate) use elementwise;
+
+/// `$body`, a `Vec<$t>`, as storage of the dtype of `$s`.
+macro_rules! with_dtype {
+    ($name:expr, $s:expr, $t:ident => $body:expr) => {
+        match $s {
+            candle_core::CpuStorage::F32(_) => {
+                type $t = f32;
+                <f32 as candle_core::WithDType>::to_cpu_storage_owned($body)
+            }
+            candle_core::CpuStorage::F64(_) => {
+                type $t = f64;
+                <f64 as candle_core::WithDType>::to_cpu_storage_owned($body)
+            }
+            _ => return Err(crate::ops::unsupported($name, $s)),
+        }
+    };
+}
+pub(crate) use with_dtype;
