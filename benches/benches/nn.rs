@@ -1,4 +1,4 @@
-//! One training step of a small transformer: four blocks, forward, backward and AdamW.
+//! Training steps of transformers: blocks of width 192 with three heads, forward, backward and AdamW.
 
 use std::process::ExitCode;
 
@@ -6,8 +6,8 @@ use candle_core::{DType, Device, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use vkd_benches::{Suite, Work, data, run};
 use vkd_nn::{
-    AdamW, AdamWConfig, LayerNorm, Linear, SelfAttention, VarStore, gelu, layer_norm, linear,
-    self_attention,
+    Activation, AdamW, AdamWConfig, LayerNorm, Linear, SelfAttention, VarStore, layer_norm,
+    linear, self_attention,
 };
 
 /// A pre-norm block as in DeiT.
@@ -25,14 +25,14 @@ impl Block {
             norm1: layer_norm(width, 1e-6, vb.pp("norm1"))?,
             attention: self_attention(width, 3, vb.pp("attention"))?,
             norm2: layer_norm(width, 1e-6, vb.pp("norm2"))?,
-            fc1: linear(width, 4 * width, vb.pp("fc1"))?,
+            fc1: linear(width, 4 * width, vb.pp("fc1"))?.with_activation(Activation::Gelu),
             fc2: linear(4 * width, width, vb.pp("fc2"))?,
         })
     }
 
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let xs = (xs + self.attention.forward(&self.norm1.forward(xs)?)?)?;
-        let hidden = gelu(&self.fc1.forward(&self.norm2.forward(&xs)?)?)?;
+        let hidden = self.fc1.forward(&self.norm2.forward(&xs)?)?;
         &xs + self.fc2.forward(&hidden)?
     }
 }
@@ -59,5 +59,8 @@ fn step(work: &Work) -> Result<impl FnMut() -> Result<()> + use<>> {
 }
 
 fn main() -> ExitCode {
-    run(|suite: &mut Suite| suite.works("nn/vit4_b32_t50_d192", step))
+    run(|suite: &mut Suite| {
+        suite.works("nn/vit4_b32_t50_d192", step)?;
+        suite.works("nn/deit_ti_b8_t198", step)
+    })
 }

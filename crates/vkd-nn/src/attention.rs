@@ -34,6 +34,6 @@ pub fn self_attention(dim: usize, heads: usize, vb: VarBuilder) -> Result<SelfAt
 impl Module for SelfAttention {
     /// `(B, N, dim)` to `(B, N, dim)`.
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        self.proj.forward(&multi_head_attention(&self.qkv.forward(xs)?, self.heads)?)
+        self.proj.forward(&multi_head_attention(&self.qkv.forward(xs)?, None, self.heads)?)
     }
 }

@@ -37,8 +37,11 @@ pub use attention::{SelfAttention, self_attention};
 pub use conv::{Conv2d, Conv2dConfig, conv2d};
 pub use drop_path::drop_path;
 pub use layer_norm::{LayerNorm, layer_norm};
-pub use linear::{Linear, linear};
-pub use ops::{add_bias, gelu, multi_head_attention, relu, unfold2d};
+pub use linear::{Linear, linear, linear_no_bias};
+pub use ops::{
+    Activation, add_bias, cross_attention, gelu, gelu_tanh, multi_head_attention, relu, silu,
+    unfold2d,
+};
 pub use schedule::cosine;
 pub use var_store::{VarStore, is_buffer};
 pub use vkd_norm::{Context, stream};
