@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
-use candle_core::{DType, Device, Module, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use vkd_benches::{Suite, Work, data, run};
 use vkd_nn::{
-    Activation, AdamW, AdamWConfig, LayerNorm, Linear, SelfAttention, VarStore, layer_norm,
-    linear, self_attention,
+    Activation, AdamW, AdamWConfig, LayerNorm, Linear, SelfAttention, VarStore, layer_norm, linear,
+    residual_attention, residual_mlp, self_attention,
 };
 
 /// A pre-norm block as in DeiT.
@@ -31,9 +31,8 @@ impl Block {
     }
 
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let xs = (xs + self.attention.forward(&self.norm1.forward(xs)?)?)?;
-        let hidden = self.fc1.forward(&self.norm2.forward(&xs)?)?;
-        &xs + self.fc2.forward(&hidden)?
+        let xs = residual_attention(xs, &self.norm1, &self.attention, None)?;
+        residual_mlp(&xs, &self.norm2, &self.fc1, &self.fc2, None)
     }
 }
 

@@ -8,9 +8,9 @@ use candle_nn::VarBuilder;
 /// (Vaswani et al., arXiv:1706.03762; packed as in timm's ViT).
 #[derive(Clone, Debug)]
 pub struct SelfAttention {
-    qkv: Linear,
-    proj: Linear,
-    heads: usize,
+    pub(crate) qkv: Linear,
+    pub(crate) proj: Linear,
+    pub(crate) heads: usize,
 }
 
 /// Creates a [`SelfAttention`] with the layers `qkv` (`dim` to `3 dim`) and `proj` (`dim` to `dim`).

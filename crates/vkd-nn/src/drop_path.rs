@@ -15,15 +15,37 @@ use rand::Rng;
 /// # Errors
 /// A rate outside `[0, 1)`, a scalar in training, or a context with another number of sample ids than the batch has rows.
 pub fn drop_path(xs: &Tensor, rate: f64, name: &str, ctx: &Context) -> Result<Tensor> {
+    let batch = match xs.dims().first() {
+        Some(&batch) => batch,
+        None if ctx.train && rate != 0. => {
+            bail!("drop_path {name}: expected (B, ..), got a scalar")
+        }
+        None => 0,
+    };
+    let Some(mask) = drop_path_scales(batch, rate, name, ctx)? else { return Ok(xs.clone()) };
+    let mut shape = vec![1; xs.rank()];
+    shape[0] = batch;
+    let mask = Tensor::from_vec(mask, shape, xs.device())?.to_dtype(xs.dtype())?;
+    xs.broadcast_mul(&mask)
+}
+
+/// The factors that [`drop_path`] multiplies a batch of `batch` samples with: 0 or `1 / (1 - rate)`; none where it does
+/// nothing.
+///
+/// # Errors
+/// A rate outside `[0, 1)`, or a context with another number of sample ids than `batch`.
+pub fn drop_path_scales(
+    batch: usize,
+    rate: f64,
+    name: &str,
+    ctx: &Context,
+) -> Result<Option<Vec<f64>>> {
     if !(0. ..1.).contains(&rate) {
         bail!("drop_path {name}: expected a rate in [0, 1), got {rate}")
     }
     if !ctx.train || rate == 0. {
-        return Ok(xs.clone());
+        return Ok(None);
     }
-    let Some(&batch) = xs.dims().first() else {
-        bail!("drop_path {name}: expected (B, ..), got a scalar")
-    };
     if ctx.sample_ids.len() != batch {
         bail!(
             "drop_path {name}: expected {batch} sample ids in the context, got {}",
@@ -32,11 +54,7 @@ pub fn drop_path(xs: &Tensor, rate: f64, name: &str, ctx: &Context) -> Result<Te
     }
     let keep =
         |id: &u64| if ctx.rng(name, *id).random::<f64>() < rate { 0. } else { 1. / (1. - rate) };
-    let mask: Vec<f64> = ctx.sample_ids.iter().map(keep).collect();
-    let mut shape = vec![1; xs.rank()];
-    shape[0] = batch;
-    let mask = Tensor::from_vec(mask, shape, xs.device())?.to_dtype(xs.dtype())?;
-    xs.broadcast_mul(&mask)
+    Ok(Some(ctx.sample_ids.iter().map(keep).collect()))
 }
 
 #[cfg(test)]

@@ -29,19 +29,21 @@ mod drop_path;
 mod layer_norm;
 mod linear;
 pub mod ops;
+mod residual;
 mod schedule;
 mod var_store;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use attention::{SelfAttention, self_attention};
 pub use conv::{Conv2d, Conv2dConfig, conv2d};
-pub use drop_path::drop_path;
+pub use drop_path::{drop_path, drop_path_scales};
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{Linear, linear, linear_no_bias};
 pub use ops::{
     Activation, add_bias, cross_attention, gelu, gelu_tanh, multi_head_attention, relu, silu,
     unfold2d,
 };
+pub use residual::{residual_attention, residual_mlp};
 pub use schedule::cosine;
 pub use var_store::{VarStore, is_buffer};
 pub use vkd_norm::{Context, stream};

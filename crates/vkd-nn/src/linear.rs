@@ -7,9 +7,9 @@ use candle_nn::{Init, VarBuilder};
 /// `act(xs · weightᵀ + bias)` over the last dimension; see [`ops::linear`].
 #[derive(Clone, Debug)]
 pub struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-    activation: Activation,
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Option<Tensor>,
+    pub(crate) activation: Activation,
 }
 
 /// Creates a [`Linear`] with variables `weight` `(out_dim, in_dim)` and `bias` `(out_dim)`.

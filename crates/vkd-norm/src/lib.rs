@@ -37,6 +37,9 @@ mod running;
 
 pub use context::{Context, stream};
 pub use normalizer::Normalizer;
+/// Layer norm on slices, for the fused sub-layer of vkd-nn; no part of the stable interface.
+#[doc(hidden)]
+pub use ops::layer_norm::cpu as layer_norm_rows;
 pub use ops::{
     Variance, layer_norm, layer_norm_affine, standardize, standardize_masked, standardize_with,
     whiten_cholesky,

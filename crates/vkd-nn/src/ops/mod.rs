@@ -5,16 +5,18 @@
 
 pub(crate) mod activation;
 mod add_bias;
-mod attention;
+pub(crate) mod attention;
 pub(crate) mod gemm;
 pub(crate) mod linear;
 mod real;
+pub(crate) mod sublayer;
 mod unfold2d;
 
 pub use activation::{Activation, gelu, gelu_tanh, relu, silu};
 pub use add_bias::add_bias;
 pub use attention::{cross_attention, multi_head_attention};
 pub use linear::linear;
+pub use sublayer::{Body, sublayer};
 pub use unfold2d::unfold2d;
 
 /// The slow twins, for tests and for reading; same names, same results to rounding.
@@ -23,6 +25,7 @@ pub mod reference {
     pub use super::add_bias::reference::add_bias;
     pub use super::attention::reference::{cross_attention, multi_head_attention};
     pub use super::linear::reference::linear;
+    pub use super::sublayer::reference::sublayer;
     pub use super::unfold2d::reference::unfold2d;
 }
 

@@ -7,7 +7,9 @@ use candle_core::WithDType;
 use num_traits::Float;
 
 /// f32 or f64.
-pub(crate) trait Real: WithDType + Float + faer::traits::RealField {
+pub(crate) trait Real:
+    WithDType + Float + faer::traits::RealField + vkd_norm::dense::Real
+{
     /// The error function: to rounding in f64, to 4e-7 absolute in f32.
     fn erf(self) -> Self;
 

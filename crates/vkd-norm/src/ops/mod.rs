@@ -1,6 +1,6 @@
 //! The differentiable operations; one folder each: checks and tape, CPU kernel, slow reference.
 
-mod layer_norm;
+pub mod layer_norm;
 mod standardize;
 mod whiten;
 

@@ -15,12 +15,12 @@ const BLOCK: usize = 128;
 
 /// Sizes of queries and of keys with values.
 #[derive(Clone, Copy)]
-pub(super) struct Sizes {
-    pub(super) batch: usize,
-    pub(super) queries: usize,
-    pub(super) keys: usize,
-    pub(super) heads: usize,
-    pub(super) dim: usize,
+pub(crate) struct Sizes {
+    pub(crate) batch: usize,
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    pub(crate) heads: usize,
+    pub(crate) dim: usize,
 }
 
 /// Packed rows of `blocks` times `heads` blocks of `dim` values, one row for each of `tokens`.
@@ -32,16 +32,16 @@ struct Packed {
 
 /// What is added to the scaled products before the softmax: `lead` matrices of `rows` rows of one value for each key.
 #[derive(Clone, Copy)]
-pub(super) struct Bias<'a, T> {
-    pub(super) values: &'a [T],
-    pub(super) lead: Lead,
+pub(crate) struct Bias<'a, T> {
+    pub(crate) values: &'a [T],
+    pub(crate) lead: Lead,
     /// One row for all queries, or one for each.
-    pub(super) rows: usize,
+    pub(crate) rows: usize,
 }
 
 /// What the first dimension of a bias counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Lead {
+pub(crate) enum Lead {
     One,
     Heads,
     Batch,
@@ -62,16 +62,16 @@ impl<'a, T> Bias<'a, T> {
 
 /// Operands: queries, and the rows that hold keys and values; the same slice where all three are packed.
 #[derive(Clone, Copy)]
-pub(super) struct Operands<'a, T> {
-    pub(super) queries: &'a [T],
-    pub(super) others: &'a [T],
+pub(crate) struct Operands<'a, T> {
+    pub(crate) queries: &'a [T],
+    pub(crate) others: &'a [T],
     /// Whether both are the same packed `(B, N, 3·C)`.
-    pub(super) packed: bool,
-    pub(super) bias: Option<Bias<'a, T>>,
+    pub(crate) packed: bool,
+    pub(crate) bias: Option<Bias<'a, T>>,
 }
 
 impl Sizes {
-    pub(super) fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         self.heads * self.dim
     }
 
@@ -178,7 +178,7 @@ impl<T: Real> Head<'_, T> {
     }
 }
 
-pub(super) fn forward<T: Real>(operands: Operands<'_, T>, s: Sizes) -> Vec<T> {
+pub(crate) fn forward<T: Real>(operands: Operands<'_, T>, s: Sizes) -> Vec<T> {
     let mut out = vec![T::zero(); s.batch * s.queries * s.width()];
     if out.is_empty() || s.keys == 0 {
         return out;
@@ -198,7 +198,7 @@ pub(super) fn forward<T: Real>(operands: Operands<'_, T>, s: Sizes) -> Vec<T> {
 }
 
 /// The gradients of both operands; the second is empty where they are one.
-pub(super) fn backward<T: Real>(
+pub(crate) fn backward<T: Real>(
     operands: Operands<'_, T>,
     grad: &[T],
     s: Sizes,

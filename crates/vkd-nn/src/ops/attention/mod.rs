@@ -1,6 +1,6 @@
 //! Multi-head attention: of packed queries, keys and values, or of queries on others' keys and values.
 
-mod cpu;
+pub(crate) mod cpu;
 pub(crate) mod reference;
 mod softmax;
 

@@ -17,11 +17,11 @@ pub(crate) struct Widths {
     pub(crate) output: usize,
 }
 
-fn rows<T>(values: &[T], width: usize) -> MatRef<'_, T> {
+pub(crate) fn rows<T>(values: &[T], width: usize) -> MatRef<'_, T> {
     MatRef::from_row_major_slice(values, values.len() / width, width)
 }
 
-fn rows_mut<T>(values: &mut [T], width: usize) -> MatMut<'_, T> {
+pub(crate) fn rows_mut<T>(values: &mut [T], width: usize) -> MatMut<'_, T> {
     let count = values.len() / width;
     MatMut::from_row_major_slice_mut(values, count, width)
 }
