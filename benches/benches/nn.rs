@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use vkd_benches::{Suite, Work, data, run};
 use vkd_nn::{
@@ -30,13 +30,22 @@ impl Block {
         })
     }
 
+    /// The same of one op per layer: what the tape adds between them.
+    fn forward_by_layers(&self, xs: &Tensor) -> Result<Tensor> {
+        let xs = (xs + self.attention.forward(&self.norm1.forward(xs)?)?)?;
+        &xs + self.fc2.forward(&self.fc1.forward(&self.norm2.forward(&xs)?)?)?
+    }
+
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let xs = residual_attention(xs, &self.norm1, &self.attention, None)?;
         residual_mlp(&xs, &self.norm2, &self.fc1, &self.fc2, None)
     }
 }
 
-fn step(work: &Work) -> Result<impl FnMut() -> Result<()> + use<>> {
+fn step(
+    work: &Work,
+    forward: fn(&Block, &Tensor) -> Result<Tensor>,
+) -> Result<impl FnMut() -> Result<()> + use<>> {
     let [depth, batch, tokens, width] = work.shape[..] else {
         bail!("{}: expected depth, batch, tokens and width", work.name)
     };
@@ -51,15 +60,31 @@ fn step(work: &Work) -> Result<impl FnMut() -> Result<()> + use<>> {
     Ok(move || {
         let mut ys = xs.clone();
         for block in &blocks {
-            ys = block.forward(&ys)?;
+            ys = forward(block, &ys)?;
         }
         optimizer.step(&ys.sqr()?.mean_all()?.backward()?, 1e-3)
     })
 }
 
+/// What candle's tape does with the gradient of every parameter that an op hands it: zeros, and a sum.
+fn accumulation(work: &Work) -> Result<impl FnMut() -> Result<Vec<Tensor>> + use<>> {
+    let [depth, _, _, width] = work.shape[..] else {
+        bail!("{}: expected depth, batch, tokens and width", work.name)
+    };
+    let store = VarStore::new(7, DType::F32, &Device::Cpu);
+    for index in 0..depth {
+        Block::new(width, store.builder().pp(format!("blocks.{index}")))?;
+    }
+    let gradients: Vec<Tensor> =
+        store.parameters().iter().map(|(_, var)| var.ones_like()).collect::<Result<_>>()?;
+    Ok(move || gradients.iter().map(|gradient| gradient.zeros_like()?.add(gradient)).collect())
+}
+
 fn main() -> ExitCode {
     run(|suite: &mut Suite| {
-        suite.works("nn/vit4_b32_t50_d192", step)?;
-        suite.works("nn/deit_ti_b8_t198", step)
+        suite.works("nn/vit4_b32_t50_d192", |work| step(work, Block::forward))?;
+        suite.works("nn/vit4_by_layers", |work| step(work, Block::forward_by_layers))?;
+        suite.works("nn/vit4_accumulation", accumulation)?;
+        suite.works("nn/deit_ti_b8_t198", |work| step(work, Block::forward))
     })
 }
