@@ -3,6 +3,9 @@
 //! Several layers of candle-nn cut the tape silently or return a wrong gradient. Everything here is built from ops
 //! that are checked against finite differences, and every random initial value comes from a seed.
 //!
+//! candle's tape adds up gradients between ops in passes of its own, so the ops are large: an affine map ends in its
+//! activation, and [`residual_attention`] and [`residual_mlp`] are a whole pre-norm sub-layer each.
+//!
 //! Invariant: a value depends on the run's seed and on its variable's name, never on the order in which layers
 //! are built, on a hash map's order or on the number of threads.
 //!

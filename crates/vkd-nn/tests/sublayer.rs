@@ -1,6 +1,6 @@
 //! The fused pre-norm sub-layer: twin, differences, layouts, frozen parts, and the layers that use it.
 
-use candle_core::{DType, Device, Module, Result, Tensor, Var};
+use candle_core::{DType, Device, Module, Result, Tensor, Var, bail};
 use vkd_nn::ops::{Activation, Body, reference, sublayer};
 use vkd_nn::{
     VarStore, layer_norm, linear, linear_no_bias, residual_attention, residual_mlp, self_attention,
@@ -66,8 +66,11 @@ fn results(x: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Result<Vec<
     let ys = f(&vars.iter().map(|v| v.as_tensor().clone()).collect::<Vec<_>>())?;
     let grads = (&ys * normal(ys.dims(), ys.dtype(), 9)?)?.sum_all()?.backward()?;
     let mut all = vec![ys];
-    for var in &vars {
-        all.push(grads.get(var).expect("a gradient for every input").clone());
+    for (at, var) in vars.iter().enumerate() {
+        match grads.get(var) {
+            Some(grad) => all.push(grad.clone()),
+            None => bail!("no gradient for input {at}"),
+        }
     }
     Ok(all)
 }

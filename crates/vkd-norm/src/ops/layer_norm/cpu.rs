@@ -16,12 +16,7 @@ const BLOCK: usize = 1 << 14;
 pub type Affine<'a, T> = Option<(&'a [T], &'a [T])>;
 
 /// Normalises each row of length `channels`.
-pub fn forward<T: Real>(
-    xs: &[T],
-    affine: Affine<'_, T>,
-    channels: usize,
-    eps: f64,
-) -> Vec<T> {
+pub fn forward<T: Real>(xs: &[T], affine: Affine<'_, T>, channels: usize, eps: f64) -> Vec<T> {
     let block = |start: usize, ys: &mut [T]| {
         let xs = &xs[start * channels..];
         vectorized(
