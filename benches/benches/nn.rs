@@ -1,4 +1,5 @@
-//! One training step of a small transformer: four blocks, forward, backward and AdamW; and AdamW and batch norm alone.
+//! Training steps of transformers: blocks of width 192 with three heads, forward, backward and AdamW; and AdamW and batch norm
+//! alone.
 
 use std::process::ExitCode;
 
@@ -7,8 +8,8 @@ use candle_core::{DType, Device, Module, Result, Tensor, Var, bail};
 use candle_nn::VarBuilder;
 use vkd_benches::{Suite, Work, data, gradient, run};
 use vkd_nn::{
-    AdamW, AdamWConfig, BatchNormConfig, Context, LayerNorm, Linear, SelfAttention, VarStore,
-    batch_norm2d, gelu, layer_norm, linear, self_attention,
+    Activation, AdamW, AdamWConfig, BatchNormConfig, Context, LayerNorm, Linear, SelfAttention,
+    VarStore, batch_norm2d, layer_norm, linear, residual_attention, residual_mlp, self_attention,
 };
 
 /// A pre-norm block as in DeiT.
@@ -26,19 +27,27 @@ impl Block {
             norm1: layer_norm(width, 1e-6, vb.pp("norm1"))?,
             attention: self_attention(width, 3, vb.pp("attention"))?,
             norm2: layer_norm(width, 1e-6, vb.pp("norm2"))?,
-            fc1: linear(width, 4 * width, vb.pp("fc1"))?,
+            fc1: linear(width, 4 * width, vb.pp("fc1"))?.with_activation(Activation::Gelu),
             fc2: linear(4 * width, width, vb.pp("fc2"))?,
         })
     }
 
-    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+    /// The same of one op per layer: what the tape adds between them.
+    fn forward_by_layers(&self, xs: &Tensor) -> Result<Tensor> {
         let xs = (xs + self.attention.forward(&self.norm1.forward(xs)?)?)?;
-        let hidden = gelu(&self.fc1.forward(&self.norm2.forward(&xs)?)?)?;
-        &xs + self.fc2.forward(&hidden)?
+        &xs + self.fc2.forward(&self.fc1.forward(&self.norm2.forward(&xs)?)?)?
+    }
+
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let xs = residual_attention(xs, &self.norm1, &self.attention, None)?;
+        residual_mlp(&xs, &self.norm2, &self.fc1, &self.fc2, None)
     }
 }
 
-fn step(work: &Work) -> Result<impl FnMut() -> Result<()> + use<>> {
+fn step(
+    work: &Work,
+    forward: fn(&Block, &Tensor) -> Result<Tensor>,
+) -> Result<impl FnMut() -> Result<()> + use<>> {
     let [depth, batch, tokens, width] = work.shape[..] else {
         bail!("{}: expected depth, batch, tokens and width", work.name)
     };
@@ -53,7 +62,7 @@ fn step(work: &Work) -> Result<impl FnMut() -> Result<()> + use<>> {
     Ok(move || {
         let mut ys = xs.clone();
         for block in &blocks {
-            ys = block.forward(&ys)?;
+            ys = forward(block, &ys)?;
         }
         optimizer.step(&ys.sqr()?.mean_all()?.backward()?, 1e-3)
     })
@@ -83,9 +92,26 @@ fn batch_norm(work: &Work) -> Result<impl FnMut() -> Result<Tensor> + use<>> {
     Ok(move || gradient(&layer.forward(&xs, &ctx)?, &xs))
 }
 
+/// What candle's tape does with the gradient of every parameter that an op hands it: zeros, and a sum.
+fn accumulation(work: &Work) -> Result<impl FnMut() -> Result<Vec<Tensor>> + use<>> {
+    let [depth, _, _, width] = work.shape[..] else {
+        bail!("{}: expected depth, batch, tokens and width", work.name)
+    };
+    let store = VarStore::new(7, DType::F32, &Device::Cpu);
+    for index in 0..depth {
+        Block::new(width, store.builder().pp(format!("blocks.{index}")))?;
+    }
+    let gradients: Vec<Tensor> =
+        store.parameters().iter().map(|(_, var)| var.ones_like()).collect::<Result<_>>()?;
+    Ok(move || gradients.iter().map(|gradient| gradient.zeros_like()?.add(gradient)).collect())
+}
+
 fn main() -> ExitCode {
     run(|suite: &mut Suite| {
-        suite.works("nn/vit4_b32_t50_d192", step)?;
+        suite.works("nn/vit4_b32_t50_d192", |work| step(work, Block::forward))?;
+        suite.works("nn/vit4_by_layers", |work| step(work, Block::forward_by_layers))?;
+        suite.works("nn/vit4_accumulation", accumulation)?;
+        suite.works("nn/deit_ti_b8_t198", |work| step(work, Block::forward))?;
         suite.works("nn/adamw_6m", adamw)?;
         suite.works("nn/batch_norm2d", batch_norm)
     })

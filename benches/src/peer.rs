@@ -59,11 +59,12 @@ impl Peer {
         let (Some(peer), Some(python)) = (&work.peer, std::env::var_os(PYTHON)) else {
             return Ok(None);
         };
-        let (n, k) = work.matrix()?;
         let mut question = peer.request.clone();
+        if let [n, k] = work.shape[..] {
+            question.extend([("n".to_owned(), json!(n)), ("k".to_owned(), json!(k))]);
+        }
         let sizes = [
-            ("n", json!(n)),
-            ("k", json!(k)),
+            ("shape", json!(work.shape)),
             ("scale", json!(work.scale)),
             ("threads", json!(machine::threads())),
             ("budget_s", json!(BUDGET_S)),

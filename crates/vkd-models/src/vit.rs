@@ -4,8 +4,8 @@ use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
 use vkd_nn::{
-    Context, Conv2d, Conv2dConfig, LayerNorm, Linear, SelfAttention, conv2d, drop_path, gelu,
-    layer_norm, linear, self_attention,
+    Activation, Context, Conv2d, Conv2dConfig, LayerNorm, Linear, SelfAttention, conv2d,
+    drop_path_scales, gelu, layer_norm, linear, residual_attention, residual_mlp, self_attention,
 };
 
 /// Epsilon of the ViT's layer norms, as in timm.
@@ -128,7 +128,7 @@ impl Vit {
                     norm1: layer_norm(width, EPS, vb.pp("norm1"))?,
                     attention: self_attention(width, config.heads, vb.pp("attn"))?,
                     norm2: layer_norm(width, EPS, vb.pp("norm2"))?,
-                    fc1: linear(width, hidden, vb.pp("mlp.fc1"))?,
+                    fc1: linear(width, hidden, vb.pp("mlp.fc1"))?.with_activation(Activation::Gelu),
                     fc2: linear(hidden, width, vb.pp("mlp.fc2"))?,
                     drop_path: config.drop_path * (i + 1) as f64 / depth as f64,
                     name: format!("blocks.{i}"),
@@ -192,10 +192,11 @@ impl Vit {
 
 impl Block {
     fn forward(&self, xs: &Tensor, ctx: &Context) -> Result<Tensor> {
-        let attended = self.attention.forward(&self.norm1.forward(xs)?)?;
-        let xs = (xs + drop_path(&attended, self.drop_path, &format!("{}.attn", self.name), ctx)?)?;
-        let hidden = gelu(&self.fc1.forward(&self.norm2.forward(&xs)?)?)?;
-        let mapped = self.fc2.forward(&hidden)?;
-        &xs + drop_path(&mapped, self.drop_path, &format!("{}.mlp", self.name), ctx)?
+        let batch = xs.dim(0)?;
+        let scales = |part: &str| {
+            drop_path_scales(batch, self.drop_path, &format!("{}.{part}", self.name), ctx)
+        };
+        let xs = residual_attention(xs, &self.norm1, &self.attention, scales("attn")?.as_deref())?;
+        residual_mlp(&xs, &self.norm2, &self.fc1, &self.fc2, scales("mlp")?.as_deref())
     }
 }

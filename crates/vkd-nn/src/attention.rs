@@ -8,9 +8,9 @@ use candle_nn::VarBuilder;
 /// (Vaswani et al., arXiv:1706.03762; packed as in timm's ViT).
 #[derive(Clone, Debug)]
 pub struct SelfAttention {
-    qkv: Linear,
-    proj: Linear,
-    heads: usize,
+    pub(crate) qkv: Linear,
+    pub(crate) proj: Linear,
+    pub(crate) heads: usize,
 }
 
 /// Creates a [`SelfAttention`] with the layers `qkv` (`dim` to `3 dim`) and `proj` (`dim` to `dim`).
@@ -34,6 +34,6 @@ pub fn self_attention(dim: usize, heads: usize, vb: VarBuilder) -> Result<SelfAt
 impl Module for SelfAttention {
     /// `(B, N, dim)` to `(B, N, dim)`.
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        self.proj.forward(&multi_head_attention(&self.qkv.forward(xs)?, self.heads)?)
+        self.proj.forward(&multi_head_attention(&self.qkv.forward(xs)?, None, self.heads)?)
     }
 }

@@ -50,6 +50,44 @@ pub fn drop_path(xs: &Tensor, rate: f64, name: &str, ctx: &Context) -> Result<Te
     drop("drop_path", xs, rate, name, ctx, |_| 1)
 }
 
+/// The factors that [`drop_path`] multiplies a batch of `batch` samples with: 0 or `1 / (1 - rate)`; none where it does
+/// nothing.
+///
+/// # Errors
+/// A rate outside `[0, 1)`, or a context with another number of sample ids than `batch`.
+pub fn drop_path_scales(
+    batch: usize,
+    rate: f64,
+    name: &str,
+    ctx: &Context,
+) -> Result<Option<Vec<f64>>> {
+    if !active("drop_path", rate, name, ctx)? {
+        return Ok(None);
+    }
+    check_ids("drop_path", batch, name, ctx)?;
+    let scale =
+        |id: &u64| if ctx.rng(name, *id).random::<f64>() < rate { 0. } else { 1. / (1. - rate) };
+    Ok(Some(ctx.sample_ids.iter().map(scale).collect()))
+}
+
+/// Whether anything is dropped; an error on a rate that is none.
+fn active(op: &str, rate: f64, name: &str, ctx: &Context) -> Result<bool> {
+    if !(0. ..1.).contains(&rate) {
+        bail!("{op} {name}: expected a rate in [0, 1), got {rate}")
+    }
+    Ok(ctx.train && rate != 0.)
+}
+
+fn check_ids(op: &str, batch: usize, name: &str, ctx: &Context) -> Result<()> {
+    if ctx.sample_ids.len() != batch {
+        bail!(
+            "{op} {name}: expected {batch} sample ids in the context, got {}",
+            ctx.sample_ids.len()
+        )
+    }
+    Ok(())
+}
+
 /// `draws` says how many draws a sample of so many values has.
 fn drop(
     op: &str,
@@ -59,21 +97,13 @@ fn drop(
     ctx: &Context,
     draws: fn(usize) -> usize,
 ) -> Result<Tensor> {
-    if !(0. ..1.).contains(&rate) {
-        bail!("{op} {name}: expected a rate in [0, 1), got {rate}")
-    }
-    if !ctx.train || rate == 0. {
+    if !active(op, rate, name, ctx)? {
         return Ok(xs.clone());
     }
     let Some(&batch) = xs.dims().first() else {
         bail!("{op} {name}: expected (B, ..), got a scalar")
     };
-    if ctx.sample_ids.len() != batch {
-        bail!(
-            "{op} {name}: expected {batch} sample ids in the context, got {}",
-            ctx.sample_ids.len()
-        )
-    }
+    check_ids(op, batch, name, ctx)?;
     let values = xs.elem_count() / batch.max(1);
     if xs.elem_count() == 0 {
         return Ok(xs.clone());
@@ -110,6 +140,12 @@ mod tests {
         assert!(all.iter().all(|r| r[0] == r[1] && (r[0] == 0. || r[0] == 4. / 3.)));
         let mean = all.iter().map(|r| r[0]).sum::<f64>() / 4000.;
         assert!((mean - 1.).abs() < 0.05, "{mean}");
+        let Some(scales) = drop_path_scales(4000, 0.25, "b", &Context::train(3, 7, ids.clone()))?
+        else {
+            bail!("nothing is dropped")
+        };
+        assert!(all.iter().zip(&scales).all(|(row, scale)| row[0] == *scale));
+        assert!(drop_path_scales(4000, 0.25, "b", &Context::eval())?.is_none());
         let single = dropout(&xs, 0.25, "b", &Context::train(3, 7, ids))?.to_vec2::<f64>()?;
         let mean = single.iter().flatten().sum::<f64>() / 8000.;
         // Five deviations of a mean over 8000 draws of variance 1/3.

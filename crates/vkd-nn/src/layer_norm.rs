@@ -8,9 +8,9 @@ use candle_nn::{Init, VarBuilder};
 /// The op is `vkd_norm::layer_norm_affine`, which has a gradient; candle-nn's fused one has none.
 #[derive(Clone, Debug)]
 pub struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f64,
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+    pub(crate) eps: f64,
 }
 
 /// Creates a [`LayerNorm`] with variables `weight` (starts at one) and `bias` (starts at zero), both `(dim)`.

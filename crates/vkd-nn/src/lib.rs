@@ -7,6 +7,9 @@
 //! Several layers of candle-nn cut the tape silently or return a wrong gradient. Everything here is built from ops
 //! that are checked against finite differences, and every random initial value comes from a seed.
 //!
+//! candle's tape adds up gradients between ops in passes of its own, so the ops are large: an affine map ends in its
+//! activation, and [`residual_attention`] and [`residual_mlp`] are a whole pre-norm sub-layer each.
+//!
 //! Invariant: a value depends on the run's seed and on its variable's name, never on the order in which layers
 //! are built, on a hash map's order or on the number of threads.
 //!
@@ -36,25 +39,28 @@ mod linear;
 mod norm;
 pub mod ops;
 mod optim;
+mod residual;
 mod var_store;
 
 pub use attention::{SelfAttention, self_attention};
 pub use conv::{Conv2d, ConvTranspose2d, conv_transpose2d, conv2d};
-pub use drop::{drop_path, dropout};
+pub use drop::{drop_path, drop_path_scales, dropout};
 pub use embedding::{Embedding, embedding};
 pub use layer_norm::{LayerNorm, layer_norm};
-pub use linear::{Linear, linear};
+pub use linear::{Linear, linear, linear_no_bias};
 pub use norm::{
     BatchNorm2d, BatchNormConfig, GroupNorm, RmsNorm, batch_norm2d, group_norm, rms_norm,
 };
-pub use ops::{Conv2dConfig, ConvTranspose2dConfig, Pool2dConfig, gather_rows};
-pub use ops::{add_bias, gelu, multi_head_attention, relu, unfold2d};
+pub use ops::{Activation, add_bias, gelu, gelu_tanh, relu, silu};
+pub use ops::{Conv2dConfig, ConvTranspose2dConfig, Pool2dConfig, gather_rows, unfold2d};
 pub use ops::{avg_pool2d, global_avg_pool2d, max_pool2d, pixel_shuffle, pixel_unshuffle};
+pub use ops::{cross_attention, multi_head_attention};
 pub use ops::{upsample_bilinear2d, upsample_nearest2d};
 pub use optim::schedule::{cosine, linear_decay, step_decay};
 pub use optim::{
     AdamW, AdamWConfig, Ema, GradAccumulator, Group, Lamb, LambConfig, Optimizer, Rule, Sgd,
     SgdConfig, global_norm,
 };
+pub use residual::{residual_attention, residual_mlp};
 pub use var_store::{VarStore, is_buffer};
 pub use vkd_norm::{ChannelStats, Context, log_softmax, softmax, stream};

@@ -1,14 +1,15 @@
 //! Affine map of the last dimension.
 
-use crate::add_bias;
+use crate::ops::{self, Activation};
 use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 
-/// `xs · weightᵀ + bias` over the last dimension.
+/// `act(xs · weightᵀ + bias)` over the last dimension; see [`ops::linear`].
 #[derive(Clone, Debug)]
 pub struct Linear {
-    weight: Tensor,
-    bias: Tensor,
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Option<Tensor>,
+    pub(crate) activation: Activation,
 }
 
 /// Creates a [`Linear`] with variables `weight` `(out_dim, in_dim)` and `bias` `(out_dim)`.
@@ -19,31 +20,34 @@ pub struct Linear {
 /// # Errors
 /// A zero width.
 pub fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
+    let bias = vb.clone();
+    let layer = linear_no_bias(in_dim, out_dim, vb)?;
+    Ok(Linear { bias: Some(bias.get_with_hints(out_dim, "bias", Init::Const(0.))?), ..layer })
+}
+
+/// As [`linear`], without a bias.
+///
+/// # Errors
+/// A zero width.
+pub fn linear_no_bias(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
     if in_dim == 0 || out_dim == 0 {
         bail!("linear {}: expected widths above 0, got {in_dim} -> {out_dim}", vb.prefix())
     }
     let init = Init::Randn { mean: 0., stdev: (in_dim as f64).sqrt().recip() };
-    Ok(Linear {
-        weight: vb.get_with_hints((out_dim, in_dim), "weight", init)?,
-        bias: vb.get_with_hints(out_dim, "bias", Init::Const(0.))?,
-    })
+    let weight = vb.get_with_hints((out_dim, in_dim), "weight", init)?;
+    Ok(Linear { weight, bias: None, activation: Activation::Identity })
+}
+
+impl Linear {
+    /// The same layer with an activation at its end, in the same op.
+    pub fn with_activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
+    }
 }
 
 impl Module for Linear {
     /// `(.., in_dim)` to `(.., out_dim)`.
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let (out_dim, in_dim) = self.weight.dims2()?;
-        let Some((&last, outer)) = xs.dims().split_last() else {
-            bail!("linear: expected (.., {in_dim}), got a scalar")
-        };
-        if last != in_dim {
-            bail!("linear: expected (.., {in_dim}), got {:?}", xs.dims())
-        }
-        // One matrix product over all rows: candle would loop over the batch.
-        let rows: usize = outer.iter().product();
-        let ys = add_bias(&xs.reshape((rows, in_dim))?.matmul(&self.weight.t()?)?, &self.bias)?;
-        let mut shape = outer.to_vec();
-        shape.push(out_dim);
-        ys.reshape(shape)
+        ops::linear(xs, &self.weight, self.bias.as_ref(), self.activation)
     }
 }

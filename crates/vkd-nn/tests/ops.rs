@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
 use vkd_nn::ops::reference;
-use vkd_nn::{add_bias, gelu, multi_head_attention, relu, unfold2d};
+use vkd_nn::{add_bias, gelu, gelu_tanh, multi_head_attention, relu, silu, unfold2d};
 use vkd_testkit::{
     OpCase, Tolerance, assert_close, gradcheck, has_gradient, layouts, normal, normal_scaled,
 };
@@ -15,15 +15,23 @@ fn cases() -> Vec<(&'static str, Op, Op, Vec<usize>, usize)> {
     let mut all: Vec<(&'static str, Op, Op, Vec<usize>, usize)> = vec![];
     for dims in [vec![1], vec![7, 33], vec![3, 1, 5], vec![300, 300]] {
         all.push(("gelu", Box::new(gelu), Box::new(reference::gelu), dims.clone(), 1));
-        all.push(("relu", Box::new(relu), Box::new(reference::relu), dims, 1));
+        all.push(("relu", Box::new(relu), Box::new(reference::relu), dims.clone(), 1));
+        all.push(("silu", Box::new(silu), Box::new(reference::silu), dims.clone(), 1));
+        // A tanh near -1 loses what the logistic function keeps: eight units of one.
+        all.push(("gelu_tanh", Box::new(gelu_tanh), Box::new(reference::gelu_tanh), dims, 8));
     }
-    for (dims, heads) in
-        [([1, 1, 3], 1), ([2, 5, 24], 2), ([3, 33, 18], 3), ([2, 7, 96], 4), ([9, 50, 192], 4)]
-    {
+    for (dims, heads) in [
+        ([1, 1, 3], 1),
+        ([2, 5, 24], 2),
+        ([3, 33, 18], 3),
+        ([2, 7, 96], 4),
+        ([9, 50, 192], 4),
+        ([2, 140, 12], 2),
+    ] {
         all.push((
             "attention",
-            Box::new(move |x| multi_head_attention(x, heads)),
-            Box::new(move |x| reference::multi_head_attention(x, heads)),
+            Box::new(move |x| multi_head_attention(x, None, heads)),
+            Box::new(move |x| reference::multi_head_attention(x, None, heads)),
             dims.to_vec(),
             dims[1] * 8,
         ));
@@ -129,16 +137,16 @@ fn a_bias_passes_the_op_harness() -> Result<()> {
 #[test]
 fn a_cut_tape_would_be_noticed() -> Result<()> {
     let xs = normal(&[2, 3, 6], DType::F32, 1)?;
-    assert!(has_gradient(|x| multi_head_attention(x, 1), &xs)?);
-    assert!(!has_gradient(|x| multi_head_attention(&x.detach(), 1), &xs)?);
+    assert!(has_gradient(|x| multi_head_attention(x, None, 1), &xs)?);
+    assert!(!has_gradient(|x| multi_head_attention(&x.detach(), None, 1), &xs)?);
     Ok(())
 }
 
 #[test]
 fn an_empty_batch_is_an_empty_result() -> Result<()> {
     let empty = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu);
-    assert_eq!(multi_head_attention(&empty(&[0, 4, 6])?, 1)?.dims(), [0, 4, 2]);
-    assert_eq!(multi_head_attention(&empty(&[2, 0, 6])?, 1)?.dims(), [2, 0, 2]);
+    assert_eq!(multi_head_attention(&empty(&[0, 4, 6])?, None, 1)?.dims(), [0, 4, 2]);
+    assert_eq!(multi_head_attention(&empty(&[2, 0, 6])?, None, 1)?.dims(), [2, 0, 2]);
     assert_eq!(unfold2d(&empty(&[0, 4, 4, 2])?, 3, 1, 1)?.dims(), [0, 4, 4, 18]);
     assert_eq!(gelu(&empty(&[0, 4])?)?.dims(), [0, 4]);
     assert!(has_gradient(relu, &empty(&[0, 4])?)?);
@@ -154,7 +162,7 @@ fn edge_values() -> Result<()> {
     assert_eq!(grad, Some(vec![0., 0., 0., 1.]), "the gradient of ReLU at zero is zero");
     let nan = relu(&Tensor::new(&[f32::NAN], &Device::Cpu)?)?.to_vec1::<f32>()?;
     assert!(nan[0].is_nan(), "NaN stays visible");
-    let big = multi_head_attention(&normal_scaled(&[2, 5, 12], DType::F32, 5, 1e4)?, 2)?;
+    let big = multi_head_attention(&normal_scaled(&[2, 5, 12], DType::F32, 5, 1e4)?, None, 2)?;
     assert!(big.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.is_finite()));
     let far = gelu(&Tensor::new(&[-1e4f32, 1e4], &Device::Cpu)?)?.to_vec1::<f32>()?;
     assert_eq!(far, [0., 1e4]);
@@ -164,7 +172,7 @@ fn edge_values() -> Result<()> {
 #[test]
 fn bad_input_is_named() -> Result<()> {
     let xs = Tensor::zeros((2, 3, 10), DType::F32, &Device::Cpu)?;
-    let message = multi_head_attention(&xs, 2).unwrap_err().to_string();
+    let message = multi_head_attention(&xs, None, 2).unwrap_err().to_string();
     assert!(message.contains("attention: expected") && message.contains("[2, 3, 10]"), "{message}");
     let image = Tensor::zeros((1, 4, 4, 1), DType::F32, &Device::Cpu)?;
     for (k, s) in [(0, 1), (1, 0), (7, 1)] {
@@ -175,8 +183,8 @@ fn bad_input_is_named() -> Result<()> {
         assert!(message.contains("unfold2d: expected"), "{message}");
     }
     // Three times these heads is 2 after a wrap.
-    assert!(multi_head_attention(&xs.narrow(2, 0, 6)?, usize::MAX / 3 + 1).is_err());
-    assert!(reference::multi_head_attention(&xs, 0).is_err());
+    assert!(multi_head_attention(&xs.narrow(2, 0, 6)?, None, usize::MAX / 3 + 1).is_err());
+    assert!(reference::multi_head_attention(&xs, None, 0).is_err());
     assert!(reference::unfold2d(&image, 1, 0, 0).is_err());
     assert!(reference::unfold2d(&image, 7, 1, 1).is_err());
     assert!(gelu(&Tensor::zeros(3, DType::U32, &Device::Cpu)?).is_err());
@@ -189,7 +197,7 @@ proptest! {
     #[test]
     fn attention_averages_values(tokens in 1usize..12, dim in 1usize..6, scale in 0.01f64..30., seed in 0u64..1000) {
         let qkv = normal_scaled(&[1, tokens, 3 * dim], DType::F64, seed, scale).unwrap();
-        let out = multi_head_attention(&qkv, 1).unwrap().squeeze(0).unwrap().to_vec2::<f64>().unwrap();
+        let out = multi_head_attention(&qkv, None, 1).unwrap().squeeze(0).unwrap().to_vec2::<f64>().unwrap();
         let values = qkv.narrow(2, 2 * dim, dim).unwrap().squeeze(0).unwrap().to_vec2::<f64>().unwrap();
         for c in 0..dim {
             let low = values.iter().map(|v| v[c]).fold(f64::INFINITY, f64::min);

@@ -1,6 +1,6 @@
 //! From tensors to dense slices and back: the only place where kernels meet storage.
 //!
-//! Public for vkd-loss alone, which shares it; no part of the stable interface.
+//! Public for vkd-loss and vkd-nn, which share it; no part of the stable interface.
 
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, WithDType, bail};
 

@@ -1,6 +1,6 @@
 //! Loops over rows that the compiler turns into vector code, with sums whose order is fixed.
 //!
-//! Public for vkd-loss alone, which shares it; no part of the stable interface.
+//! Public for vkd-loss and vkd-nn, which share it; no part of the stable interface.
 
 use crate::dense::Real;
 

@@ -43,6 +43,15 @@ pub(crate) fn rows_mut<T>(
     MatMut::from_column_major_slice_with_stride_mut(values, columns, rows, stride).transpose_mut()
 }
 
+/// `out += lhs * rhs` on the calling thread.
+pub(crate) fn add_product_here<T: Real>(
+    out: MatMut<'_, T>,
+    lhs: MatRef<'_, T>,
+    rhs: MatRef<'_, T>,
+) {
+    matmul(out, Accum::Add, lhs, rhs, T::one(), Par::Seq);
+}
+
 fn par(rows: usize, inner: usize, columns: usize) -> Par {
     if rows * inner * columns < PARALLEL_FROM { Par::Seq } else { Par::rayon(0) }
 }

@@ -3,28 +3,30 @@
 //! Every op is a folder: `mod.rs` checks and records, `cpu.rs` computes on slices, `reference.rs` is the slow
 //! twin of plain tensor ops that the tests compare with. f32 and f64 on the CPU.
 
+pub(crate) mod activation;
 mod add_bias;
-mod attention;
+pub(crate) mod attention;
 mod conv2d;
 mod conv_transpose2d;
-mod gelu;
 pub(crate) mod gemm;
+pub(crate) mod linear;
 mod pixel_shuffle;
 mod pool2d;
 mod real;
-mod relu;
+pub(crate) mod sublayer;
 mod unfold2d;
 mod upsample2d;
 mod window;
 
+pub use activation::{Activation, gelu, gelu_tanh, relu, silu};
 pub use add_bias::add_bias;
-pub use attention::multi_head_attention;
+pub use attention::{cross_attention, multi_head_attention};
 pub use conv_transpose2d::{ConvTranspose2dConfig, conv_transpose2d};
 pub use conv2d::{Conv2dConfig, conv2d};
-pub use gelu::gelu;
+pub use linear::linear;
 pub use pixel_shuffle::{pixel_shuffle, pixel_unshuffle};
 pub use pool2d::{Pool2dConfig, avg_pool2d, global_avg_pool2d, max_pool2d};
-pub use relu::relu;
+pub use sublayer::{Body, sublayer};
 pub use unfold2d::unfold2d;
 pub use upsample2d::{upsample_bilinear2d, upsample_nearest2d};
 
@@ -35,13 +37,14 @@ pub(crate) use keep::keep;
 
 /// The slow twins, for tests and for reading; same names, same results to rounding.
 pub mod reference {
+    pub use super::activation::reference::{activate, gelu, gelu_tanh, relu, silu};
     pub use super::add_bias::reference::add_bias;
-    pub use super::attention::reference::multi_head_attention;
+    pub use super::attention::reference::{cross_attention, multi_head_attention};
     pub use super::conv_transpose2d::reference::conv_transpose2d;
     pub use super::conv2d::reference::conv2d;
-    pub use super::gelu::reference::gelu;
+    pub use super::linear::reference::linear;
     pub use super::pool2d::reference::{avg_pool2d, max_pool2d};
-    pub use super::relu::reference::relu;
+    pub use super::sublayer::reference::sublayer;
     pub use super::unfold2d::reference::unfold2d;
     pub use super::upsample2d::reference::{upsample_bilinear2d, upsample_nearest2d};
 
@@ -91,103 +94,20 @@ pub(crate) fn for_chunks<T: Send>(
     }
 }
 
-/// `out[i] = f(a[i])`.
-pub(crate) fn map1<T: Real>(a: &[T], f: impl Fn(T) -> T + Send + Sync) -> Vec<T> {
-    const CHUNK: usize = 1 << 14;
-    let mut out = vec![T::zero(); a.len()];
-    for_chunks(&mut out, CHUNK, |i, out| {
-        for (o, a) in out.iter_mut().zip(&a[i * CHUNK..]) {
-            *o = f(*a);
-        }
-    });
-    out
+/// Runs `work(a, b)` on chunks of two slices of one length, in parallel when they are large.
+pub(crate) fn for_chunks2<T: Send>(
+    a: &mut [T],
+    b: &mut [T],
+    chunk: usize,
+    work: impl Fn(&mut [T], &mut [T]) + Send + Sync,
+) {
+    if a.len() >= PARALLEL_FROM && rayon::current_num_threads() > 1 {
+        let chunks = a.par_chunks_mut(chunk).zip(b.par_chunks_mut(chunk));
+        chunks.for_each(|(a, b)| work(a, b));
+    } else {
+        a.chunks_mut(chunk).zip(b.chunks_mut(chunk)).for_each(|(a, b)| work(a, b));
+    }
 }
-
-/// `out[i] = f(a[i], b[i])`.
-pub(crate) fn map2<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> T + Send + Sync) -> Vec<T> {
-    const CHUNK: usize = 1 << 14;
-    let mut out = vec![T::zero(); a.len()];
-    for_chunks(&mut out, CHUNK, |i, out| {
-        for ((o, a), b) in out.iter_mut().zip(&a[i * CHUNK..]).zip(&b[i * CHUNK..]) {
-            *o = f(*a, *b);
-        }
-    });
-    out
-}
-
-/// The two custom ops of an elementwise function: the forward op, whose backward applies `$backward(x, upstream)`.
-macro_rules! elementwise {
-    ($name:literal, $forward:path, $backward:path) => {
-        struct Forward;
-        struct Backward;
-
-        impl candle_core::CustomOp1 for Forward {
-            fn name(&self) -> &'static str {
-                $name
-            }
-
-            fn cpu_fwd(
-                &self,
-                s: &candle_core::CpuStorage,
-                l: &candle_core::Layout,
-            ) -> candle_core::Result<(candle_core::CpuStorage, candle_core::Shape)> {
-                use candle_core::{CpuStorage, WithDType};
-                let out = match s {
-                    CpuStorage::F32(_) => f32::to_cpu_storage_owned(crate::ops::map1(
-                        crate::ops::dense::<f32>($name, s, l)?,
-                        $forward,
-                    )),
-                    CpuStorage::F64(_) => f64::to_cpu_storage_owned(crate::ops::map1(
-                        crate::ops::dense::<f64>($name, s, l)?,
-                        $forward,
-                    )),
-                    _ => return Err(crate::ops::unsupported($name, s)),
-                };
-                Ok((out, l.shape().clone()))
-            }
-
-            fn bwd(
-                &self,
-                arg: &candle_core::Tensor,
-                _res: &candle_core::Tensor,
-                grad: &candle_core::Tensor,
-            ) -> candle_core::Result<Option<candle_core::Tensor>> {
-                Ok(Some(arg.contiguous()?.apply_op2_no_bwd(&grad.contiguous()?, &Backward)?))
-            }
-        }
-
-        impl candle_core::CustomOp2 for Backward {
-            fn name(&self) -> &'static str {
-                concat!($name, "-bwd")
-            }
-
-            fn cpu_fwd(
-                &self,
-                s1: &candle_core::CpuStorage,
-                l1: &candle_core::Layout,
-                s2: &candle_core::CpuStorage,
-                l2: &candle_core::Layout,
-            ) -> candle_core::Result<(candle_core::CpuStorage, candle_core::Shape)> {
-                use candle_core::{CpuStorage, WithDType};
-                let out = match s1 {
-                    CpuStorage::F32(_) => f32::to_cpu_storage_owned(crate::ops::map2(
-                        crate::ops::dense::<f32>($name, s1, l1)?,
-                        crate::ops::dense::<f32>($name, s2, l2)?,
-                        $backward,
-                    )),
-                    CpuStorage::F64(_) => f64::to_cpu_storage_owned(crate::ops::map2(
-                        crate::ops::dense::<f64>($name, s1, l1)?,
-                        crate::ops::dense::<f64>($name, s2, l2)?,
-                        $backward,
-                    )),
-                    _ => return Err(crate::ops::unsupported($name, s1)),
-                };
-                Ok((out, l1.shape().clone()))
-            }
-        }
-    };
-}
-pub(crate) use elementwise;
 
 /// `$body`, a `Vec<$t>`, as storage of the dtype of `$s`.
 macro_rules! with_dtype {

@@ -7,7 +7,9 @@ use candle_core::WithDType;
 use num_traits::Float;
 
 /// f32 or f64.
-pub(crate) trait Real: WithDType + Float + faer::traits::RealField {
+pub(crate) trait Real:
+    WithDType + Float + faer::traits::RealField + vkd_norm::dense::Real
+{
     /// The error function: to rounding in f64, to 4e-7 absolute in f32.
     fn erf(self) -> Self;
 
@@ -44,12 +46,13 @@ const DENOMINATOR: [f32; 6] =
 /// Taylor coefficients `1 / i!` of the exponential; on `[-ln 2 / 2, ln 2 / 2]` the first one left out is below 6e-9.
 const TAYLOR: [f32; 8] = [1., 1., 0.5, 1. / 6., 1. / 24., 1. / 120., 1. / 720., 1. / 5040.];
 
+#[inline(always)]
 fn horner<const N: usize>(coefficients: &[f32; N], x: f32) -> f32 {
     coefficients.iter().rev().fold(0., |sum, c| sum * x + c)
 }
 
 impl Real for f32 {
-    #[inline]
+    #[inline(always)]
     fn erf(self) -> Self {
         let z = self.clamp(-ERF_END, ERF_END);
         let t = z * z;
@@ -57,7 +60,7 @@ impl Real for f32 {
         if self.abs() >= ERF_END { self.signum() } else { inside }
     }
 
-    #[inline]
+    #[inline(always)]
     fn exponential(self) -> Self {
         // Adding 1.5·2^23 rounds to a whole number and leaves it in the low bits of the sum.
         const ROUND: f32 = 12_582_912.;

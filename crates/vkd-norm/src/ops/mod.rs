@@ -1,7 +1,7 @@
 //! The differentiable operations; one folder each: checks and tape, CPU kernel, slow reference.
 
 mod channel_norm;
-mod layer_norm;
+pub mod layer_norm;
 mod rms_norm;
 mod softmax;
 mod standardize;

@@ -13,15 +13,10 @@ use crate::row_stats::RowStats;
 const BLOCK: usize = 1 << 14;
 
 /// Gain and bias of the affine form.
-pub(super) type Affine<'a, T> = Option<(&'a [T], &'a [T])>;
+pub type Affine<'a, T> = Option<(&'a [T], &'a [T])>;
 
 /// Normalises each row of length `channels`.
-pub(super) fn forward<T: Real>(
-    xs: &[T],
-    affine: Affine<'_, T>,
-    channels: usize,
-    eps: f64,
-) -> Vec<T> {
+pub fn forward<T: Real>(xs: &[T], affine: Affine<'_, T>, channels: usize, eps: f64) -> Vec<T> {
     let block = |start: usize, ys: &mut [T]| {
         let xs = &xs[start * channels..];
         vectorized(
@@ -48,7 +43,7 @@ pub(super) fn forward<T: Real>(
 ///
 /// With h the normalised row and p the incoming gradient times the gain, the input's gradient is
 /// `rstd * (p - mean(p) - h * mean(p h))`.
-pub(super) fn backward<T: Real>(
+pub fn backward<T: Real>(
     xs: &[T],
     weight: Option<&[T]>,
     grad: &[T],

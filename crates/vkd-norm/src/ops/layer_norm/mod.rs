@@ -1,6 +1,6 @@
 //! Layer norm over the last dimension, with and without gain and bias.
 
-mod cpu;
+pub mod cpu;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;

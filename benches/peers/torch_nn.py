@@ -1,0 +1,90 @@
+"""Times torch's training step of a transformer, one JSON request a line on stdin.
+
+Request: {"op": "vit_step", "shape": [depth, batch, tokens, width], "heads": 3, "threads": 2,
+          "budget_s": 2.0, "max_repeats": 300, "dtype": "f32"}
+Answer:  {"peer", "peer_median_s", "peer_repeats", "peer_residual"} or {"error"}.
+
+The same pre-norm blocks as in benches/nn.rs: layer norm, packed attention by
+`scaled_dot_product_attention`, layer norm, an MLP of four times the width with exact GELU; mean of
+squares as the loss; forward, backward and AdamW (its fused form: torch's fastest on the CPU).
+"""
+
+import json
+import statistics
+import sys
+import time
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        b, n, c = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(b, n, 3, self.heads, c // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c)
+        x = x + self.proj(y)
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+def steps(req, dtype):
+    """A function that does one training step."""
+    if req["op"] != "vit_step":
+        raise ValueError(f"unknown op {req['op']}")
+    depth, batch, tokens, width = req["shape"]
+    model = nn.Sequential(*(Block(width, int(req["heads"])) for _ in range(depth))).to(dtype)
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    free = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05, fused=True)
+    x = torch.rand(batch, tokens, width, dtype=dtype).mul_(2).sub_(1)
+
+    def once():
+        optimizer.zero_grad(set_to_none=True)
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    return once
+
+
+def measure(req):
+    torch.set_num_threads(int(req.get("threads", 2)))
+    torch.manual_seed(0)
+    dtype = {"f32": torch.float32, "f64": torch.float64}[req.get("dtype", "f32")]
+    once = steps(req, dtype)
+    for _ in range(5):
+        once()
+    most = int(req.get("max_repeats", 300))
+    budget = float(req.get("budget_s", 2.0))
+    times = []
+    while not times or (len(times) < most and sum(times) < budget):
+        start = time.perf_counter()
+        once()
+        times.append(time.perf_counter() - start)
+    return {
+        "peer": "torch " + torch.__version__.split("+")[0] + " " + req["op"],
+        "peer_median_s": statistics.median(times),
+        "peer_repeats": len(times),
+        "peer_residual": None,
+    }
+
+
+for line in sys.stdin:
+    if line.strip():
+        try:
+            answer = measure(json.loads(line))
+        except Exception as error:  # the asker decides what a failed work means
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
