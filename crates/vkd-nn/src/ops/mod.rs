@@ -20,7 +20,7 @@ mod window;
 pub use add_bias::add_bias;
 pub use attention::multi_head_attention;
 pub use conv_transpose2d::{ConvTranspose2dConfig, conv_transpose2d};
-pub use conv2d::{Conv2dConfig, conv2d};
+pub use conv2d::{Conv2dConfig, conv2d, conv2d_relu};
 pub use gelu::gelu;
 pub use pixel_shuffle::{pixel_shuffle, pixel_unshuffle};
 pub use pool2d::{Pool2dConfig, avg_pool2d, global_avg_pool2d, max_pool2d};

@@ -156,7 +156,7 @@ pub(crate) fn weight_grad<T: Real>(g: &Geometry, xs: &[T], grad: &[T]) -> Vec<T>
         sum.iter_mut().zip(part).for_each(|(s, p)| *s += *p);
     }
     if path == Path::Depthwise {
-        return depthwise::transposed(sum, g.window.kernel[0] * g.window.kernel[1]);
+        return depthwise::transposed(sum, g.taps());
     }
     filters::unpack(g, sum)
 }
@@ -187,4 +187,16 @@ pub(crate) fn column_sums<T: Real>(xs: &[T], width: usize) -> Vec<T> {
     let mut total = vec![T::zero(); width];
     parts.iter().for_each(|part| add(&mut total, part));
     total
+}
+
+/// Negative values become zero; NaN stays.
+pub(super) fn relu<T: Real>(out: &mut [T]) {
+    crate::ops::for_chunks(out, 1 << 14, |_, out| {
+        out.iter_mut().for_each(|o| *o = if *o < T::zero() { T::zero() } else { *o });
+    });
+}
+
+/// `grad` where the result of the ReLU is above zero.
+pub(super) fn relu_grad<T: Real>(ys: &[T], grad: &[T]) -> Vec<T> {
+    crate::ops::map2(ys, grad, |y, d| if y > T::zero() { d } else { T::zero() })
 }
