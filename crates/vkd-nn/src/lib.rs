@@ -39,7 +39,7 @@ pub use drop_path::drop_path;
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{Linear, linear};
 pub use ops::{Conv2dConfig, ConvTranspose2dConfig, Pool2dConfig};
-pub use ops::{add_bias, gelu, multi_head_attention, relu, unfold2d};
+pub use ops::{add_bias, gelu, multi_head_attention, relu};
 pub use ops::{avg_pool2d, global_avg_pool2d, max_pool2d, pixel_shuffle, pixel_unshuffle};
 pub use ops::{upsample_bilinear2d, upsample_nearest2d};
 pub use schedule::cosine;

@@ -13,7 +13,6 @@ mod pixel_shuffle;
 mod pool2d;
 mod real;
 mod relu;
-mod unfold2d;
 mod upsample2d;
 mod window;
 
@@ -25,7 +24,6 @@ pub use gelu::gelu;
 pub use pixel_shuffle::{pixel_shuffle, pixel_unshuffle};
 pub use pool2d::{Pool2dConfig, avg_pool2d, global_avg_pool2d, max_pool2d};
 pub use relu::relu;
-pub use unfold2d::unfold2d;
 pub use upsample2d::{upsample_bilinear2d, upsample_nearest2d};
 
 /// The slow twins, for tests and for reading; same names, same results to rounding.
@@ -37,7 +35,6 @@ pub mod reference {
     pub use super::gelu::reference::gelu;
     pub use super::pool2d::reference::{avg_pool2d, max_pool2d};
     pub use super::relu::reference::relu;
-    pub use super::unfold2d::reference::unfold2d;
     pub use super::upsample2d::reference::{upsample_bilinear2d, upsample_nearest2d};
 }
 

@@ -31,6 +31,15 @@ pub(super) struct Block<'a, T> {
     pub(super) out: &'a mut [T],
 }
 
+impl<T: Real> Block<'_, T> {
+    /// Sums start at the bias; without one at the zeros that are there.
+    pub(super) fn start(&mut self, bias: Option<&[T]>) {
+        if let Some(bias) = bias {
+            self.out.chunks_exact_mut(bias.len()).for_each(|pixel| pixel.copy_from_slice(bias));
+        }
+    }
+}
+
 /// `out` in blocks of at most `rows` rows.
 pub(super) fn blocks<'a, T>(g: &Geometry, rows: usize, out: &'a mut [T]) -> Vec<Block<'a, T>> {
     let row = g.output[1] * g.output[2];
@@ -72,11 +81,11 @@ pub(crate) fn forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], bias: Optio
 
 /// As [`forward`], with the filters in the kernels' order.
 fn convolve<T: Real>(g: &Geometry, xs: &[T], packed: &[T], bias: Option<&[T]>) -> Vec<T> {
-    let mut out = start(g.batch * g.output_len(), bias);
+    let mut out = vec![T::zero(); g.batch * g.output_len()];
     match g.path() {
-        Path::Depthwise => depthwise::forward(g, xs, packed, &mut out),
-        Path::Sliding => sliding::forward(g, xs, packed, &mut out),
-        Path::Pointwise | Path::Gathered => gathered::forward(g, xs, packed, &mut out),
+        Path::Depthwise => depthwise::forward(g, xs, packed, bias, &mut out),
+        Path::Sliding => sliding::forward(g, xs, packed, bias, &mut out),
+        Path::Pointwise | Path::Gathered => gathered::forward(g, xs, packed, bias, &mut out),
     }
     out
 }

@@ -64,8 +64,12 @@ fn pixels<T: Real>(
             }
         }
         for p in 0..PIXELS {
-            let out = &mut out[p * c + at..][..LANES];
-            out.iter_mut().zip(&sums[p]).for_each(|(o, s)| *o += *s);
+            // As an array, or the stores go one by one.
+            if let Some(out) = out[p * c + at..].first_chunk_mut::<LANES>() {
+                for l in 0..LANES {
+                    out[l] += sums[p][l];
+                }
+            }
         }
         at += LANES;
     }
@@ -84,11 +88,18 @@ fn inner(g: &Geometry) -> (usize, usize) {
     (first, end.min(g.output[1]))
 }
 
-/// Adds the convolution to `out`.
-pub(super) fn forward<T: Real>(g: &Geometry, xs: &[T], packed: &[T], out: &mut [T]) {
+/// Adds bias and convolution to the zeros of `out`.
+pub(super) fn forward<T: Real>(
+    g: &Geometry,
+    xs: &[T],
+    packed: &[T],
+    bias: Option<&[T]>,
+    out: &mut [T],
+) {
     let ([_, cols, c], filters) = (g.output, transposed(packed, g.input[2]));
     let ((first, end), step) = (inner(g), g.window.stride[1] * c);
-    each(g.multiplications(), blocks(g, g.rows_of(512), out), |block| {
+    each(g.multiplications(), blocks(g, g.rows_of(512), out), |mut block| {
+        block.start(bias);
         let image = &xs[block.image * g.input_len()..][..g.input_len()];
         let mut offsets = vec![];
         vectorized(
@@ -118,7 +129,7 @@ pub(super) fn forward<T: Real>(g: &Geometry, xs: &[T], packed: &[T], out: &mut [
     });
 }
 
-/// Adds the adjoint of [`forward`] to `out`, image by image.
+/// Adds the adjoint of the convolution to `out`, image by image.
 pub(super) fn scatter<T: Real>(g: &Geometry, grad: &[T], packed: &[T], out: &mut [T]) {
     let ([_, cols, c], filters) = (g.output, transposed(packed, g.input[2]));
     if grad.is_empty() || out.is_empty() {

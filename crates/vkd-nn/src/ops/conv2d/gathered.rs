@@ -70,10 +70,17 @@ fn gather<T: Real>(
     });
 }
 
-/// Adds the convolution to `out`.
-pub(super) fn forward<T: Real>(g: &Geometry, xs: &[T], packed: &[T], out: &mut [T]) {
+/// Adds bias and convolution to the zeros of `out`.
+pub(super) fn forward<T: Real>(
+    g: &Geometry,
+    xs: &[T],
+    packed: &[T],
+    bias: Option<&[T]>,
+    out: &mut [T],
+) {
     let ([_, cols, o], [_, og], depth) = (g.output, g.group(), g.depth());
-    each(g.multiplications(), blocks(g, g.rows_of(pixels(g)), out), |block| {
+    each(g.multiplications(), blocks(g, g.rows_of(pixels(g)), out), |mut block| {
+        block.start(bias);
         let image = &xs[block.image * g.input_len()..][..g.input_len()];
         let pixels = block.rows * cols;
         let mut windows = vec![T::zero(); pixels * depth];
@@ -92,7 +99,7 @@ pub(super) fn forward<T: Real>(g: &Geometry, xs: &[T], packed: &[T], out: &mut [
     });
 }
 
-/// Adds the adjoint of [`forward`] to `out`: each window's gradient goes back to its pixels, image by image.
+/// Adds the adjoint of the convolution to `out`: each window's gradient goes back to its pixels, image by image.
 pub(super) fn scatter<T: Real>(g: &Geometry, grad: &[T], packed: &[T], out: &mut [T]) {
     let ([_, cols, o], [_, og], depth) = (g.output, g.group(), g.depth());
     if grad.is_empty() || out.is_empty() {

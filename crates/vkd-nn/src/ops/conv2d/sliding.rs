@@ -32,11 +32,18 @@ fn pad<T: Real>(g: &Geometry, xs: &[T], image: usize, first: usize, rows: usize)
     padded
 }
 
-/// Adds the convolution to `out`.
-pub(super) fn forward<T: Real>(g: &Geometry, xs: &[T], packed: &[T], out: &mut [T]) {
+/// Adds bias and convolution to the zeros of `out`.
+pub(super) fn forward<T: Real>(
+    g: &Geometry,
+    xs: &[T],
+    packed: &[T],
+    bias: Option<&[T]>,
+    out: &mut [T],
+) {
     let ([_, _, c], [_, cols, o], [kh, kw]) = (g.input, g.output, g.window.kernel);
     let (pitch, depth) = (pitch(g), kw * c);
-    each(g.multiplications(), blocks(g, g.rows_of(PIXELS), out), |block| {
+    each(g.multiplications(), blocks(g, g.rows_of(PIXELS), out), |mut block| {
+        block.start(bias);
         let padded = pad(g, xs, block.image, block.first, block.rows);
         let pixels = (block.rows - 1) * pitch + cols;
         let mut sums = vec![T::zero(); pixels * o];
