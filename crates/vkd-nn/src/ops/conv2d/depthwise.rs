@@ -202,11 +202,11 @@ fn row_grad<T: Real>(g: &Geometry, xs: &[T], grad: &[T], y: usize, c: usize, par
                     for x in first..end {
                         let start = x * w.stride[1] + j * w.dilation[1] - w.padding[1];
                         let Some(d) = grad[x * c + at..].first_chunk::<LANES>() else { continue };
-                        for t in 0..TAPS {
+                        for (t, sums) in sums.iter_mut().enumerate() {
                             let from = (start + t * w.dilation[1]) * c + at;
                             let Some(x) = xs[from..].first_chunk::<LANES>() else { continue };
                             for l in 0..LANES {
-                                sums[t][l] += x[l] * d[l];
+                                sums[l] += x[l] * d[l];
                             }
                         }
                     }
