@@ -197,12 +197,12 @@ impl Conv {
     }
 
     /// The gradient of the convolution's own result.
-    fn inner_grad(&self, ys: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    fn let_through_no_grad(&self, ys: &Tensor, grad: &Tensor) -> Result<Tensor> {
         let grad = grad.contiguous()?;
         if self.relu { ys.apply_op2_no_bwd(&grad, &ReluGrad) } else { Ok(grad) }
     }
 
-    fn grads(
+    fn adjoints_no_grad(
         &self,
         xs: &Tensor,
         weight: &Tensor,
@@ -243,7 +243,7 @@ impl CustomOp2 for Conv {
         ys: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        self.grads(xs, weight, &self.inner_grad(ys, grad)?)
+        self.adjoints_no_grad(xs, weight, &self.let_through_no_grad(ys, grad)?)
     }
 }
 
@@ -272,8 +272,8 @@ impl CustomOp3 for Conv {
         ys: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let grad = self.inner_grad(ys, grad)?;
-        let (xs_grad, weight_grad) = self.grads(xs, weight, &grad)?;
+        let grad = self.let_through_no_grad(ys, grad)?;
+        let (xs_grad, weight_grad) = self.adjoints_no_grad(xs, weight, &grad)?;
         let bias_grad = match bias.track_op() {
             true => Some(grad.apply_op1_no_bwd(&PixelSums)?),
             false => None,
