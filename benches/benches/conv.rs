@@ -41,8 +41,8 @@ fn cnn(work: &Work) -> Result<impl FnMut() -> Result<()> + use<>> {
     let xs = data((batch, size, size, 1), 8)?;
     step(store, move || {
         let half = Pool2dConfig::new(2);
-        let ys = max_pool2d(&relu(&first.forward(&xs)?)?, half)?;
-        let ys = max_pool2d(&relu(&second.forward(&ys)?)?, half)?;
+        let ys = max_pool2d(&first.forward_relu(&xs)?, half)?;
+        let ys = max_pool2d(&second.forward_relu(&ys)?, half)?;
         head.forward(&ys.flatten_from(1)?)
     })
 }
@@ -56,7 +56,7 @@ fn basic_block(work: &Work) -> Result<impl FnMut() -> Result<()> + use<>> {
     let second = conv2d(64, 64, 3, same(), vb.pp("second"))?;
     let xs = Var::from_tensor(&data((batch, size, size, 64), 8)?)?;
     step(store, move || {
-        let ys = second.forward(&relu(&first.forward(&xs)?)?)?;
+        let ys = second.forward(&first.forward_relu(&xs)?)?;
         relu(&(xs.as_tensor() + ys)?)
     })
 }

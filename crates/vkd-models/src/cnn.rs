@@ -3,7 +3,9 @@
 use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
-use vkd_nn::{Conv2d, Conv2dConfig, LayerNorm, Linear, conv2d, layer_norm, linear, relu};
+use vkd_nn::{
+    Conv2d, Conv2dConfig, LayerNorm, Linear, conv2d, global_avg_pool2d, layer_norm, linear, relu,
+};
 
 /// Sizes of a [`Cnn`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,7 +87,7 @@ impl Cnn {
         for (conv, norm) in &self.stages {
             xs = relu(&norm.forward(&conv.forward(&xs)?)?)?;
         }
-        let pooled = xs.flatten(1, 2)?.mean(1)?;
+        let pooled = global_avg_pool2d(&xs)?;
         Ok(CnnOutput {
             logits: self.head.forward(&pooled)?,
             grid: xs.permute((0, 3, 1, 2))?,

@@ -40,6 +40,16 @@ pub fn conv2d(
     Ok(Conv2d { weight, bias: vb.get_with_hints(out_channels, "bias", Init::Const(0.))?, config })
 }
 
+impl Conv2d {
+    /// `relu(forward(xs))` in one op.
+    ///
+    /// # Errors
+    /// Those of [`ops::conv2d_relu`].
+    pub fn forward_relu(&self, xs: &Tensor) -> Result<Tensor> {
+        ops::conv2d_relu(xs, &self.weight, Some(&self.bias), self.config)
+    }
+}
+
 impl Module for Conv2d {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         ops::conv2d(xs, &self.weight, Some(&self.bias), self.config)

@@ -1,7 +1,9 @@
 //! Convolutions against their twins, differences, laws and their own edge cases.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use vkd_nn::ops::{Conv2dConfig, ConvTranspose2dConfig, conv_transpose2d, conv2d, reference};
+use vkd_nn::ops::{
+    Conv2dConfig, ConvTranspose2dConfig, conv_transpose2d, conv2d, conv2d_relu, reference, relu,
+};
 use vkd_testkit::{OpCase, Tolerance, assert_close, gradcheck, normal, normal_scaled};
 
 /// Image, filters, configuration: every way of computing, odd sizes, and one pixel.
@@ -74,6 +76,24 @@ fn convolutions_pass_the_op_harness() -> Result<()> {
         if i % 3 == 0 {
             case_of(2).has_teeth(op, twin)?;
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_convolution_with_relu_is_both_in_turn() -> Result<()> {
+    for (image, filters, config) in cases() {
+        let what = format!("conv2d_relu {image:?} {filters:?} {config:?}");
+        let inputs = [
+            normal(&image, DType::F64, 1)?,
+            normal(&filters, DType::F64, 2)?,
+            normal(&filters[..1], DType::F64, 3)?,
+        ];
+        let terms = (image[0] * image[1] * image[2]).max(filters[1..].iter().product());
+        let op = |x: &[Tensor]| conv2d_relu(&x[0], &x[1], x.get(2), config);
+        let twin = |x: &[Tensor]| relu(&reference::conv2d(&x[0], &x[1], x.get(2), config)?);
+        case(&what, &inputs, 3, terms).check(op, twin).map_err(|e| e.context(what.clone()))?;
+        case(&what, &inputs[..2], 2, terms).check(op, twin).map_err(|e| e.context(what.clone()))?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use vkd_nn::{
     AdamW, AdamWConfig, Conv2dConfig, VarStore, conv2d, layer_norm, linear, self_attention,
 };
+use vkd_nn::{ConvTranspose2dConfig, conv_transpose2d};
 use vkd_testkit::{Tolerance, assert_close, gradcheck_variables, normal};
 
 fn store() -> VarStore {
@@ -34,6 +35,12 @@ fn gradients_of_every_variable() -> Result<()> {
         s.builder(),
     )?;
     let xs = normal(&[2, 5, 6, 2], DType::F64, 2)?;
+    gradcheck_variables(&s.parameters(), || conv.forward(&xs)?.sqr()?.mean_all())?;
+    gradcheck_variables(&s.parameters(), || conv.forward_relu(&xs)?.sqr()?.mean_all())?;
+
+    let s = store();
+    let config = ConvTranspose2dConfig { stride: (2, 2), ..ConvTranspose2dConfig::default() };
+    let conv = conv_transpose2d(2, 3, 3, config, s.builder())?;
     gradcheck_variables(&s.parameters(), || conv.forward(&xs)?.sqr()?.mean_all())
 }
 
@@ -56,6 +63,9 @@ fn convolution_equals_candles_forward() -> Result<()> {
 #[test]
 fn construction_errors_name_the_layer() {
     let vb = store().builder().pp("blocks.0");
+    let grouped = Conv2dConfig { groups: 2, ..Conv2dConfig::default() };
+    let dense = ConvTranspose2dConfig::default();
+    let beyond = ConvTranspose2dConfig { output_padding: (1, 0), ..dense };
     let zero = Conv2dConfig { stride: (0, 1), ..Conv2dConfig::default() };
     for message in [
         linear(0, 3, vb.clone()).err(),
@@ -64,6 +74,13 @@ fn construction_errors_name_the_layer() {
         self_attention(8, 3, vb.clone()).err(),
         self_attention(8, 0, vb.clone()).err(),
         conv2d(1, 1, 3, zero, vb.clone()).err(),
+        conv2d(1, 1, 0, Conv2dConfig::default(), vb.clone()).err(),
+        conv2d(0, 1, 3, Conv2dConfig::default(), vb.clone()).err(),
+        conv2d(4, 3, 3, grouped, vb.clone()).err(),
+        conv2d(3, 4, 3, Conv2dConfig { groups: 0, ..grouped }, vb.clone()).err(),
+        conv_transpose2d(1, 1, 0, dense, vb.clone()).err(),
+        conv_transpose2d(1, 1, 3, beyond, vb.clone()).err(),
+        conv_transpose2d(3, 2, 3, ConvTranspose2dConfig { groups: 2, ..dense }, vb.clone()).err(),
     ] {
         let message = message.map(|e| e.to_string()).unwrap_or_default();
         assert!(message.contains("blocks.0") && message.contains("expected"), "{message}");

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
 use vkd_nn::ops::reference;
-use vkd_nn::{add_bias, gelu, gelu_tanh, multi_head_attention, relu, silu, unfold2d};
+use vkd_nn::{add_bias, gelu, gelu_tanh, multi_head_attention, relu, silu};
 use vkd_testkit::{
     OpCase, Tolerance, assert_close, gradcheck, has_gradient, layouts, normal, normal_scaled,
 };
@@ -34,22 +34,6 @@ fn cases() -> Vec<(&'static str, Op, Op, Vec<usize>, usize)> {
             Box::new(move |x| reference::multi_head_attention(x, None, heads)),
             dims.to_vec(),
             dims[1] * 8,
-        ));
-    }
-    for (dims, k, s, p) in [
-        ([1, 1, 1, 1], 1, 1, 0),
-        ([2, 5, 7, 3], 3, 1, 1),
-        ([2, 8, 8, 2], 2, 2, 0),
-        ([1, 7, 6, 2], 3, 2, 1),
-        ([3, 4, 4, 1], 4, 3, 2),
-        ([8, 28, 28, 4], 3, 1, 1),
-    ] {
-        all.push((
-            "unfold2d",
-            Box::new(move |x| unfold2d(x, k, s, p)),
-            Box::new(move |x| reference::unfold2d(x, k, s, p)),
-            dims.to_vec(),
-            1,
         ));
     }
     all
@@ -147,7 +131,6 @@ fn an_empty_batch_is_an_empty_result() -> Result<()> {
     let empty = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu);
     assert_eq!(multi_head_attention(&empty(&[0, 4, 6])?, None, 1)?.dims(), [0, 4, 2]);
     assert_eq!(multi_head_attention(&empty(&[2, 0, 6])?, None, 1)?.dims(), [2, 0, 2]);
-    assert_eq!(unfold2d(&empty(&[0, 4, 4, 2])?, 3, 1, 1)?.dims(), [0, 4, 4, 18]);
     assert_eq!(gelu(&empty(&[0, 4])?)?.dims(), [0, 4]);
     assert!(has_gradient(relu, &empty(&[0, 4])?)?);
     Ok(())
@@ -174,19 +157,9 @@ fn bad_input_is_named() -> Result<()> {
     let xs = Tensor::zeros((2, 3, 10), DType::F32, &Device::Cpu)?;
     let message = multi_head_attention(&xs, None, 2).unwrap_err().to_string();
     assert!(message.contains("attention: expected") && message.contains("[2, 3, 10]"), "{message}");
-    let image = Tensor::zeros((1, 4, 4, 1), DType::F32, &Device::Cpu)?;
-    for (k, s) in [(0, 1), (1, 0), (7, 1)] {
-        assert!(unfold2d(&image, k, s, 1).unwrap_err().to_string().contains("unfold2d: expected"));
-    }
-    for padding in [1 << 40, usize::MAX / 2 + 1, usize::MAX] {
-        let message = unfold2d(&image, 1, 1, padding).unwrap_err().to_string();
-        assert!(message.contains("unfold2d: expected"), "{message}");
-    }
     // Three times these heads is 2 after a wrap.
     assert!(multi_head_attention(&xs.narrow(2, 0, 6)?, None, usize::MAX / 3 + 1).is_err());
     assert!(reference::multi_head_attention(&xs, None, 0).is_err());
-    assert!(reference::unfold2d(&image, 1, 0, 0).is_err());
-    assert!(reference::unfold2d(&image, 7, 1, 1).is_err());
     assert!(gelu(&Tensor::zeros(3, DType::U32, &Device::Cpu)?).is_err());
     assert!(relu(&Tensor::zeros(3, DType::BF16, &Device::Cpu)?).is_err());
     Ok(())
@@ -205,19 +178,5 @@ proptest! {
             let slack = 1e-12 * scale;
             prop_assert!(out.iter().all(|o| o[c] >= low - slack && o[c] <= high + slack));
         }
-    }
-
-    /// `<unfold(x), y> = <x, fold(y)>`: the scatter is the exact adjoint of the gather.
-    #[test]
-    fn fold_is_the_adjoint(h in 1usize..9, w in 1usize..9, k in 1usize..5, s in 1usize..4, p in 0usize..3, seed in 0u64..1000) {
-        prop_assume!(k <= h + 2 * p && k <= w + 2 * p);
-        let x = candle_core::Var::from_tensor(&normal(&[2, h, w, 3], DType::F64, seed).unwrap()).unwrap();
-        let ys = unfold2d(x.as_tensor(), k, s, p).unwrap();
-        let y = normal(ys.dims(), DType::F64, seed + 1).unwrap();
-        let left = (&ys * &y).unwrap().sum_all().unwrap();
-        let grads = left.backward().unwrap();
-        let right = (x.as_tensor() * grads.get(&x).unwrap()).unwrap().sum_all().unwrap();
-        let (left, right) = (left.to_scalar::<f64>().unwrap(), right.to_scalar::<f64>().unwrap());
-        prop_assert!((left - right).abs() < 1e-10);
     }
 }

@@ -217,9 +217,13 @@ fn the_checks_fail_on_broken_gradients() -> Result<()> {
 fn a_parameter_overwritten_before_the_backward_pass_is_noticed() -> Result<()> {
     // What was kept of the old values must not meet the new ones.
     for case in &CASES {
-        for dtype in [DType::F32, DType::F64] {
-            let (old, new) = (normal(&[9, 3], dtype, 1)?, normal(&[9, 3], dtype, 2)?);
-            let weights = normal(&[9, 3], dtype, 3)?;
+        for (dtype, negated) in
+            [DType::F32, DType::F64].into_iter().flat_map(|d| [(d, true), (d, false)])
+        {
+            let old = normal(&[16, 4], dtype, 1)?;
+            // Signs alone are what a weak fingerprint would miss.
+            let new = if negated { old.neg()? } else { normal(&[16, 4], dtype, 2)? };
+            let weights = normal(&[16, 4], dtype, 3)?;
             let raw = candle_core::Var::from_tensor(&old)?;
             let loss = ((case.op)(&raw)? * &weights)?.sum_all()?;
             raw.set(&new)?;

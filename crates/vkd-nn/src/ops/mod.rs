@@ -14,7 +14,6 @@ mod pixel_shuffle;
 mod pool2d;
 mod real;
 pub(crate) mod sublayer;
-mod unfold2d;
 mod upsample2d;
 mod window;
 
@@ -22,12 +21,11 @@ pub use activation::{Activation, gelu, gelu_tanh, relu, silu};
 pub use add_bias::add_bias;
 pub use attention::{cross_attention, multi_head_attention};
 pub use conv_transpose2d::{ConvTranspose2dConfig, conv_transpose2d};
-pub use conv2d::{Conv2dConfig, conv2d};
+pub use conv2d::{Conv2dConfig, conv2d, conv2d_relu};
 pub use linear::linear;
 pub use pixel_shuffle::{pixel_shuffle, pixel_unshuffle};
 pub use pool2d::{Pool2dConfig, avg_pool2d, global_avg_pool2d, max_pool2d};
 pub use sublayer::{Body, sublayer};
-pub use unfold2d::unfold2d;
 pub use upsample2d::{upsample_bilinear2d, upsample_nearest2d};
 
 mod gather_rows;
@@ -45,7 +43,6 @@ pub mod reference {
     pub use super::linear::reference::linear;
     pub use super::pool2d::reference::{avg_pool2d, max_pool2d};
     pub use super::sublayer::reference::sublayer;
-    pub use super::unfold2d::reference::unfold2d;
     pub use super::upsample2d::reference::{upsample_bilinear2d, upsample_nearest2d};
 
     pub use super::gather_rows::reference::gather_rows;

@@ -215,7 +215,8 @@ fn block_fingerprint<T: WithDType>(values: &[T]) -> u64 {
 }
 
 fn mix(hash: u64, bits: u64) -> u64 {
-    (hash ^ bits).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    // Turned, because a product never moves a difference in the highest bit, the sign, to another place.
+    (hash ^ bits).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
 }
 
 fn all_finite<T: WithDType>(values: &[T]) -> bool {

@@ -31,6 +31,15 @@ pub(super) struct Block<'a, T> {
     pub(super) out: &'a mut [T],
 }
 
+impl<T: Real> Block<'_, T> {
+    /// Sums start at the bias; without one at the zeros that are there.
+    pub(super) fn start(&mut self, bias: Option<&[T]>) {
+        if let Some(bias) = bias {
+            self.out.chunks_exact_mut(bias.len()).for_each(|pixel| pixel.copy_from_slice(bias));
+        }
+    }
+}
+
 /// `out` in blocks of at most `rows` rows.
 pub(super) fn blocks<'a, T>(g: &Geometry, rows: usize, out: &'a mut [T]) -> Vec<Block<'a, T>> {
     let row = g.output[1] * g.output[2];
@@ -72,11 +81,11 @@ pub(crate) fn forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], bias: Optio
 
 /// As [`forward`], with the filters in the kernels' order.
 fn convolve<T: Real>(g: &Geometry, xs: &[T], packed: &[T], bias: Option<&[T]>) -> Vec<T> {
-    let mut out = start(g.batch * g.output_len(), bias);
+    let mut out = vec![T::zero(); g.batch * g.output_len()];
     match g.path() {
-        Path::Depthwise => depthwise::forward(g, xs, packed, &mut out),
-        Path::Sliding => sliding::forward(g, xs, packed, &mut out),
-        Path::Pointwise | Path::Gathered => gathered::forward(g, xs, packed, &mut out),
+        Path::Depthwise => depthwise::forward(g, xs, packed, bias, &mut out),
+        Path::Sliding => sliding::forward(g, xs, packed, bias, &mut out),
+        Path::Pointwise | Path::Gathered => gathered::forward(g, xs, packed, bias, &mut out),
     }
     out
 }
@@ -156,7 +165,7 @@ pub(crate) fn weight_grad<T: Real>(g: &Geometry, xs: &[T], grad: &[T]) -> Vec<T>
         sum.iter_mut().zip(part).for_each(|(s, p)| *s += *p);
     }
     if path == Path::Depthwise {
-        return depthwise::transposed(sum, g.window.kernel[0] * g.window.kernel[1]);
+        return depthwise::transposed(sum, g.taps());
     }
     filters::unpack(g, sum)
 }
@@ -187,4 +196,23 @@ pub(crate) fn column_sums<T: Real>(xs: &[T], width: usize) -> Vec<T> {
     let mut total = vec![T::zero(); width];
     parts.iter().for_each(|part| add(&mut total, part));
     total
+}
+
+/// Negative values become zero; NaN stays.
+pub(super) fn relu<T: Real>(out: &mut [T]) {
+    crate::ops::for_chunks(out, 1 << 14, |_, out| {
+        out.iter_mut().for_each(|o| *o = if *o < T::zero() { T::zero() } else { *o });
+    });
+}
+
+/// `grad` where the result of the ReLU is above zero.
+pub(super) fn relu_grad<T: Real>(ys: &[T], grad: &[T]) -> Vec<T> {
+    const CHUNK: usize = 1 << 14;
+    let mut out = grad.to_vec();
+    crate::ops::for_chunks(&mut out, CHUNK, |at, out| {
+        for (d, y) in out.iter_mut().zip(&ys[at * CHUNK..]) {
+            *d = if *y > T::zero() { *d } else { T::zero() };
+        }
+    });
+    out
 }

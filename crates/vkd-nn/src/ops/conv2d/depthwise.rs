@@ -5,8 +5,9 @@ use super::geometry::Geometry;
 use crate::ops::Real;
 use vkd_norm::lanes::vectorized;
 
-/// Channels that one sum in registers covers.
-const LANES: usize = 32;
+/// Channels and neighbouring pixels whose sums stay in registers together.
+const LANES: usize = 16;
+const PIXELS: usize = 4;
 
 /// `(C, taps)` to `(taps, C)` or back.
 pub(super) fn transposed<T: Real>(xs: &[T], rows: usize) -> Vec<T> {
@@ -29,53 +30,106 @@ fn taps(g: &Geometry, y: usize, x: usize, offsets: &mut Vec<(usize, usize)>) {
     }
 }
 
-/// `out[c] += sum of xs[c] * filters[c]` over the taps.
+/// Adds the convolution to one pixel, from channel `at` on.
 #[inline(always)]
-fn pixel<T: Real>(xs: &[T], filters: &[T], offsets: &[(usize, usize)], out: &mut [T]) {
-    let mut at = 0;
-    while let Some(out) = out[at..].first_chunk_mut::<LANES>() {
-        let mut sums = *out;
-        for &(x, f) in offsets {
-            let (Some(x), Some(f)) =
-                (xs[x + at..].first_chunk::<LANES>(), filters[f + at..].first_chunk::<LANES>())
-            else {
-                continue;
-            };
-            for l in 0..LANES {
-                sums[l] += x[l] * f[l];
-            }
-        }
-        *out = sums;
-        at += LANES;
-    }
-    let rest = &mut out[at..];
+fn pixel<T: Real>(xs: &[T], filters: &[T], offsets: &[(usize, usize)], at: usize, out: &mut [T]) {
     for &(x, f) in offsets {
         let (xs, filters) = (&xs[x + at..], &filters[f + at..]);
-        for ((o, x), f) in rest.iter_mut().zip(xs).zip(filters) {
+        for ((o, x), f) in out[at..].iter_mut().zip(xs).zip(filters) {
             *o += *x * *f;
         }
     }
 }
 
-/// Adds the convolution to `out`.
-pub(super) fn forward<T: Real>(g: &Geometry, xs: &[T], packed: &[T], out: &mut [T]) {
+/// Adds the convolution to `PIXELS` neighbours whose windows lie inside the image's columns, and returns the first channel
+/// that is left. `taps` are the offsets of the first pixel's window and of their filters; the next one lies `step` further.
+#[inline(always)]
+fn pixels<T: Real>(
+    xs: &[T],
+    filters: &[T],
+    taps: &[(usize, usize)],
+    (c, step): (usize, usize),
+    out: &mut [T],
+) -> usize {
+    let mut at = 0;
+    while at + LANES <= c {
+        let mut sums = [[T::zero(); LANES]; PIXELS];
+        for &(x, f) in taps {
+            let Some(f) = filters[f + at..].first_chunk::<LANES>() else { continue };
+            for p in 0..PIXELS {
+                let Some(x) = xs[x + p * step + at..].first_chunk::<LANES>() else { continue };
+                for l in 0..LANES {
+                    sums[p][l] += x[l] * f[l];
+                }
+            }
+        }
+        for p in 0..PIXELS {
+            // As an array, or the stores go one by one.
+            if let Some(out) = out[p * c + at..].first_chunk_mut::<LANES>() {
+                for l in 0..LANES {
+                    out[l] += sums[p][l];
+                }
+            }
+        }
+        at += LANES;
+    }
+    at
+}
+
+/// The columns of a result whose windows lie inside the image's columns.
+fn inner(g: &Geometry) -> (usize, usize) {
+    let (w, width) = (&g.window, g.input[1]);
+    let first = w.padding[1].div_ceil(w.stride[1]);
+    let reach = (w.kernel[1] - 1) * w.dilation[1];
+    let end = match (width + w.padding[1]).checked_sub(reach + 1) {
+        Some(last) => last / w.stride[1] + 1,
+        None => 0,
+    };
+    (first, end.min(g.output[1]))
+}
+
+/// Adds bias and convolution to the zeros of `out`.
+pub(super) fn forward<T: Real>(
+    g: &Geometry,
+    xs: &[T],
+    packed: &[T],
+    bias: Option<&[T]>,
+    out: &mut [T],
+) {
     let ([_, cols, c], filters) = (g.output, transposed(packed, g.input[2]));
-    each(g.multiplications(), blocks(g, g.rows_of(512), out), |block| {
+    let ((first, end), step) = (inner(g), g.window.stride[1] * c);
+    each(g.multiplications(), blocks(g, g.rows_of(512), out), |mut block| {
+        block.start(bias);
         let image = &xs[block.image * g.input_len()..][..g.input_len()];
         let mut offsets = vec![];
         vectorized(
             #[inline(always)]
             || {
-                for (at, out) in block.out.chunks_exact_mut(c).enumerate() {
-                    taps(g, block.first + at / cols, at % cols, &mut offsets);
-                    pixel(image, &filters, &offsets, out);
+                for (y, row) in block.out.chunks_exact_mut(cols * c).enumerate() {
+                    let mut x = 0;
+                    while x < cols {
+                        taps(g, block.first + y, x, &mut offsets);
+                        let many = first <= x && x + PIXELS <= end;
+                        let count = if many { PIXELS } else { 1 };
+                        let out = &mut row[x * c..(x + count) * c];
+                        let mut at = 0;
+                        if many {
+                            at = pixels(image, &filters, &offsets, (c, step), out);
+                        }
+                        for (p, out) in out.chunks_exact_mut(c).enumerate() {
+                            if at < c {
+                                pixel(&image[p * step..], &filters, &offsets, at, out);
+                            }
+                        }
+                        x += count;
+                    }
                 }
             },
         );
     });
 }
 
-/// Adds the adjoint of [`forward`] to `out`, image by image.
+/// Adds the adjoint of the convolution to `out`, image by image.
 pub(super) fn scatter<T: Real>(g: &Geometry, grad: &[T], packed: &[T], out: &mut [T]) {
     let ([_, cols, c], filters) = (g.output, transposed(packed, g.input[2]));
     if grad.is_empty() || out.is_empty() {
@@ -124,37 +178,54 @@ pub(super) fn weight_grad<T: Real>(
     }
 }
 
+/// Taps of a kernel row whose sums stay in registers together.
+const TAPS: usize = 3;
+
 /// The part of one result row; sums along the row stay in registers.
 #[inline(always)]
 fn row_grad<T: Real>(g: &Geometry, xs: &[T], grad: &[T], y: usize, c: usize, part: &mut [T]) {
     let ([height, width, _], w) = (g.input, &g.window);
+    let (kw, cols) = (w.kernel[1], g.output[1]);
+    let (first, end) = inner(g);
+    // Where a block of channels is whole, the windows of these columns have all their taps in the image.
+    let (first, end) = if first < end { (first, end) } else { (cols, cols) };
     let mut at = 0;
     while at < c {
         let lanes = LANES.min(c - at);
         for i in 0..w.kernel[0] {
             let Some(row) = w.pixel(0, y, i, height) else { continue };
             let xs = &xs[row * width * c..][..width * c];
-            for j in 0..w.kernel[1] {
-                let mut sums = [T::zero(); LANES];
-                for x in 0..g.output[1] {
-                    let Some(col) = w.pixel(1, x, j, width) else { continue };
-                    let (xs, grad) = (&xs[col * c + at..], &grad[x * c + at..]);
-                    match (xs.first_chunk::<LANES>(), grad.first_chunk::<LANES>()) {
-                        // What lies beyond the last channel is summed too and dropped.
-                        (Some(x), Some(d)) => {
+            for j in (0..kw).step_by(TAPS) {
+                let taps = TAPS.min(kw - j);
+                let mut sums = [[T::zero(); LANES]; TAPS];
+                if lanes == LANES && taps == TAPS {
+                    for x in first..end {
+                        let start = x * w.stride[1] + j * w.dilation[1] - w.padding[1];
+                        let Some(d) = grad[x * c + at..].first_chunk::<LANES>() else { continue };
+                        for (t, sums) in sums.iter_mut().enumerate() {
+                            let from = (start + t * w.dilation[1]) * c + at;
+                            let Some(x) = xs[from..].first_chunk::<LANES>() else { continue };
                             for l in 0..LANES {
                                 sums[l] += x[l] * d[l];
                             }
                         }
-                        _ => {
-                            for ((s, x), d) in sums[..lanes].iter_mut().zip(xs).zip(grad) {
-                                *s += *x * *d;
-                            }
+                    }
+                }
+                let whole = lanes == LANES && taps == TAPS;
+                let outer = if whole { 0..first } else { 0..cols };
+                for x in outer.chain(if whole { end..cols } else { 0..0 }) {
+                    for (t, sums) in sums.iter_mut().enumerate().take(taps) {
+                        let Some(col) = w.pixel(1, x, j + t, width) else { continue };
+                        let (xs, grad) = (&xs[col * c + at..], &grad[x * c + at..]);
+                        for ((s, x), d) in sums[..lanes].iter_mut().zip(xs).zip(grad) {
+                            *s += *x * *d;
                         }
                     }
                 }
-                let part = &mut part[(i * w.kernel[1] + j) * c + at..][..lanes];
-                part.iter_mut().zip(&sums).for_each(|(p, s)| *p += *s);
+                for (t, sums) in sums.iter().enumerate().take(taps) {
+                    let part = &mut part[(i * kw + j + t) * c + at..][..lanes];
+                    part.iter_mut().zip(sums).for_each(|(p, s)| *p += *s);
+                }
             }
         }
         at += LANES;

@@ -70,10 +70,17 @@ fn gather<T: Real>(
     });
 }
 
-/// Adds the convolution to `out`.
-pub(super) fn forward<T: Real>(g: &Geometry, xs: &[T], packed: &[T], out: &mut [T]) {
+/// Adds bias and convolution to the zeros of `out`.
+pub(super) fn forward<T: Real>(
+    g: &Geometry,
+    xs: &[T],
+    packed: &[T],
+    bias: Option<&[T]>,
+    out: &mut [T],
+) {
     let ([_, cols, o], [_, og], depth) = (g.output, g.group(), g.depth());
-    each(g.multiplications(), blocks(g, g.rows_of(pixels(g)), out), |block| {
+    each(g.multiplications(), blocks(g, g.rows_of(pixels(g)), out), |mut block| {
+        block.start(bias);
         let image = &xs[block.image * g.input_len()..][..g.input_len()];
         let pixels = block.rows * cols;
         let mut windows = vec![T::zero(); pixels * depth];
@@ -84,7 +91,7 @@ pub(super) fn forward<T: Real>(g: &Geometry, xs: &[T], packed: &[T], out: &mut [
                 gemm::rows_mut(&mut block.out[group * og..], pixels, og, o),
                 Accum::Add,
                 MatRef::from_row_major_slice(&windows, pixels, depth),
-                MatRef::from_row_major_slice(filters, depth, og),
+                MatRef::from_row_major_slice(filters, og, depth).transpose(),
                 T::one(),
                 Par::Seq,
             );
@@ -92,7 +99,7 @@ pub(super) fn forward<T: Real>(g: &Geometry, xs: &[T], packed: &[T], out: &mut [
     });
 }
 
-/// Adds the adjoint of [`forward`] to `out`: each window's gradient goes back to its pixels, image by image.
+/// Adds the adjoint of the convolution to `out`: each window's gradient goes back to its pixels, image by image.
 pub(super) fn scatter<T: Real>(g: &Geometry, grad: &[T], packed: &[T], out: &mut [T]) {
     let ([_, cols, o], [_, og], depth) = (g.output, g.group(), g.depth());
     if grad.is_empty() || out.is_empty() {
@@ -110,7 +117,7 @@ pub(super) fn scatter<T: Real>(g: &Geometry, grad: &[T], packed: &[T], out: &mut
                 gemm::product_here(
                     MatMut::from_row_major_slice_mut(windows, pixels, depth),
                     MatRef::from_row_major_slice_with_stride(&grad[group * og..], pixels, og, o),
-                    MatRef::from_row_major_slice(filters, depth, og).transpose(),
+                    MatRef::from_row_major_slice(filters, og, depth),
                 );
                 runs(g, group, block * rows, pixels / cols, |to, from, len| {
                     let (to, from) = (&mut out[to..to + len], &windows[from..from + len]);
@@ -142,8 +149,8 @@ pub(super) fn weight_grad<T: Real>(
             let windows = MatRef::from_row_major_slice(&windows, pixels, depth);
             let grad = MatRef::from_row_major_slice_with_stride(&grad[group * og..], pixels, og, o);
             let part = &mut part[group * depth * og..][..depth * og];
-            let part = MatMut::from_row_major_slice_mut(part, depth, og);
-            matmul(part, Accum::Add, windows.transpose(), grad, T::one(), par);
+            let part = MatMut::from_row_major_slice_mut(part, og, depth);
+            matmul(part, Accum::Add, grad.transpose(), windows, T::one(), par);
         }
     }
 }

@@ -49,9 +49,14 @@ impl Geometry {
         [self.input[2] / self.groups, self.output[2] / self.groups]
     }
 
+    /// Pixels under a window.
+    pub(super) fn taps(&self) -> usize {
+        self.window.kernel[0] * self.window.kernel[1]
+    }
+
     /// Terms of one output value.
     pub(super) fn depth(&self) -> usize {
-        self.window.kernel[0] * self.window.kernel[1] * self.group()[0]
+        self.taps() * self.group()[0]
     }
 
     pub(super) fn input_len(&self) -> usize {

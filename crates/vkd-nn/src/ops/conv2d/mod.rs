@@ -84,7 +84,32 @@ pub fn conv2d(
     bias: Option<&Tensor>,
     config: Conv2dConfig,
 ) -> Result<Tensor> {
-    let op = Conv { geometry: geometry_of("conv2d", xs, weight, bias, config)? };
+    apply(xs, weight, bias, config, false)
+}
+
+/// `relu(conv2d(..))` in one op, which saves two passes over the result and one over its gradient.
+///
+/// The backward pass reads from the result where the gradient goes through: where it is above zero.
+///
+/// # Errors
+/// Those of [`conv2d`].
+pub fn conv2d_relu(
+    xs: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    config: Conv2dConfig,
+) -> Result<Tensor> {
+    apply(xs, weight, bias, config, true)
+}
+
+fn apply(
+    xs: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    config: Conv2dConfig,
+    relu: bool,
+) -> Result<Tensor> {
+    let op = Conv { geometry: geometry_of("conv2d", xs, weight, bias, config)?, relu };
     let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
     match bias {
         Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, op),
@@ -133,7 +158,12 @@ fn shape(batch: usize, [h, w, c]: [usize; 3]) -> Shape {
 /// The convolution.
 struct Conv {
     geometry: Geometry,
+    /// Whether negative results become zero.
+    relu: bool,
 }
+
+/// The gradient that a ReLU with this result lets through: of result and gradient.
+struct ReluGrad;
 
 /// Its adjoint in the images: of `grad` and `weight`, and a bias where it is a layer of its own.
 pub(super) struct InputGrad {
@@ -157,12 +187,22 @@ impl Conv {
         let (g, name) = (&self.geometry, "conv2d");
         let out = with_dtype!(name, s1, T => {
             let bias = bias.map(|(s, l)| dense::<T>(name, s, l)).transpose()?;
-            cpu::forward(g, dense::<T>(name, s1, l1)?, dense(name, s2, l2)?, bias)
+            let mut out = cpu::forward(g, dense::<T>(name, s1, l1)?, dense(name, s2, l2)?, bias);
+            if self.relu {
+                cpu::relu(&mut out);
+            }
+            out
         });
         Ok((out, shape(g.batch, g.output)))
     }
 
-    fn grads(
+    /// The gradient of the convolution's own result.
+    fn let_through_no_grad(&self, ys: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let grad = grad.contiguous()?;
+        if self.relu { ys.apply_op2_no_bwd(&grad, &ReluGrad) } else { Ok(grad) }
+    }
+
+    fn adjoints_no_grad(
         &self,
         xs: &Tensor,
         weight: &Tensor,
@@ -200,10 +240,10 @@ impl CustomOp2 for Conv {
         &self,
         xs: &Tensor,
         weight: &Tensor,
-        _: &Tensor,
+        ys: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        self.grads(xs, weight, &grad.contiguous()?)
+        self.adjoints_no_grad(xs, weight, &self.let_through_no_grad(ys, grad)?)
     }
 }
 
@@ -229,16 +269,36 @@ impl CustomOp3 for Conv {
         xs: &Tensor,
         weight: &Tensor,
         bias: &Tensor,
-        _: &Tensor,
+        ys: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let (xs_grad, weight_grad) = self.grads(xs, weight, &grad)?;
+        let grad = self.let_through_no_grad(ys, grad)?;
+        let (xs_grad, weight_grad) = self.adjoints_no_grad(xs, weight, &grad)?;
         let bias_grad = match bias.track_op() {
             true => Some(grad.apply_op1_no_bwd(&PixelSums)?),
             false => None,
         };
         Ok((xs_grad, weight_grad, bias_grad))
+    }
+}
+
+impl CustomOp2 for ReluGrad {
+    fn name(&self) -> &'static str {
+        "conv2d-relu-grad"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let name = self.name();
+        let out = with_dtype!(name, s1, T => {
+            cpu::relu_grad(dense::<T>(name, s1, l1)?, dense(name, s2, l2)?)
+        });
+        Ok((out, l1.shape().clone()))
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::cpu::{blocks, each};
 use super::geometry::Geometry;
-use crate::ops::Real;
+use crate::ops::{Real, gemm};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
@@ -32,11 +32,18 @@ fn pad<T: Real>(g: &Geometry, xs: &[T], image: usize, first: usize, rows: usize)
     padded
 }
 
-/// Adds the convolution to `out`.
-pub(super) fn forward<T: Real>(g: &Geometry, xs: &[T], packed: &[T], out: &mut [T]) {
+/// Adds bias and convolution to the zeros of `out`.
+pub(super) fn forward<T: Real>(
+    g: &Geometry,
+    xs: &[T],
+    packed: &[T],
+    bias: Option<&[T]>,
+    out: &mut [T],
+) {
     let ([_, _, c], [_, cols, o], [kh, kw]) = (g.input, g.output, g.window.kernel);
     let (pitch, depth) = (pitch(g), kw * c);
-    each(g.multiplications(), blocks(g, g.rows_of(PIXELS), out), |block| {
+    each(g.multiplications(), blocks(g, g.rows_of(PIXELS), out), |mut block| {
+        block.start(bias);
         let padded = pad(g, xs, block.image, block.first, block.rows);
         let pixels = (block.rows - 1) * pitch + cols;
         let mut sums = vec![T::zero(); pixels * o];
@@ -47,11 +54,15 @@ pub(super) fn forward<T: Real>(g: &Geometry, xs: &[T], packed: &[T], out: &mut [
                 depth,
                 c,
             );
-            let filters =
-                MatRef::from_row_major_slice(&packed[i * depth * o..][..depth * o], depth, o);
+            let filters = MatRef::from_row_major_slice_with_stride(
+                &packed[i * depth..],
+                o,
+                depth,
+                kh * depth,
+            );
             let sums = MatMut::from_row_major_slice_mut(&mut sums, pixels, o);
             let accum = if i == 0 { Accum::Replace } else { Accum::Add };
-            matmul(sums, accum, windows, filters, T::one(), Par::Seq);
+            matmul(sums, accum, windows, filters.transpose(), T::one(), Par::Seq);
         }
         for (out, sums) in block.out.chunks_exact_mut(cols * o).zip(sums.chunks(pitch * o)) {
             out.iter_mut().zip(sums).for_each(|(o, s)| *o += *s);
@@ -87,9 +98,8 @@ pub(super) fn weight_grad<T: Real>(
                 c,
             );
             let spread = MatRef::from_row_major_slice(&spread, pixels, o);
-            let part = &mut part[i * depth * o..][..depth * o];
-            let part = MatMut::from_row_major_slice_mut(part, depth, o);
-            matmul(part, Accum::Add, windows.transpose(), spread, T::one(), par);
+            let part = gemm::rows_mut(&mut part[i * depth..], o, depth, kh * depth);
+            matmul(part, Accum::Add, spread.transpose(), windows, T::one(), par);
         }
     }
 }

@@ -168,7 +168,7 @@ impl ConvTranspose {
         Ok((out, Shape::from((g.batch, h, w, c))))
     }
 
-    fn grads(
+    fn adjoints_no_grad(
         &self,
         xs: &Tensor,
         weight: &Tensor,
@@ -209,7 +209,7 @@ impl CustomOp2 for ConvTranspose {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        self.grads(xs, weight, &grad.contiguous()?)
+        self.adjoints_no_grad(xs, weight, &grad.contiguous()?)
     }
 }
 
@@ -239,7 +239,7 @@ impl CustomOp3 for ConvTranspose {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let (xs_grad, weight_grad) = self.grads(xs, weight, &grad)?;
+        let (xs_grad, weight_grad) = self.adjoints_no_grad(xs, weight, &grad)?;
         let bias_grad = match bias.track_op() {
             true => Some(grad.apply_op1_no_bwd(&PixelSums)?),
             false => None,

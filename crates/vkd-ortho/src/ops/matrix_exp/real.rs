@@ -22,6 +22,9 @@ const NOISE: f64 = 1e-7;
 /// Condition up to which a Cholesky factor of the Gram matrix serves: its square leaves eight digits of f64.
 const WELL_CONDITIONED: f64 = 1e4;
 
+/// `‖K‖` above which the products of the gradient are in f64.
+const LARGE: f64 = 30.;
+
 pub(super) struct Real {
     /// Skew, `m x m`, with `K = [[B, -Rᵀ], [R, 0]]`.
     skew: Mat<f64>,
@@ -124,7 +127,7 @@ impl Real {
 
     /// The adjoint of the exponential at `K`, to which the gradient is carried by the basis of the columns of `C`.
     ///
-    /// Products are in `T`: nothing below is squared or inverted any more.
+    /// Products are in `T` where `‖K‖`, by which the last of them multiplies their rounding, is small.
     pub(super) fn gradient<T: Float>(&self, raw: Rows<'_, T>, grad: Rows<'_, T>) -> Vec<T> {
         let Rows { values, n, k } = raw;
         let part = |values| MatRef::from_row_major_slice(values, n - k, k);
@@ -139,7 +142,12 @@ impl Real {
             Some(coordinates) if i >= k => T::from_f64(coordinates[(i - k, j)]),
             _ => grad.values[i * k + j],
         });
-        let k_grad = self.adjoint(small.as_ref());
+        let k_grad: Mat<T> = match self.angles.last() {
+            Some(norm) if *norm > LARGE => {
+                cast(self.adjoint(cast::<T, f64>(small.as_ref()).as_ref()).as_ref())
+            }
+            _ => self.adjoint(small.as_ref()),
+        };
         let mut out = vec![T::from_f64(0.); n * k];
         let rows = if self.basis.is_some() { k } else { n };
         for (i, row) in out.chunks_exact_mut(k).take(rows).enumerate() {
@@ -298,6 +306,29 @@ mod tests {
             assert!((got.0 - c).abs() < 1e-10 && (got.1 - s).abs() < 1e-10, "{got:?} {c} {s}");
             let turned = divided_differences(&b, &a);
             assert!((got.0 - turned.0).abs() < 1e-13 && (got.1 - turned.1).abs() < 1e-13);
+        }
+    }
+
+    #[test]
+    fn f32_gradients_stay_at_rounding_when_the_norm_grows() {
+        for (n, k) in [(40, 12), (17, 9)] {
+            for norm in [1., 20., 100., 900.] {
+                let entry = |i: usize, j: usize| ((i * i * 31 + j * 17) as f64).sin();
+                let values: Vec<f32> =
+                    (0..n * k).map(|at| (norm / k as f64 * entry(at / k, at % k)) as f32).collect();
+                let wide: Vec<f64> = values.iter().map(|x| f64::from(*x)).collect();
+                let grad: Vec<f32> = (0..n * k).map(|at| entry(at % k, at / k) as f32).collect();
+                let wide_grad: Vec<f64> = grad.iter().map(|x| f64::from(*x)).collect();
+                let (narrow, wide) = (Rows { values: &values, n, k }, Rows { values: &wide, n, k });
+                let (Some(a), Some(b)) = (Real::new(narrow), Real::new(wide)) else {
+                    panic!("({n}, {k}) at {norm}")
+                };
+                let a = a.gradient(narrow, Rows { values: &grad, n, k });
+                let b = b.gradient(wide, Rows { values: &wide_grad, n, k });
+                let largest = b.iter().fold(0f64, |m, x| m.max(x.abs()));
+                let off = a.iter().zip(&b).fold(0f64, |m, (x, y)| m.max((f64::from(*x) - y).abs()));
+                assert!(off <= 3e-6 * largest, "({n}, {k}) at {norm}: {off:e} of {largest:e}");
+            }
         }
     }
 }
