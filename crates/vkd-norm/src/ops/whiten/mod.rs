@@ -44,8 +44,9 @@ use tape::Whiten;
 ///
 /// # Numerics
 /// All arithmetic is in f64, also for f32 tensors, but for one gradient: Cholesky's with a given intensity and
-/// `N >= 2 d` takes its products with rows in f32, on whitened rows, and is within 1e-6 of its largest entry. Results
-/// have the same bits for any number of threads.
+/// `N >= 2 d` takes its products with rows in f32, on whitened rows, and is within 1e-6 of its largest entry. Where it
+/// would not be, because less than a quarter of a channel's incoming gradient is left in it or numbers leave f32, f64
+/// computes it again. Results have the same bits for any number of threads.
 ///
 /// Without shrinkage the covariance of the result is within 1e-10 of the identity in f64, 1e-5 in f32, for moderate
 /// correlation; channels of very different size cost Cholesky nothing, ZCA and PCA `100 d eps` times the ratio of their

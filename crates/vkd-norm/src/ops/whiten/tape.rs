@@ -121,7 +121,10 @@ impl Whiten {
 
 /// Of the bits of a matrix; eight lanes, because one would wait for each product.
 fn fingerprint<T: Real>(values: &[T]) -> u64 {
-    let mix = |hash: u64, x: &T| (hash ^ x.wide().to_bits()).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    // Turned, because a product carries upwards only: two signs of one lane would cancel in the highest bit.
+    let mix = |hash: u64, x: &T| {
+        (hash ^ x.wide().to_bits()).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    };
     let mut lanes = [0x243f_6a88_85a3_08d3u64; 8];
     let rows = values.chunks_exact(8);
     let rest = rows.remainder();

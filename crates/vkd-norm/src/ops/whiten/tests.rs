@@ -163,6 +163,18 @@ fn factors_are_not_of_a_tensor_that_was_overwritten() -> Result<()> {
     let loss = (whiten(&var, config)? * &cot)?.sum_all()?;
     var.set(&after)?;
     assert_eq!(to_f64(loss.backward()?.get(&var).unwrap())?, step(&after, config)?[1]);
+    // A column with its signs turned, an even number of them.
+    for (rows, channels) in [(16, 8), (32, 4), (16, 2)] {
+        let before = features(rows, channels, 3)?;
+        let mut signs = vec![1f64; channels];
+        signs[1] = -1.;
+        let after = before.broadcast_mul(&Tensor::new(signs, &Device::Cpu)?)?;
+        let cot = normal(&[rows, channels], DType::F64, 21)?;
+        let var = Var::from_tensor(&before)?;
+        let loss = (whiten(&var, config)? * &cot)?.sum_all()?;
+        var.set(&after)?;
+        assert_eq!(to_f64(loss.backward()?.get(&var).unwrap())?, step(&after, config)?[1]);
+    }
     Ok(())
 }
 
@@ -320,6 +332,73 @@ fn f32_gradients_do_not_feel_the_condition_number() -> Result<()> {
             // Some roundings of f32, one after the other; measured: 4e-7 at most, at 4096 x 512 too.
             let tolerance = Tolerance::relative(1e-6);
             let what = format!("{rows}x{channels} {shrinkage:?}");
+            assert_close(&what, &run(DType::F32)?, &run(DType::F64)?, tolerance)?;
+        }
+    }
+    Ok(())
+}
+
+/// The gradient of `whiten` at `xs` in `dtype`, of an incoming `cot`.
+fn cholesky_gradient(xs: &Tensor, cot: &Tensor, rho: f64, dtype: DType) -> Result<Tensor> {
+    let var = Var::from_tensor(&xs.to_dtype(dtype)?)?;
+    let y = whiten(&var, config(WhitenMethod::Cholesky, Shrinkage::Fixed(rho)))?;
+    let grads = (y * cot.to_dtype(dtype)?)?.sum_all()?.backward()?;
+    grads.get(&var).unwrap().to_dtype(DType::F64)
+}
+
+#[test]
+fn f32_gradients_hold_their_digits_in_every_unit() -> Result<()> {
+    let (xs, cot) = (features(96, 12, 5)?, normal(&[96, 12], DType::F64, 9)?);
+    for unit in -28..=28 {
+        for size in [-6, 0, 6] {
+            // What would leave f32 by itself.
+            if (unit - size as i32).abs() > 30 {
+                continue;
+            }
+            let (unit, size) = (10f64.powi(unit), 10f64.powi(size));
+            let xs = (&xs * unit)?.to_dtype(DType::F32)?;
+            let cot = (&cot * size)?.to_dtype(DType::F32)?;
+            // A large intensity, so that its term in the rows counts, and the default.
+            for rho in [0.5, 1e-4] {
+                let run = |dtype| cholesky_gradient(&xs, &cot, rho, dtype)? * (unit / size);
+                let what = format!("unit {unit:e}, gradient {size:e}, rho {rho:e}");
+                // Some roundings of f32, one after the other, as at unit 1.
+                let tolerance = Tolerance::relative(1e-6);
+                assert_close(&what, &run(DType::F32)?, &run(DType::F64)?, tolerance)?;
+            }
+        }
+    }
+    // Both far from 1, so that parts of the gradient leave f32 although it does not.
+    for size in [1e-30, 1e30] {
+        let xs = (&xs * size)?.to_dtype(DType::F32)?;
+        let cot = (&cot * size)?.to_dtype(DType::F32)?;
+        let run = |dtype| cholesky_gradient(&xs, &cot, 1e-4, dtype);
+        let tolerance = Tolerance::relative(1e-6);
+        assert_close("both", &run(DType::F32)?, &run(DType::F64)?, tolerance)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn f32_gradients_hold_their_digits_where_terms_cancel() -> Result<()> {
+    let (rows, channels) = (1024, 128);
+    let xs = features(rows, channels, 8)?.to_dtype(DType::F32)?;
+    let y = whiten(&xs, config(WhitenMethod::Cholesky, Shrinkage::Fixed(1e-4)))?;
+    let random = normal(&[rows, channels], DType::F32, 21)?;
+    let first: Vec<f32> = (0..channels).map(|j| f32::from(u8::from(j == 0))).collect();
+    let first = y.broadcast_mul(&Tensor::new(first, &Device::Cpu)?)?;
+    for share in [10., 3., 1., 0.3, 0.1, 1e-3, 1e-5] {
+        let part = (&random * share)?;
+        // A whitened batch can't move along itself, nor all rows at once.
+        let cots = [
+            ("itself", (&y + &part)?),
+            ("one channel of itself", (&first + &part)?),
+            ("all rows", (&part + 1.)?),
+        ];
+        for (what, cot) in cots {
+            let run = |dtype| cholesky_gradient(&xs, &cot, 1e-4, dtype);
+            let tolerance = Tolerance::relative(1e-6);
+            let what = format!("{what} + {share:e}");
             assert_close(&what, &run(DType::F32)?, &run(DType::F64)?, tolerance)?;
         }
     }
