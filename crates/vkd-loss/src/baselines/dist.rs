@@ -1,6 +1,6 @@
 //! DIST: correlation in place of divergence.
 
-use super::tensor::{Pair, divide_rows, lengths};
+use super::tensor::{Pair, divide_rows, lengths, rescaled};
 use crate::dense::check_positive;
 use crate::log_softmax;
 use candle_core::{D, Result, Tensor, bail};
@@ -39,7 +39,7 @@ impl Default for DistConfig {
 ///
 /// # Numerics
 /// In f64; zero at equality up to rounding, finite for logits of ±1e4. A row or column that is constant (its deviation at
-/// most 1e-12 of its length) on either side has correlation 0 and no gradient, so at equality it leaves its share of 1: so does every column where
+/// most 1e-12 of its length) on either side, or nowhere above 1e-290, has correlation 0 and no gradient, so at equality it leaves its share of 1: so does every column where
 /// `B` is 1. PyTorch's code instead divides by at least 1e-8.
 ///
 /// # Errors
@@ -80,6 +80,8 @@ pub fn dist(
 /// One less the mean of the rows' correlation.
 fn uncorrelated(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     let directions = |xs: &Tensor| {
+        // Probabilities of 1e-160 have squares of zero; correlation does not see scale.
+        let xs = &rescaled(xs)?;
         let centred = xs.broadcast_sub(&xs.mean_keepdim(D::Minus1)?)?;
         let floor = (lengths(&xs.detach())? * 1e-12)?;
         divide_rows(&centred, &lengths(&centred)?, &floor)

@@ -120,6 +120,14 @@ pub(super) fn sqrt(xs: &Tensor) -> Result<Tensor> {
     zero.where_cond(&root.zeros_like()?, &root)
 }
 
+/// Rows over their largest magnitude, which is a constant: for what does not see the scale of a row, so that no square
+/// underflows. Rows of magnitudes up to 1e-290 stay.
+pub(super) fn rescaled(xs: &Tensor) -> Result<Tensor> {
+    let largest = xs.detach().abs()?.max_keepdim(D::Minus1)?;
+    let none = largest.le(1e-290)?;
+    xs.broadcast_div(&none.where_cond(&largest.ones_like()?, &largest)?)
+}
+
 /// Lengths of the rows, `(B, 1)`.
 pub(super) fn lengths(xs: &Tensor) -> Result<Tensor> {
     sqrt(&xs.sqr()?.sum_keepdim(D::Minus1)?)

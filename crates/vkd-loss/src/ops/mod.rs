@@ -7,7 +7,7 @@ mod pointwise;
 mod row_loss;
 mod softmax_loss;
 
-pub(crate) use angle::{Angles, angle_loss};
+pub(crate) use angle::angle_loss;
 pub use normed_smooth_l1::smooth_l1_layer_norm;
 pub(crate) use pairwise::pairwise_distance;
 pub(crate) use pointwise::{Pointwise, pointwise};

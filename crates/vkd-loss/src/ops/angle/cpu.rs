@@ -1,27 +1,26 @@
 //! Kernels over all triples, one row `k = 0..B` of them at a time, in f64.
 
-/// Inner products and one over distances, `rows x rows` each.
+/// Distances of all pairs, and one over them: zero where there is no distance.
 pub(super) struct Angles<'a> {
-    pub(super) gram: &'a [f64],
-    pub(super) inverse: &'a [f64],
-    pub(super) rows: usize,
+    distances: &'a [f64],
+    inverse: Vec<f64>,
+    rows: usize,
 }
 
-impl Angles<'_> {
-    /// `⟨x_j − x_i, x_k − x_i⟩` for every k.
-    fn products(&self, i: usize, j: usize, out: &mut [f64]) {
-        let (at_i, at_j) = (row(self.gram, i, self.rows), row(self.gram, j, self.rows));
-        let own = at_i[i] - at_i[j];
-        for ((out, a), b) in out.iter_mut().zip(at_j).zip(at_i) {
-            *out = a - b + own;
-        }
+impl<'a> Angles<'a> {
+    pub(super) fn new(distances: &'a [f64], rows: usize) -> Self {
+        let invert = |d: &f64| if *d < f64::MIN_POSITIVE { 0. } else { 1. / d };
+        Self { distances, inverse: distances.iter().map(invert).collect(), rows }
     }
 
-    /// Turns [`products`](Self::products) into cosines.
-    fn cosines(&self, i: usize, j: usize, products: &[f64], out: &mut [f64]) {
-        let inverse = row(self.inverse, i, self.rows);
-        for ((out, p), b) in out.iter_mut().zip(products).zip(inverse) {
-            *out = p * inverse[j] * b;
+    /// `(a² + b² − c²) / 2ab` with `a = d_ij`, `b = d_ik`, `c = d_jk` for every k, without a square.
+    fn cosines(&self, i: usize, j: usize, out: &mut [f64]) {
+        let (from_i, from_j) =
+            (row(self.distances, i, self.rows), row(self.distances, j, self.rows));
+        let inverse = row(&self.inverse, i, self.rows);
+        let (a, over_a) = (from_i[j], inverse[j]);
+        for (((out, b), c), over_b) in out.iter_mut().zip(from_i).zip(from_j).zip(inverse) {
+            *out = 0.5 * (a * over_b + (b - c) * over_a * ((b + c) * over_b));
         }
     }
 }
@@ -32,22 +31,19 @@ fn row(matrix: &[f64], i: usize, n: usize) -> &[f64] {
 
 /// Room for one row of triples.
 struct Row {
-    products: Vec<f64>,
     student: Vec<f64>,
     teacher: Vec<f64>,
 }
 
 impl Row {
     fn new(n: usize) -> Self {
-        Self { products: vec![0.; n], student: vec![0.; n], teacher: vec![0.; n] }
+        Self { student: vec![0.; n], teacher: vec![0.; n] }
     }
 
-    /// The cosines of both, and the student's products.
+    /// The cosines of both.
     fn fill(&mut self, student: &Angles<'_>, teacher: &Angles<'_>, i: usize, j: usize) {
-        teacher.products(i, j, &mut self.products);
-        teacher.cosines(i, j, &self.products, &mut self.teacher);
-        student.products(i, j, &mut self.products);
-        student.cosines(i, j, &self.products, &mut self.student);
+        teacher.cosines(i, j, &mut self.teacher);
+        student.cosines(i, j, &mut self.student);
     }
 }
 
@@ -79,20 +75,20 @@ pub(super) fn forward(
     }
 }
 
-/// Gradients of the student's inner products and inverse distances; `grad` is that of the one loss, or of every triple.
+/// Gradient of the student's distances; `grad` is that of the one loss, or of every triple.
 pub(super) fn backward(
     student: &Angles<'_>,
     teacher: &Angles<'_>,
     grad: &[f64],
     divisor: Option<f64>,
-) -> (Vec<f64>, Vec<f64>) {
+) -> Vec<f64> {
     let n = student.rows;
     let mut row = Row::new(n);
-    let (mut dg, mut di) = (vec![0.; n * n], vec![0.; n * n]);
+    let mut dd = vec![0.; n * n];
     let one = grad.first().map_or(0., |g| g / divisor.unwrap_or(1.));
     let mut slopes = vec![0.; n];
     for i in 0..n {
-        let inverse = self::row(student.inverse, i, n);
+        let inverse = self::row(&student.inverse, i, n);
         for j in 0..n {
             row.fill(student, teacher, i, j);
             for ((slope, s), t) in slopes.iter_mut().zip(&row.student).zip(&row.teacher) {
@@ -105,23 +101,16 @@ pub(super) fn backward(
                     slopes.iter_mut().zip(grads).for_each(|(slope, g)| *slope *= g);
                 }
             }
-            // cosine = product · inverse_ij · inverse_ik, product = G_jk − G_ij − G_ik + G_ii.
-            let (mut own, mut all) = (0., 0.);
-            let first = inverse[j];
+            // Of the cosine: 1/b − cos/a to a, 1/a − cos/b to b, −c/ab to c.
+            let (over_a, mut own) = (inverse[j], 0.);
             for k in 0..n {
-                let through = slopes[k] * row.products[k];
-                own += through * inverse[k];
-                di[i * n + k] += through * first;
-                // The product's gradient, kept for the second loop.
-                slopes[k] *= first * inverse[k];
-                all += slopes[k];
+                let (slope, cosine, over_b) = (slopes[k], row.student[k], inverse[k]);
+                own += slope * (over_b - cosine * over_a);
+                dd[i * n + k] += slope * (over_a - cosine * over_b);
+                dd[j * n + k] -= slope * student.distances[j * n + k] * over_a * over_b;
             }
-            di[i * n + j] += own;
-            dg[j * n..][..n].iter_mut().zip(&slopes).for_each(|(d, w)| *d += w);
-            dg[i * n..][..n].iter_mut().zip(&slopes).for_each(|(d, w)| *d -= w);
-            dg[i * n + j] -= all;
-            dg[i * n + i] += all;
+            dd[i * n + j] += own;
         }
     }
-    (dg, di)
+    dd
 }
