@@ -99,7 +99,7 @@ impl Moments {
         let rows = Centred::new(xs, channels);
         let mut cubic = rows.higher();
         let quartic = cubic.pop().unwrap_or(0.);
-        let scatter = rows.scatter();
+        let scatter = rows.scatter_matrix();
         let second = (0..channels).flat_map(|j| scatter.col(j).iter().copied()).collect();
         let count = (xs.len() / channels) as f64;
         let sums = Sums { count, first: vec![0.; channels], second, cubic, quartic };

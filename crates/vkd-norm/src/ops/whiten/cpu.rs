@@ -57,7 +57,7 @@ impl Centred {
     }
 
     /// `Σ x xᵀ`.
-    pub(crate) fn scatter(&self) -> Mat<f64> {
+    pub(crate) fn scatter_matrix(&self) -> Mat<f64> {
         outer(self.matrix())
     }
 

@@ -41,7 +41,7 @@ impl Fit {
         rows: usize,
         config: WhitenConfig,
     ) -> Result<Self> {
-        let mut covariance = xs.scatter();
+        let mut covariance = xs.scatter_matrix();
         // One row has no spread: its scatter is zero, whatever divides it.
         covariance *= faer::Scale(1. / (rows.max(2) - 1) as f64);
         let quartic = match config.shrinkage {
