@@ -51,7 +51,7 @@ impl Moments {
     ///
     /// # Errors
     /// Another rank or dtype, `d` of 0, a mask of another shape or dtype, a value that is not finite (which row and
-    /// channel), squares that overflow f64.
+    /// channel), fourth powers of deviations that overflow f64 (from about 1e77 on).
     pub fn from_rows(xs: &Tensor, mask: Option<&Tensor>) -> Result<Self> {
         let (rows, channels) = match *xs.dims() {
             [rows, channels] if channels > 0 => (rows, channels),
@@ -108,7 +108,7 @@ impl Moments {
         Ok(moments)
     }
 
-    /// The sums that a covariance is made of must be finite; the others only serve one shrinkage, which tells itself.
+    /// Sums that rows could have: finite, symmetric, not below zero where they are of squares.
     fn check(&self, what: &str) -> Result<()> {
         let d = self.channels();
         for i in 0..d {
@@ -125,6 +125,21 @@ impl Moments {
         }
         if !(self.sums.count >= 0. && self.sums.count.is_finite()) {
             bail!("{what}: expected a count >= 0, got {}", self.sums.count)
+        }
+        for i in 0..d {
+            for j in 0..i {
+                let pair = (self.sums.second[i * d + j], self.sums.second[j * d + i]);
+                if pair.0 != pair.1 {
+                    bail!("{what}: expected a symmetric scatter, got {pair:?} at ({i}, {j})")
+                }
+            }
+        }
+        if let Some(i) = self.sums.cubic.iter().position(|x| !x.is_finite()) {
+            bail!("{what}: expected a finite cubic, got {:e} in channel {i}", self.sums.cubic[i])
+        }
+        let quartic = self.sums.quartic;
+        if !(quartic >= 0. && quartic.is_finite()) {
+            bail!("{what}: expected a finite quartic >= 0, got {quartic:e}")
         }
         Ok(())
     }
@@ -231,7 +246,8 @@ impl Moments {
     /// The moments from sums of [`to_sums`](Self::to_sums) with that `shift`.
     ///
     /// # Errors
-    /// Another length, a count below zero, sums that belong to no rows.
+    /// Another length, a count below zero, sums that belong to no rows: not finite, outer products that are not
+    /// symmetric, a variance or a sum of fourth powers below zero.
     pub fn from_sums(sums: &[f64], shift: &[f64]) -> Result<Self> {
         let d = shift.len();
         let mut moments = Self::new(d)?;
@@ -254,6 +270,11 @@ impl Moments {
             if *variance < 0. && *variance > -1e-9 * sums.second[i * d + i] {
                 *variance = 0.;
             }
+        }
+        // And so may the sum of fourth powers.
+        let quartic = &mut moments.sums.quartic;
+        if *quartic < 0. && *quartic > -1e-9 * sums.quartic {
+            *quartic = 0.;
         }
         moments.check("moments")?;
         Ok(moments)

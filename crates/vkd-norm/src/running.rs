@@ -57,7 +57,7 @@ impl RunningStats {
     ///
     /// # Errors
     /// Another shape or dtype than [`standardize`](crate::standardize) takes, another number of channels, a channel
-    /// whose mean or variance is not finite, or, with momentum, fewer than two rows: one has no variance to move
+    /// whose mean or variance is not finite, in the batch or together with what was seen, or, with momentum, fewer than two rows: one has no variance to move
     /// towards. Nothing is changed then.
     pub fn update(&mut self, xs: &Tensor, mask: Option<&Tensor>) -> Result<()> {
         let (rows, moments) = channel_moments(OP, xs, mask)?;
@@ -77,14 +77,16 @@ impl RunningStats {
             Ok((mean, squares))
         };
         let batch = moments.iter().enumerate().map(plain).collect::<Result<Vec<_>>>()?;
+        let (mut mean, mut variance) = (self.mean.clone(), self.variance.clone());
+        let old = mean.iter_mut().zip(&mut variance);
         match self.momentum {
             None if rows == 0 => {}
             None => {
                 let total = self.count + n;
-                let old = self.mean.iter_mut().zip(&mut self.variance);
                 for ((mean, variance), (of_batch, squares)) in old.zip(batch) {
                     let step = of_batch - *mean;
-                    let between = step * step * (self.count / total) * n;
+                    // The share first: a first batch moves by nothing, however far.
+                    let between = self.count / total * step * step * n;
                     *variance = (*variance * self.count + squares + between) / total;
                     *mean += step * (n / total);
                 }
@@ -95,13 +97,21 @@ impl RunningStats {
             Some(m) => {
                 let m = if self.count == 0. { 1. } else { m };
                 let weight = self.kind.weight(rows);
-                let old = self.mean.iter_mut().zip(&mut self.variance);
                 for ((mean, variance), (of_batch, squares)) in old.zip(batch) {
                     *mean += m * (of_batch - *mean);
                     *variance += m * (squares * weight - *variance);
                 }
             }
         }
+        let together = mean.iter().zip(&variance);
+        if let Some(j) = together.into_iter().position(|(m, v)| !(m.is_finite() && v.is_finite())) {
+            bail!(
+                "{OP}: expected finite statistics, got mean {:e} and variance {:e} in channel {j}",
+                mean[j],
+                variance[j]
+            )
+        }
+        (self.mean, self.variance) = (mean, variance);
         self.count += n;
         Ok(())
     }

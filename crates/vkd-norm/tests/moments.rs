@@ -212,6 +212,21 @@ fn bad_rows_are_named() -> Result<()> {
             .contains("expected 5 sums for 1 channels, got 2")
     );
     assert!(message(Moments::from_sums(&[2., 0., -4., 0., 0.], &[0.])).contains("scatter -4e0"));
+    // Count, sums, outer products, cubic, quartic of two channels: each out of place in turn.
+    let sums = Moments::from_rows(&features(6, 2, 1, 0.)?, None)?.to_sums(&[0., 0.])?;
+    assert!(Moments::from_sums(&sums, &[0., 0.]).is_ok());
+    for (at, value, want) in [
+        (4, sums[4] + 1., "expected a symmetric scatter"),
+        (7, f64::NAN, "expected a finite cubic"),
+        (9, f64::NAN, "expected a finite quartic"),
+        (9, f64::INFINITY, "expected a finite quartic"),
+        (9, -1e6, "expected a finite quartic"),
+    ] {
+        let mut sums = sums.clone();
+        sums[at] = value;
+        let e = message(Moments::from_sums(&sums, &[0., 0.]));
+        assert!(e.contains(want), "{at} {value}: {e}");
+    }
     let e = Whitener::new(&moments, WhitenConfig::default()).unwrap_err().to_string();
     assert!(e.contains("whitener: expected moments of at least one row"), "{e}");
     Ok(())

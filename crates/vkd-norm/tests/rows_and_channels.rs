@@ -348,3 +348,22 @@ fn running_statistics_move_and_refuse() -> Result<()> {
     assert!(read(&tensors).unwrap_err().to_string().contains("got no variance"));
     Ok(())
 }
+
+#[test]
+fn running_statistics_of_huge_rows_are_set_or_refused() -> Result<()> {
+    let cpu = Device::Cpu;
+    let batch = |value: f64| Tensor::new(&[[value, 1.], [value, 3.]], &cpu);
+    let mut stats = RunningStats::new(2, Variance::Biased, None)?;
+    stats.update(&batch(1e200)?, None)?;
+    assert_eq!(stats.mean(&cpu)?.to_vec1::<f64>()?, [1e200, 2.]);
+    assert_eq!(stats.variance(&cpu)?.to_vec1::<f64>()?, [0., 1.]);
+    // The variance of both together is no number; what was there stays.
+    let before = stats.clone();
+    let e = stats.update(&batch(0.)?, None).unwrap_err().to_string();
+    assert!(
+        e.contains("running_stats: expected finite statistics") && e.contains("channel 0"),
+        "{e}"
+    );
+    assert_eq!(stats, before);
+    Ok(())
+}

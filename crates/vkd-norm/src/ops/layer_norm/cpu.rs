@@ -77,6 +77,17 @@ pub fn backward<T: Real>(
     (dxs, joined(0), joined(1))
 }
 
+/// Sums of `p` and of `h p` in f64, for gradients whose sum leaves the type.
+#[cold]
+fn wide_sums<T: Real>(x: &[T], g: &[T], weight: Option<&[T]>, stats: &RowStats<T>) -> [f64; 2] {
+    let mut out = [0f64; 2];
+    for (i, (&x, g)) in x.iter().zip(g).enumerate() {
+        let p = g.wide() * weight.and_then(|w| w.get(i)).map_or(1., |w| w.wide());
+        out = [out[0] + p, out[1] + stats.apply(x).wide() * p];
+    }
+    out
+}
+
 /// One row of the backward pass; adds to the gradients of gain and bias.
 #[inline(always)]
 fn row_backward<T: Real>(
@@ -97,17 +108,25 @@ fn row_backward<T: Real>(
         None => sums::<_, 2, 4, 16>([x, g], |[x, g]| terms(x, g)),
         Some(w) => sums::<_, 3, 4, 16>([x, g, w], |[x, g, w]| terms(x, g * w)),
     };
-    let (stats, along) = match RowStats::from_sums(x.len(), pivot, sum, squares, eps) {
-        Some(stats) => (stats, (along - sum / n * of_p) * stats.rstd.wide()),
-        None => {
-            let stats = RowStats::careful(x, eps);
+    let (stats, of_p, along) = match RowStats::from_sums(x.len(), pivot, sum, squares, eps) {
+        // Products with raw deviations may leave the type where those with normalised ones don't.
+        Some(stats) if (along + of_p).is_finite() => {
+            (stats, of_p, (along - sum / n * of_p) * stats.rstd.wide())
+        }
+        found => {
+            let stats = found.unwrap_or_else(|| RowStats::careful(x, eps));
             let along = match weight {
                 None => sums::<_, 2, 1, 32>([x, g], |[x, g]| [stats.apply(x) * g])[0],
                 Some(w) => {
                     sums::<_, 3, 1, 32>([x, g, w], |[x, g, w]| [stats.apply(x) * (g * w)])[0]
                 }
             };
-            (stats, along)
+            if (along + of_p).is_finite() {
+                (stats, of_p, along)
+            } else {
+                let [of_p, along] = wide_sums(x, g, weight, &stats);
+                (stats, of_p, along)
+            }
         }
     };
     let (of_p, along) = (T::narrow(of_p / n), T::narrow(along / n));

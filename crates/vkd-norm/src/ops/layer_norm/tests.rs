@@ -190,3 +190,32 @@ fn bad_arguments_are_named() -> Result<()> {
     assert!(layer_norm_affine(&xs, &w.to_dtype(DType::F64)?, &w, EPS).is_err());
     Ok(())
 }
+
+#[test]
+fn large_gradients_of_large_rows_are_finite() -> Result<()> {
+    // The product of a deviation and a gradient leaves f32, and for the last so does the gradients' sum.
+    let (xs, g) = (normal(&[5, 40], DType::F64, 1)?, normal(&[5, 40], DType::F64, 2)?);
+    let weight = (normal(&[40], DType::F64, 3)?.abs()? + 0.5)?;
+    let bias = Tensor::zeros(40, DType::F64, &Device::Cpu)?;
+    for (size, of_grad, shift) in [(1e10, 1e30, 0.), (1e18, 1e25, 0.), (1e5, 1e37, 3.)] {
+        let xs = (&xs * size)?.to_dtype(DType::F32)?;
+        let g = ((&g + shift)? * of_grad)?.to_dtype(DType::F32)?;
+        for affine in [false, true] {
+            let run = |dtype| -> Result<Tensor> {
+                let var = Var::from_tensor(&xs.to_dtype(dtype)?)?;
+                let (w, b) = (weight.to_dtype(dtype)?, bias.to_dtype(dtype)?);
+                let y = match affine {
+                    true => layer_norm_affine(&var, &w, &b, EPS)?,
+                    false => layer_norm(&var, EPS)?,
+                };
+                // The sum itself may overflow: only its gradient is asked for.
+                let grads = (y * g.to_dtype(dtype)?)?.sum_all()?.backward()?;
+                grads.get(&var).unwrap().to_dtype(DType::F64)? * (size / of_grad)
+            };
+            // As the twins' tolerance: roundings of f32 in a row's sums.
+            let what = format!("{size:e} {of_grad:e} {affine}");
+            assert_close(&what, &run(DType::F32)?, &run(DType::F64)?, Tolerance::relative(2e-6))?;
+        }
+    }
+    Ok(())
+}

@@ -1,10 +1,11 @@
 //! From statistics to the whitening matrix, and back.
 
 use super::cpu::Centred;
+use super::linalg::{dot, trace};
 use super::shrink::Shrunk;
 use super::transform::{Failure, Transform};
 use crate::{Shrinkage, WhitenConfig};
-use candle_core::{Error, Result};
+use candle_core::{Error, Result, bail};
 use faer::Mat;
 use faer::linalg::matmul::triangular::BlockStructure;
 use std::fmt;
@@ -30,6 +31,19 @@ impl Fit {
     ) -> Result<Self> {
         let channels = covariance.nrows();
         let shrunk = Shrunk::new(&covariance, count, quartic, config.shrinkage);
+        let estimated = matches!(config.shrinkage, Shrinkage::LedoitWolf | Shrinkage::Oas);
+        // A variance that is not finite has its own message.
+        if let (true, Some([t, q])) = (estimated, squares(&covariance)) {
+            let fourth = config.shrinkage == Shrinkage::LedoitWolf;
+            let lost = t > 0. && (q == 0. || (fourth && quartic == 0.));
+            if lost || !(q.is_finite() && quartic.is_finite() && shrunk.rho().is_finite()) {
+                bail!(
+                    "{op}: expected fourth powers in the range of f64 to estimate the shrinkage, got trace {t:e}, \
+                     sum of squares {q:e}, sum of fourth powers {quartic:e}, intensity {}",
+                    shrunk.rho()
+                )
+            }
+        }
         let transform = Transform::new(&covariance, &shrunk, (count, rank), config)
             .map_err(|failure| Error::wrap(WhitenError { op, count, channels, failure }).bt())?;
         Ok(Self { op, count, covariance, shrunk, transform })
@@ -105,6 +119,12 @@ impl Fit {
         }
         Ok((covariance, quartic))
     }
+}
+
+/// Trace of a covariance and sum of its squares, if its variances are finite.
+fn squares(covariance: &Mat<f64>) -> Option<[f64; 2]> {
+    let t = trace(covariance);
+    t.is_finite().then(|| [t, dot(covariance, covariance)])
 }
 
 /// A failure with the sizes that its message names.

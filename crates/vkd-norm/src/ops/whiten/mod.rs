@@ -51,11 +51,13 @@ use tape::Whiten;
 /// Without shrinkage the covariance of the result is within 1e-10 of the identity in f64, 1e-5 in f32, for moderate
 /// correlation; channels of very different size cost Cholesky nothing, ZCA and PCA `100 d eps` times the ratio of their
 /// deviations. A batch without any spread (`N = 1`, equal rows) gives 0.
-/// Never NaN for finite input, unless a variance overflows f64, which is an error.
+/// Never NaN for finite input, unless a variance overflows f64, which is an error. Ledoit-Wolf and OAS need fourth powers
+/// of the deviations: between about 1e-75 and 1e75; beyond, that is an error too. Gradients of ZCA, PCA and Newton-Schulz
+/// have that range as well.
 ///
 /// # Errors
 /// A rank other than two, `N` or `d` of 0, another dtype, a shrinkage outside its range, no iterations, a variance that
-/// is not finite (which channel), rows that do not span all channels under [`Deficient::Refuse`](crate::Deficient) (N, d,
+/// is not finite (which channel), fourth powers outside f64 for an estimated shrinkage, rows that do not span all channels under [`Deficient::Refuse`](crate::Deficient) (N, d,
 /// and the smallest pivot with its channel), and, from the backward pass, an eigengap that is too small for PCA (which
 /// eigenvalues). Does not panic.
 ///

@@ -305,6 +305,17 @@ fn bad_arguments_are_named() -> Result<()> {
         let e = whiten_cholesky(&xs, 0.1).unwrap_err().to_string();
         assert!(e.contains("not finite in channel 2"), "{e}");
     }
+    // An intensity that can't be estimated is no 0 or 1.
+    for (shrinkage, unit) in [
+        (Shrinkage::LedoitWolf, 1e100),
+        (Shrinkage::LedoitWolf, 1e-100),
+        (Shrinkage::Oas, 1e100),
+        (Shrinkage::Oas, 1e-100),
+    ] {
+        let xs = (features(9, 3, 1)? * unit)?;
+        let e = whiten(&xs, config(WhitenMethod::Cholesky, shrinkage)).unwrap_err().to_string();
+        assert!(e.contains("whiten: expected fourth powers in the range of f64"), "{e}");
+    }
     // Finite, but not its square.
     let e =
         whiten(&(features(4, 3, 1)? * 1e200)?, WhitenConfig::default()).unwrap_err().to_string();
