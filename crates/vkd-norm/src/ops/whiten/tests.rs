@@ -363,7 +363,7 @@ fn f32_gradients_hold_their_digits_in_every_unit() -> Result<()> {
     for unit in -28..=28 {
         for size in [-6, 0, 6] {
             // What would leave f32 by itself.
-            if (unit - size).abs() > 30 {
+            if i32::abs(unit - size) > 30 {
                 continue;
             }
             let (unit, size) = (10f64.powi(unit), 10f64.powi(size));
