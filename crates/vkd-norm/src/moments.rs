@@ -57,6 +57,10 @@ impl Moments {
             [rows, channels] if channels > 0 => (rows, channels),
             ref dims => bail!("moments: expected (N, d) with d >= 1, got {dims:?}"),
         };
+        // Also where there are no rows to read.
+        if !matches!(xs.dtype(), DType::F32 | DType::F64) {
+            return Err(Error::UnsupportedDTypeForOp(xs.dtype(), "moments").bt());
+        }
         let xs = xs.detach().to_device(&Device::Cpu)?;
         let xs = match mask {
             None => xs.contiguous()?,

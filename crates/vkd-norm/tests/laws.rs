@@ -18,7 +18,7 @@ fn order(n: usize, seed: u64) -> Result<Tensor> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn whitened_covariance_is_the_identity(

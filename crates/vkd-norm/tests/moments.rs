@@ -187,6 +187,8 @@ fn bad_rows_are_named() -> Result<()> {
     assert!(message(Moments::from_rows(&xs.unsqueeze(0)?, None)).contains("expected (N, d)"));
     assert!(message(Moments::from_rows(&xs, Some(&xs))).contains("a mask (4,) of u8, got [4, 3]"));
     assert!(Moments::from_rows(&xs.to_dtype(DType::F16)?, None).is_err());
+    let none = Tensor::zeros((0, 3), DType::U32, &Device::Cpu)?;
+    assert!(message(Moments::from_rows(&none, None)).contains("moments"));
     let mut values = to_f64(&xs)?;
     values[7] = f64::INFINITY;
     let bad = Tensor::from_vec(values, (4, 3), &Device::Cpu)?;

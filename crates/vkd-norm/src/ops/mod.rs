@@ -1,13 +1,14 @@
 //! The differentiable operations; one folder each: checks and tape, CPU kernel, slow reference.
 
 mod channel_norm;
-pub mod layer_norm;
+mod layer_norm;
 mod rms_norm;
 mod softmax;
 mod standardize;
 mod whiten;
 
 pub use channel_norm::{ChannelStats, batch_norm, batch_norm_with, group_norm};
+pub use layer_norm::cpu as layer_norm_rows;
 pub use layer_norm::{layer_norm, layer_norm_affine};
 pub use rms_norm::rms_norm;
 pub use softmax::{log_softmax, log_sum_exp, softmax, softmax_row};

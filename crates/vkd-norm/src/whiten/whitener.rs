@@ -68,6 +68,9 @@ impl Whitener {
     }
 
     /// Number of directions that are whitened; the others give 0.
+    ///
+    /// Newton-Schulz decides nothing of the kind: it has d (0 without any variance), also where the covariance is
+    /// singular, and multiplies directions without variance by `1.5^iterations / sqrt(trace)`.
     pub fn rank(&self) -> usize {
         self.0.rank
     }
@@ -79,7 +82,8 @@ impl Whitener {
 
     /// `max |W S Wᵀ - P|` with `S` the shrunk covariance and `P` the identity on what is whitened.
     ///
-    /// Rounding, but for Newton-Schulz, where it says how far the iterations came.
+    /// Rounding, but for Newton-Schulz, where it says how far the iterations came. `P` is then the identity: of a singular
+    /// covariance the directions without variance stay in it, whatever the iterations, and it is at most 1.
     pub fn residual(&self) -> f64 {
         self.0.residual
     }

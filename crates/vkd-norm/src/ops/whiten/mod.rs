@@ -52,7 +52,7 @@ use tape::Whiten;
 /// correlation; channels of very different size cost Cholesky nothing, ZCA and PCA `100 d eps` times the ratio of their
 /// deviations. A batch without any spread (`N = 1`, equal rows) gives 0.
 /// Never NaN for finite input, unless a variance overflows f64, which is an error. Ledoit-Wolf and OAS need fourth powers
-/// of the deviations: between about 1e-75 and 1e75; beyond, that is an error too. Gradients of ZCA, PCA and Newton-Schulz
+/// of the deviations: between about 1e-70 and 1e70; far beyond, that is an error too. Gradients of ZCA, PCA and Newton-Schulz
 /// have that range as well.
 ///
 /// # Errors

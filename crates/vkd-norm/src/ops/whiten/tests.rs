@@ -360,7 +360,7 @@ fn cholesky_gradient(xs: &Tensor, cot: &Tensor, rho: f64, dtype: DType) -> Resul
 #[test]
 fn f32_gradients_hold_their_digits_in_every_unit() -> Result<()> {
     let (xs, cot) = (features(96, 12, 5)?, normal(&[96, 12], DType::F64, 9)?);
-    for unit in -28..=28 {
+    for unit in -28i32..=28 {
         for size in [-6, 0, 6] {
             // What would leave f32 by itself.
             if i32::abs(unit - size) > 30 {
@@ -442,6 +442,33 @@ fn half_types_go_through_f32() -> Result<()> {
         let var = candle_core::Var::from_tensor(&half)?;
         let grads = whiten_cholesky(&var, 0.)?.sqr()?.sum_all()?.backward()?;
         assert!(grads.get(&var).is_some_and(|grad| grad.dtype() == dtype));
+    }
+    Ok(())
+}
+
+#[test]
+fn f64_gradients_ignore_the_unit_within_the_stated_range() -> Result<()> {
+    let xs = features(30, 5, 3)?;
+    for method in METHODS {
+        for shrinkage in
+            [Shrinkage::Fixed(0.), Shrinkage::Fixed(0.2), Shrinkage::LedoitWolf, Shrinkage::Oas]
+        {
+            let config = config(method, shrinkage);
+            let want = step(&xs, config)?;
+            // Powers of two, so that nothing is rounded on the way there.
+            for power in [-240, 240] {
+                let unit = 2f64.powi(power);
+                let [y, grad] = step(&(&xs * unit)?, config)?;
+                let what = format!("{method:?} {shrinkage:?} 2^{power}");
+                for (got, want) in
+                    [(y, &want[0]), (grad.iter().map(|g| g * unit).collect(), &want[1])]
+                {
+                    let size = want.iter().fold(0f64, |a, x| a.max(x.abs()));
+                    let far = got.iter().zip(want).fold(0f64, |a, (x, y)| a.max((x - y).abs()));
+                    assert!(far <= 1e-10 * size, "{what}: {far:e} beside {size:e}");
+                }
+            }
+        }
     }
     Ok(())
 }
