@@ -10,11 +10,9 @@ with channels-last tensors; the faster one is the answer, and `peer` says which.
 half of `budget_s` is spent on each or `max_repeats` are done, after ten that nobody counts.
 """
 
-import json
-import statistics
-import sys
 import time
 
+import timing
 import torch
 from torch import nn
 
@@ -72,36 +70,22 @@ def works(op, batch, size, dtype, layout):
 
 
 def measure(req):
-    torch.set_num_threads(int(req.get("threads", 2)))
-    torch.manual_seed(0)
-    dtype = {"f32": torch.float32, "f64": torch.float64}[req.get("dtype", "f32")]
+    dtype = timing.start(req)
     most = int(req.get("max_repeats", 300))
     budget = float(req.get("budget_s", 2.0)) / len(FORMATS)
     answers = []
     for name, layout in FORMATS.items():
-        once = works(req["op"], int(req["n"]), int(req["k"]), dtype, layout)
-        for _ in range(10):
-            once()
-        times = []
-        while not times or (len(times) < most and sum(times) < budget):
+        step = works(req["op"], int(req["n"]), int(req["k"]), dtype, layout)
+
+        def once():
             start = time.perf_counter()
-            once()
-            times.append(time.perf_counter() - start)
-        answers.append((statistics.median(times), len(times), name))
+            step()
+            return time.perf_counter() - start
+
+        answers.append((*timing.timed(once, 10, budget, most), name))
     median, repeats, name = min(answers)
-    return {
-        "peer": "torch " + torch.__version__.split("+")[0] + f" {req['op']} ({name})",
-        "peer_median_s": median,
-        "peer_repeats": repeats,
-        "peer_residual": None,
-        "others": {name: median for median, _, name in answers},
-    }
+    reply = timing.answer(f"{req['op']} ({name})", median, repeats)
+    return reply | {"others": {name: median for median, _, name in answers}}
 
 
-for line in sys.stdin:
-    if line.strip():
-        try:
-            answer = measure(json.loads(line))
-        except Exception as error:  # the asker decides what a failed work means
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+timing.serve(measure)

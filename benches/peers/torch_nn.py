@@ -9,11 +9,9 @@ The same pre-norm blocks as in benches/nn.rs: layer norm, packed attention by
 squares as the loss; forward, backward and AdamW (its fused form: torch's fastest on the CPU).
 """
 
-import json
-import statistics
-import sys
 import time
 
+import timing
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -60,31 +58,16 @@ def steps(req, dtype):
 
 
 def measure(req):
-    torch.set_num_threads(int(req.get("threads", 2)))
-    torch.manual_seed(0)
-    dtype = {"f32": torch.float32, "f64": torch.float64}[req.get("dtype", "f32")]
-    once = steps(req, dtype)
-    for _ in range(5):
-        once()
-    most = int(req.get("max_repeats", 300))
-    budget = float(req.get("budget_s", 2.0))
-    times = []
-    while not times or (len(times) < most and sum(times) < budget):
+    dtype = timing.start(req)
+    step = steps(req, dtype)
+
+    def once():
         start = time.perf_counter()
-        once()
-        times.append(time.perf_counter() - start)
-    return {
-        "peer": "torch " + torch.__version__.split("+")[0] + " " + req["op"],
-        "peer_median_s": statistics.median(times),
-        "peer_repeats": len(times),
-        "peer_residual": None,
-    }
+        step()
+        return time.perf_counter() - start
+
+    budget, most = float(req.get("budget_s", 2.0)), int(req.get("max_repeats", 300))
+    return timing.answer(req["op"], *timing.timed(once, 5, budget, most))
 
 
-for line in sys.stdin:
-    if line.strip():
-        try:
-            answer = measure(json.loads(line))
-        except Exception as error:  # the asker decides what a failed work means
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+timing.serve(measure)

@@ -13,11 +13,9 @@ channels first), with gain, bias and running statistics. Passes are timed until 
 or `max_repeats` are done, after ten that nobody counts.
 """
 
-import json
-import statistics
-import sys
 import time
 
+import timing
 import torch
 from torch.nn import functional as F
 
@@ -66,9 +64,7 @@ def works(op, n, k, dtype, side):
 
 
 def measure(req):
-    torch.set_num_threads(int(req.get("threads", 2)))
-    torch.manual_seed(0)
-    dtype = {"f32": torch.float32, "f64": torch.float64}[req.get("dtype", "f32")]
+    dtype = timing.start(req)
     inputs, forward = works(req["op"], int(req["n"]), int(req["k"]), dtype, int(req.get("side", 1)))
     grad = torch.ones_like(forward())
 
@@ -79,25 +75,8 @@ def measure(req):
         forward().backward(grad)
         return time.perf_counter() - start
 
-    for _ in range(10):
-        once()
-    most = int(req.get("max_repeats", 300))
-    budget = float(req.get("budget_s", 2.0))
-    times = []
-    while not times or (len(times) < most and sum(times) < budget):
-        times.append(once())
-    return {
-        "peer": "torch " + torch.__version__.split("+")[0] + " " + req["op"],
-        "peer_median_s": statistics.median(times),
-        "peer_repeats": len(times),
-        "peer_residual": None,
-    }
+    budget, most = float(req.get("budget_s", 2.0)), int(req.get("max_repeats", 300))
+    return timing.answer(req["op"], *timing.timed(once, 10, budget, most))
 
 
-for line in sys.stdin:
-    if line.strip():
-        try:
-            answer = measure(json.loads(line))
-        except Exception as error:  # the asker decides what a failed work means
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+timing.serve(measure)

@@ -9,20 +9,16 @@ parameters on a CPU (its grouped form is for accelerators), a dozen passes over 
 `budget_s` is spent or `max_repeats` are done, after ten that nobody counts.
 """
 
-import json
-import statistics
-import sys
 import time
 
+import timing
 import torch
 
 
 def measure(req):
     if req["op"] != "adamw":
         raise ValueError(f"unknown op {req['op']}")
-    torch.set_num_threads(int(req.get("threads", 2)))
-    torch.manual_seed(0)
-    dtype = {"f32": torch.float32, "f64": torch.float64}[req.get("dtype", "f32")]
+    dtype = timing.start(req)
     parameters = []
     for _ in range(int(req["n"])):
         parameter = torch.nn.Parameter(torch.rand(int(req["k"]), dtype=dtype))
@@ -36,25 +32,8 @@ def measure(req):
         optimizer.step()
         return time.perf_counter() - start
 
-    for _ in range(10):
-        once()
-    most = int(req.get("max_repeats", 300))
-    budget = float(req.get("budget_s", 2.0))
-    times = []
-    while not times or (len(times) < most and sum(times) < budget):
-        times.append(once())
-    return {
-        "peer": "torch " + torch.__version__.split("+")[0] + " adamw" + (" fused" if fused else ""),
-        "peer_median_s": statistics.median(times),
-        "peer_repeats": len(times),
-        "peer_residual": None,
-    }
+    budget, most = float(req.get("budget_s", 2.0)), int(req.get("max_repeats", 300))
+    return timing.answer("adamw" + (" fused" if fused else ""), *timing.timed(once, 10, budget, most))
 
 
-for line in sys.stdin:
-    if line.strip():
-        try:
-            answer = measure(json.loads(line))
-        except Exception as error:  # the asker decides what a failed work means
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+timing.serve(measure)

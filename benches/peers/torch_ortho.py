@@ -11,11 +11,10 @@ untimed pass of its own; a large one, of seconds a pass, has not. Then passes ar
 `"trivialization"` (default true, as in torch) multiplies by an n x n base.
 """
 
-import json
 import statistics
-import sys
 import time
 
+import timing
 import torch
 from torch.nn.utils.parametrizations import orthogonal
 
@@ -62,18 +61,7 @@ def measure(req):
         times.append(seconds)
     w = weight.double()
     residual = (w.T @ w - torch.eye(k, dtype=torch.float64)).abs().max().item()
-    return {
-        "peer": "torch " + torch.__version__.split("+")[0] + " " + req["map"],
-        "peer_median_s": statistics.median(times),
-        "peer_repeats": len(times),
-        "peer_residual": residual,
-    }
+    return timing.answer(req["map"], statistics.median(times), len(times), residual)
 
 
-for line in sys.stdin:
-    if line.strip():
-        try:
-            answer = measure(json.loads(line))
-        except Exception as error:  # the asker decides what a failed work means
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+timing.serve(measure)

@@ -97,6 +97,8 @@ impl Peer {
 impl Process {
     fn start(python: &std::ffi::OsStr, script: &str) -> Result<Self> {
         let mut child = Command::new(python)
+            // No bytecode of the shared module in the source tree.
+            .arg("-B")
             .arg(Path::new(PEERS).join(script))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -3,9 +3,9 @@
 use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
 use vkd_nn::ops::reference;
-use vkd_nn::{add_bias, gelu, gelu_tanh, multi_head_attention, relu, silu};
+use vkd_nn::{gelu, gelu_tanh, multi_head_attention, relu, silu};
 use vkd_testkit::{
-    OpCase, Tolerance, assert_close, gradcheck, has_gradient, layouts, normal, normal_scaled,
+    Tolerance, assert_close, gradcheck, has_gradient, layouts, normal, normal_scaled,
 };
 
 /// One case: name, op, twin, input shape, terms of the longest sum.
@@ -95,25 +95,6 @@ fn gradients_agree_with_the_twin_in_every_layout_and_dtype() -> Result<()> {
                 assert_close(&what, &grad(&op, layout)?, &want, tolerance)?;
             }
         }
-    }
-    Ok(())
-}
-
-#[test]
-fn a_bias_passes_the_op_harness() -> Result<()> {
-    for dims in [vec![1], vec![5, 3], vec![2, 7, 33], vec![300, 8]] {
-        let width = dims[dims.len() - 1];
-        let inputs = [normal(&dims, DType::F64, 1)?, normal(&[width], DType::F64, 2)?];
-        let case = OpCase {
-            what: "add_bias",
-            inputs: &inputs,
-            active: 2,
-            f64_tolerance: 1e-13,
-            f32_tolerance: 1e-6,
-        };
-        let op = |x: &[Tensor]| add_bias(&x[0], &x[1]);
-        case.check(op, |x| reference::add_bias(&x[0], &x[1]))?;
-        case.has_teeth(op, |x| reference::add_bias(&x[0], &x[1]))?;
     }
     Ok(())
 }

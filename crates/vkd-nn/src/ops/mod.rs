@@ -4,7 +4,6 @@
 //! twin of plain tensor ops that the tests compare with. f32 and f64 on the CPU.
 
 pub(crate) mod activation;
-mod add_bias;
 pub(crate) mod attention;
 mod conv2d;
 mod conv_transpose2d;
@@ -18,7 +17,6 @@ mod upsample2d;
 mod window;
 
 pub use activation::{Activation, gelu, gelu_tanh, relu, silu};
-pub use add_bias::add_bias;
 pub use attention::{cross_attention, multi_head_attention};
 pub use conv_transpose2d::{ConvTranspose2dConfig, conv_transpose2d};
 pub use conv2d::{Conv2dConfig, conv2d, conv2d_relu};
@@ -36,7 +34,6 @@ pub(crate) use keep::keep;
 /// The slow twins, for tests and for reading; same names, same results to rounding.
 pub mod reference {
     pub use super::activation::reference::{activate, gelu, gelu_tanh, relu, silu};
-    pub use super::add_bias::reference::add_bias;
     pub use super::attention::reference::{cross_attention, multi_head_attention};
     pub use super::conv_transpose2d::reference::conv_transpose2d;
     pub use super::conv2d::reference::conv2d;

@@ -1,7 +1,7 @@
 //! `H = (I - V T Vᵀ) D` on row-major slices: `V` of unit reflectors, `D` of signs on the first `k` rows.
 //!
-//! In f64 also for f32: the rounding of one more f32 product, 1e-7 to 5e-7 of `|QᵀQ - I|` for `k` up to 200, would use
-//! up what the law leaves.
+//! In f64 also for f32: the rounding of two more f32 products adds to what the map's own form may leave of `|QᵀQ - I|`, and
+//! together they miss the law.
 
 use crate::linalg::{add_product, product};
 use faer::{Mat, MatMut, MatRef};
