@@ -1,8 +1,8 @@
 //! Knowledge distillation.
 
 use super::tensor::Pair;
+use crate::Reduction;
 use crate::ops::{Target, softmax_loss};
-use crate::{Reduction, cross_entropy};
 use candle_core::{Result, Tensor, bail};
 
 /// Hinton's knowledge distillation: labels and the teacher's softened classes, mixed.
@@ -49,13 +49,9 @@ pub fn hinton(
         bail!("hinton: expected 0 <= alpha <= 1, got {alpha}")
     }
     let pair = Pair::logits("hinton", student_logits, teacher_logits)?;
-    let soft = softmax_loss(
-        Target::Logits { temperature },
-        &pair.student,
-        &pair.teacher,
-        Reduction::None,
-    )?;
-    let hard = cross_entropy(&pair.student, labels, 0., Reduction::None)?;
+    let rows = |kind, target| softmax_loss("hinton", kind, &pair.student, target, Reduction::None);
+    let soft = rows(Target::Logits { temperature }, &pair.teacher)?;
+    let hard = rows(Target::Labels { smoothing: 0. }, labels)?;
     let rows = ((hard * (1. - alpha))? + (soft * alpha)?)?;
     pair.finish(&reduction.apply(&rows, rows.elem_count())?)
 }
