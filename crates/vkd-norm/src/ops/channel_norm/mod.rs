@@ -34,7 +34,7 @@ const GROUP: &str = "group_norm";
 ///
 /// # Numerics
 /// Statistics as in [`standardize`](crate::standardize): a mean far above the deviation costs nothing. Half types are computed
-/// in f32. A constant channel gives `bias`. NaN and infinity make their channel NaN. Results are the same bit for bit with
+/// in f32. A constant channel gives `bias`. Magnitudes go up to half the largest f32, in f64 up to 1e150. NaN and infinity make their channel NaN. Results are the same bit for bit with
 /// any number of threads. Off the CPU plain tensor ops are used, and the statistics are copied.
 ///
 /// # Errors
@@ -123,8 +123,7 @@ pub fn batch_norm_with(
     in_native(xs, |xs| {
         let (weight, bias) = (weight.to_dtype(xs.dtype())?, bias.to_dtype(xs.dtype())?);
         if !xs.device().is_cpu() {
-            let (mean, variance) = (mean.to_dtype(xs.dtype())?, variance.to_dtype(xs.dtype())?);
-            return reference::batch_norm_with(xs, &weight, &bias, &mean, &variance, eps);
+            return reference::batch_norm_with(xs, &weight, &bias, mean, variance, eps);
         }
         let rows = xs.elem_count() / channels;
         let grid = Grid { samples: 1, rows, channels, groups: channels };

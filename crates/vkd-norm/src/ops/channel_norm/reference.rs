@@ -1,6 +1,6 @@
 //! Batch norm and group norm from plain tensor ops: slow, differentiable, any device.
 
-use crate::ops::centre::centred;
+use crate::ops::centre::{centred, columns, over_root, wide};
 use candle_core::{Result, Tensor};
 
 /// Twin of [`super::group_norm`], and with one sample and as many groups as channels of [`super::batch_norm`].
@@ -18,10 +18,7 @@ pub(crate) fn channel_norm(
     if xs.elem_count() == 0 {
         return Ok(xs.clone());
     }
-    let n = (rows * (channels / groups)) as f64;
-    let (_, centred) = centred(&sets, &[1, 3])?;
-    let deviation = ((centred.sqr()?.sum_keepdim((1, 3))? / n)? + eps)?.sqrt()?;
-    let normed = centred.broadcast_div(&deviation)?.reshape(xs.shape())?;
+    let normed = over_root(&centred(&sets, &[1, 3])?.1, &[1, 3], eps)?.reshape(xs.shape())?;
     normed.broadcast_mul(weight)?.broadcast_add(bias)
 }
 
@@ -34,6 +31,7 @@ pub(crate) fn batch_norm_with(
     variance: &Tensor,
     eps: f64,
 ) -> Result<Tensor> {
-    let normed = xs.broadcast_sub(mean)?.broadcast_div(&(variance + eps)?.sqrt()?)?;
+    let inverse = (wide(variance)? + eps)?.sqrt()?.recip()?;
+    let normed = columns(xs, &wide(mean)?, &inverse)?;
     normed.broadcast_mul(weight)?.broadcast_add(bias)
 }

@@ -25,7 +25,8 @@ const OP: &str = "rms_norm";
 /// rows, joined in f64: the number of threads changes no bit.
 ///
 /// # Numerics
-/// f32 sums run in f32 lanes; a row whose squares overflow is summed in f64. Half types are computed in f32. A row of
+/// f32 sums run in f32 lanes; a row whose squares overflow is summed in f64, which serves all of f32, and f64 itself up
+/// to 1e150. Half types are computed in f32. A row of
 /// zeros gives zeros. NaN makes its row NaN. Off the CPU plain tensor ops are used.
 ///
 /// # Errors

@@ -1,8 +1,8 @@
 //! Per-channel standardisation from plain tensor ops: slow, differentiable, any device.
 
 use super::Variance;
-use crate::ops::centre::centred;
-use candle_core::{DType, Device, Result, Tensor};
+use crate::ops::centre::{centred, columns, wide};
+use candle_core::{Result, Tensor};
 
 /// Twin of [`super::standardize_masked`].
 pub(crate) fn standardize(
@@ -40,21 +40,17 @@ fn of_all(xs: &Tensor, variance: Variance, eps: f64) -> Result<Tensor> {
     zero.broadcast_as(ys.shape())?.where_cond(&ys.zeros_like()?, &ys)
 }
 
-/// Twin of [`super::standardize_with`]; the statistics become shift and factor on the CPU, in f64.
+/// Twin of [`super::standardize_with`]; shift and factor are made in f64.
 pub(crate) fn standardize_with(
     xs: &Tensor,
     mean: &Tensor,
     variance: &Tensor,
     eps: f64,
 ) -> Result<Tensor> {
-    let wide = |t: &Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F64);
-    let own = |t: &Tensor| t.to_dtype(xs.dtype())?.to_device(xs.device());
     let (mean, variance) = (wide(mean)?, wide(variance)?);
     let squared = ((variance * (1. + eps * eps))? + (&mean * eps)?.sqr()?)?;
     let zero = squared.eq(0.)?;
     let root = zero.where_cond(&squared.ones_like()?, &squared)?.sqrt()?;
     let inverse = zero.where_cond(&root.zeros_like()?, &root.recip()?)?;
-    let near = own(&mean)?;
-    let left = own(&(mean - wide(&near)?)?)?;
-    xs.broadcast_sub(&near)?.broadcast_sub(&left)?.broadcast_mul(&own(&inverse)?)
+    columns(xs, &mean, &inverse)
 }
