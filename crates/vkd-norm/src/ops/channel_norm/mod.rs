@@ -6,6 +6,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
+use crate::checks::check_eps;
 use crate::dense::in_native;
 use crate::dense::{Real, dense, with_slices};
 use candle_core::{CpuStorage, CustomOp3, DType, Error, Layout, Result, Shape, Tensor, bail};
@@ -199,9 +200,7 @@ pub fn group_norm(
 
 /// Checks what all three share and returns the number of channels.
 fn check(op: &'static str, xs: &Tensor, affine: [&Tensor; 2], eps: f64) -> Result<usize> {
-    if !(eps >= f64::from(f32::MIN_POSITIVE) && eps.is_finite()) {
-        bail!("{op}: expected a finite eps of at least {:e}, got {eps:e}", f32::MIN_POSITIVE)
-    }
+    check_eps(op, eps)?;
     if !matches!(xs.dtype(), DType::F32 | DType::F64 | DType::F16 | DType::BF16) {
         return Err(Error::UnsupportedDTypeForOp(xs.dtype(), op).bt());
     }

@@ -5,6 +5,7 @@ pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
+use crate::checks::check_eps;
 use crate::dense::in_native;
 use crate::dense::{Real, dense, with_slices};
 use candle_core::{CpuStorage, CustomOp2, DType, Error, Layout, Result, Shape, Tensor, bail};
@@ -45,9 +46,7 @@ const OP: &str = "rms_norm";
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    if !(eps >= f64::from(f32::MIN_POSITIVE) && eps.is_finite()) {
-        bail!("{OP}: expected a finite eps of at least {:e}, got {eps:e}", f32::MIN_POSITIVE)
-    }
+    check_eps(OP, eps)?;
     if !matches!(xs.dtype(), DType::F32 | DType::F64 | DType::F16 | DType::BF16) {
         return Err(Error::UnsupportedDTypeForOp(xs.dtype(), OP).bt());
     }

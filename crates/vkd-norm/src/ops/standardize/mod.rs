@@ -6,6 +6,7 @@ mod statistics;
 #[cfg(test)]
 mod tests;
 
+use crate::checks::check_relative_eps;
 use crate::dense::{Real, dense, in_native, with_slices, with_storage};
 use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Tensor, bail};
 use cpu::{Channel, Turn};
@@ -206,9 +207,7 @@ pub(crate) fn channel_moments(
 
 /// Rows and channels of `(M, C)`.
 fn check(op: &'static str, xs: &Tensor, eps: f64) -> Result<(usize, usize)> {
-    if !(eps > 0. && eps < 1.) {
-        bail!("{op}: expected 0 < eps < 1, got {eps:e}")
-    }
+    check_relative_eps(op, eps)?;
     if !matches!(xs.dtype(), DType::F32 | DType::F64 | DType::F16 | DType::BF16) {
         return Err(Error::UnsupportedDTypeForOp(xs.dtype(), op).bt());
     }
