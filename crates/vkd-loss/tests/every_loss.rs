@@ -7,7 +7,7 @@ use vkd_loss::baselines::{
     deit_hard, deit_soft, dist, dkd, fitnets, hinton, logit_standardization, pkt, rkd_angle,
     rkd_distance, spkd, vid,
 };
-use vkd_loss::{cosine, kl, mse, smooth_l1, token_l2};
+use vkd_loss::{cosine, kl, mse, smooth_l1, smooth_l1_layer_norm, token_l2};
 use vkd_testkit::{Tolerance, assert_close, gradcheck, layouts, normal_scaled, to_f64};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -148,6 +148,13 @@ fn cases() -> Vec<Case> {
             }
         }
     }
+    add(
+        "smooth_l1_layer_norm",
+        Rows,
+        false,
+        true,
+        Box::new(|s, t| smooth_l1_layer_norm(s, t, 1., 1e-5)),
+    );
     for norm in [RowNorm::L2, RowNorm::L1] {
         add(&format!("spkd {norm:?}"), Rows, true, false, Box::new(move |s, t| spkd(s, t, norm)));
         add(

@@ -54,7 +54,8 @@ pub fn softmax(logits: &Tensor) -> Result<Tensor> {
 ///
 /// # Numerics
 /// All arithmetic is in f64, less the row's largest entry first; half types are rounded once, at the end. Finite as long as
-/// the distance of a logit to the largest fits the dtype: for f16 that is 65504, for the others 1e38. Negative infinity masks a class; NaN or positive infinity make the row NaN. Results are the same bit for bit with any number of threads.
+/// the distance of a logit to the largest fits the dtype: for f16 that is 65504, for bf16 and f32 1e38. Negative infinity
+/// masks a class; NaN or positive infinity make the row NaN. Results are the same bit for bit with any number of threads.
 ///
 /// # Errors
 /// No dimension, `C = 0`, or another dtype.
