@@ -18,11 +18,11 @@ use candle_core::{D, Result, Tensor, bail};
 /// Flows to `student_logits`.
 ///
 /// # Numerics
-/// As [`cross_entropy`]. Among equal teacher logits the first counts. Not zero at equality.
+/// As [`cross_entropy`](crate::cross_entropy). Among equal teacher logits the first counts. Not zero at equality.
 ///
 /// # Errors
 /// Different shapes or dtypes, a tracked teacher (detach it), a NaN or positive infinity in the teacher, or a row of negative infinity (on the CPU), and those of
-/// [`cross_entropy`].
+/// [`cross_entropy`](crate::cross_entropy).
 ///
 /// # References
 /// Touvron et al., arXiv:2012.12877, equation 3.

@@ -10,7 +10,7 @@ use candle_core::{Result, Tensor, bail};
 /// ```text
 /// (1 − alpha) · cross entropy(student, labels)  +  alpha · T² KL(teacher ‖ student),   both softened by T in KL
 /// ```
-/// The two parts alone are [`cross_entropy`] and [`kl`](crate::kl).
+/// The two parts alone are [`cross_entropy`](crate::cross_entropy) and [`kl`](crate::kl).
 ///
 /// # Shapes
 /// - `student_logits`, `teacher_logits`: `(B, C)`, the same; f32, f64, or a half type, which is computed in f32
@@ -24,7 +24,7 @@ use candle_core::{Result, Tensor, bail};
 /// As [`kl`](crate::kl). Zero is not reached: at the teacher the labels' part is left.
 ///
 /// # Errors
-/// `alpha` outside [0, 1], and those of [`kl`](crate::kl) and [`cross_entropy`].
+/// `alpha` outside [0, 1], and those of [`kl`](crate::kl) and [`cross_entropy`](crate::cross_entropy).
 ///
 /// # References
 /// Hinton, Vinyals and Dean, arXiv:1503.02531.
