@@ -46,7 +46,8 @@ pub fn cross_entropy(
     reduction: Reduction,
 ) -> Result<Tensor> {
     let logits = widen(logits)?;
-    let loss = softmax_loss(Target::Labels { smoothing }, &logits, labels, reduction)?;
+    let loss =
+        softmax_loss("cross_entropy", Target::Labels { smoothing }, &logits, labels, reduction)?;
     finite("cross_entropy", loss, &[("logits", &logits)])
 }
 
@@ -85,7 +86,8 @@ pub fn soft_cross_entropy(
     probabilities: &Tensor,
     reduction: Reduction,
 ) -> Result<Tensor> {
+    const OP: &str = "soft_cross_entropy";
     let (logits, probabilities) = widen_pair(logits, probabilities)?;
-    let loss = softmax_loss(Target::Probabilities, &logits, &probabilities, reduction)?;
-    finite("soft_cross_entropy", loss, &[("logits", &logits)])
+    let loss = softmax_loss(OP, Target::Probabilities, &logits, &probabilities, reduction)?;
+    finite(OP, loss, &[("logits", &logits)])
 }

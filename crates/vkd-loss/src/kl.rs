@@ -50,6 +50,6 @@ pub fn kl(
     reduction: Reduction,
 ) -> Result<Tensor> {
     let (student, teacher) = widen_pair(student_logits, teacher_logits)?;
-    let loss = softmax_loss(Target::Logits { temperature }, &student, &teacher, reduction)?;
+    let loss = softmax_loss("kl", Target::Logits { temperature }, &student, &teacher, reduction)?;
     finite("kl", loss, &[("student logits", &student), ("teacher logits", &teacher)])
 }

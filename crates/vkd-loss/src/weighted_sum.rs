@@ -17,7 +17,7 @@ pub struct Term {
 ///
 /// # Errors
 /// No term at all (there would be nothing to train on), a weight that is not finite or a value that is not one number (the
-/// message names the term), or values of different dtypes.
+/// message names the term), or a value of another dtype than the first (both terms are named).
 ///
 /// # Example
 /// ```
@@ -38,6 +38,14 @@ pub fn weighted_sum(terms: &[Term]) -> Result<Tensor> {
         if value.rank() != 0 {
             bail!("weighted_sum: {name}: expected one number, got shape {:?}", value.dims())
         }
+        if let Some(first) = terms.first().filter(|t| t.value.dtype() != value.dtype()) {
+            bail!(
+                "weighted_sum: {name}: expected dtype {:?} as in {}, got {:?}",
+                first.value.dtype(),
+                first.name,
+                value.dtype()
+            )
+        }
         let part = (value * *weight)?;
         sum = Some(match sum {
             Some(sum) => (sum + part)?,
@@ -53,7 +61,7 @@ pub fn weighted_sum(terms: &[Term]) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::{Term, weighted_sum};
-    use candle_core::{Device, Result, Tensor, Var};
+    use candle_core::{DType, Device, Result, Tensor, Var};
 
     #[test]
     fn the_gradient_of_a_term_is_its_weight() -> Result<()> {
@@ -80,6 +88,14 @@ mod tests {
         let one = Tensor::new(1f32, &Device::Cpu)?;
         assert!(message(f64::NAN, &one).contains("feature.x: expected a finite weight, got NaN"));
         assert!(message(1., &one.reshape(1)?).contains("feature.x: expected one number"));
+        let term = |name: &str, value: &Tensor| Term {
+            name: name.into(),
+            weight: 1.,
+            value: value.clone(),
+        };
+        let mixed = [term("label", &one), term("feature.x", &one.to_dtype(DType::F64)?)];
+        let e = weighted_sum(&mixed).unwrap_err().to_string();
+        assert!(e.contains("feature.x: expected dtype F32 as in label, got F64"), "{e}");
         assert!(weighted_sum(&[]).unwrap_err().to_string().contains("at least one loss term"));
         Ok(())
     }

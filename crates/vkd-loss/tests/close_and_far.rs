@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use vkd_loss::Reduction::Sum;
-use vkd_loss::baselines::{DistConfig, dist, rkd_angle};
+use vkd_loss::baselines::{DistConfig, Form, RowNorm, attention_transfer, dist, rkd_angle, spkd};
+use vkd_loss::geometry::{effective_rank, linear_cka, mean_pairwise_cosine};
 use vkd_testkit::{normal, to_f64};
 
 /// Value and gradient of the student.
@@ -100,5 +101,79 @@ fn angles_of_near_duplicates_are_those_of_vectors() -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+#[test]
+fn the_unit_of_the_features_does_not_matter() -> Result<()> {
+    type Loss = Box<dyn Fn(&Tensor, &Tensor) -> Result<Tensor>>;
+    let losses: Vec<(Loss, [usize; 4])> = vec![
+        (Box::new(|s, t| spkd(s, t, RowNorm::L2)), [5, 3, 2, 2]),
+        (Box::new(|s, t| spkd(s, t, RowNorm::L1)), [5, 3, 2, 2]),
+        (Box::new(|s, t| attention_transfer(s, t, 2., Form::Code)), [4, 3, 2, 4]),
+        (Box::new(|s, t| attention_transfer(s, t, 3.5, Form::Paper)), [4, 3, 2, 4]),
+    ];
+    for (loss, dims) in losses {
+        let (student, teacher) = (normal(&dims, DType::F32, 1)?, normal(&dims, DType::F32, 2)?);
+        let (want, want_grad) = run(|s| loss(s, &teacher), &student)?;
+        let largest = want_grad.iter().fold(0f64, |m, g| m.max(g.abs()));
+        assert!(want > 1e-3 && largest > 1e-4, "{want} {largest}");
+        for size in [1e-30, 1e-20, 1e-7, 1e20, 1e30] {
+            let (student, teacher) = ((&student * size)?, (&teacher * size)?);
+            let (value, grad) = run(|s| loss(s, &teacher), &student)?;
+            // The inputs are rounded again, and a few tens of terms are summed in f32.
+            assert!((value - want).abs() <= 2e-6 * want, "{size:e}: {value} {want}");
+            for (got, want) in grad.iter().zip(&want_grad) {
+                assert!((got * size - want).abs() <= 4e-6 * largest, "{size:e}: {got:e} {want:e}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_small_sample_keeps_its_similarities() -> Result<()> {
+    // One sample 1e-15 of the others: its row of similarities is that of its direction.
+    let xs = normal(&[4, 6], DType::F64, 1)?;
+    let teacher = normal(&[4, 6], DType::F64, 2)?;
+    let sizes = Tensor::new(&[[1e-15f64], [1.], [1.], [1.]], &Device::Cpu)?;
+    let small = xs.broadcast_mul(&sizes)?;
+    let (_, grad) = run(|s| spkd(s, &teacher, RowNorm::L2), &small)?;
+    assert!(grad[..6].iter().any(|g| g.abs() > 1e12), "{:?}", &grad[..6]);
+    Ok(())
+}
+
+#[test]
+fn dimensions_without_spread_add_nothing_to_the_rank() -> Result<()> {
+    for (rows, width) in [(400, 200), (150, 300), (2000, 65)] {
+        // Three orthogonal directions of equal spread, turned into all coordinates, and an offset.
+        let signs: Vec<f64> = (0..rows)
+            .flat_map(|i| [i / 4 % 2, i / 8 % 2, i / 16 % 2].map(|bit| 2. * bit as f64 - 1.))
+            .collect();
+        let signs =
+            Tensor::from_vec(signs, (rows, 3), &Device::Cpu)?.narrow(0, 0, rows / 32 * 32)?;
+        let mut frame: Vec<Vec<f64>> = Vec::new();
+        for row in normal(&[3, width], DType::F64, 5)?.to_vec2::<f64>()? {
+            let mut row = row;
+            for other in frame.iter().chain(&frame) {
+                let along: f64 = row.iter().zip(other).map(|(a, b)| a * b).sum();
+                row.iter_mut().zip(other).for_each(|(a, b)| *a -= along * b);
+            }
+            let length = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+            frame.push(row.iter().map(|x| x / length).collect());
+        }
+        let turned = (signs.matmul(&Tensor::new(frame, &Device::Cpu)?)? + 0.7)?;
+        let rank = effective_rank(&turned)?;
+        // What rounding leaves in the three values themselves.
+        assert!((rank - 3.).abs() < 1e-12, "{rows} {width}: {rank}");
+    }
+    Ok(())
+}
+
+#[test]
+fn geometry_of_subnormal_features_is_finite() -> Result<()> {
+    let xs = (normal(&[6, 3], DType::F64, 1)? * 1e-310)?;
+    assert!((linear_cka(&xs, &xs)? - 1.).abs() < 1e-12);
+    assert!(mean_pairwise_cosine(&xs)?.is_finite() && effective_rank(&xs)?.is_finite());
     Ok(())
 }

@@ -4,11 +4,7 @@ use candle_core::{DType, Result, Tensor, Var, bail};
 use proptest::prelude::*;
 use vkd_loss::{smooth_l1, smooth_l1_layer_norm};
 use vkd_norm::layer_norm;
-use vkd_testkit::{Tolerance, assert_close, dimension, normal, scale};
-
-fn check(result: Result<()>) -> std::result::Result<(), TestCaseError> {
-    result.map_err(|e| TestCaseError::fail(e.to_string()))
-}
+use vkd_testkit::{Tolerance, assert_close, dimension, holds, normal, scale};
 
 /// Loss and gradient of the student.
 fn both(loss: impl Fn(&Tensor) -> Result<Tensor>, student: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -29,7 +25,7 @@ proptest! {
     ) {
         // Sums of up to 8,000 terms in other orders; the terms themselves are the same bits.
         let (dtype, accuracy) = if wide { (DType::F64, 1e-13) } else { (DType::F32, 1e-6) };
-        check((|| {
+        holds((|| {
             let student = normal(&[rows, channels], dtype, seed)?;
             let teacher = normal(&[rows, channels], dtype, seed ^ 1)?.affine(size, shift)?;
             let (one, ds) = both(|s| smooth_l1_layer_norm(s, &teacher, beta, 1e-5), &student)?;
@@ -44,7 +40,7 @@ proptest! {
     fn the_teacher_s_unit_and_offset_do_not_matter(
         rows in dimension(20), channels in 3usize..100, seed: u64, size in scale(1e-3, 1e3), shift in -100f64..100.,
     ) {
-        check((|| {
+        holds((|| {
             let student = normal(&[rows, channels], DType::F64, seed)?;
             let teacher = normal(&[rows, channels], DType::F64, seed ^ 1)?;
             let (want, want_ds) = both(|s| smooth_l1_layer_norm(s, &teacher, 1., 1e-5), &student)?;

@@ -1,8 +1,11 @@
 //! Against results recorded from PyTorch, value and gradient.
 
 use candle_core::{DType, Result, Tensor, Var, bail};
-use vkd_loss::Reduction::Mean;
-use vkd_loss::{cross_entropy, kl, mse, smooth_l1, smooth_l1_layer_norm, soft_cross_entropy};
+use vkd_loss::Reduction::{Mean, Sum};
+use vkd_loss::{
+    bce_with_logits, cosine, cross_entropy, kl, log_softmax, mse, smooth_l1, smooth_l1_layer_norm,
+    soft_cross_entropy, token_l2,
+};
 use vkd_norm::{layer_norm, standardize};
 use vkd_testkit::{Golden, Tolerance, assert_close, to_f64};
 
@@ -133,4 +136,41 @@ fn published_detection_loss() -> Result<()> {
         assert_close("vkd_detection", &total, &want, g.tolerance())?;
         Ok(())
     })
+}
+
+#[test]
+fn torchs_own_losses() -> Result<()> {
+    let golden = Golden::open("norm_loss")?;
+    for (dtype, tolerance) in [(DType::F64, 1e-13), (DType::F32, 2e-6)] {
+        let input = |name: &str| golden.get(&format!("in.{name}"))?.to_dtype(dtype);
+        let (teacher, soft, flags) = (input("teacher")?, input("soft")?, input("flags")?);
+        let labels = golden.get("in.labels")?.to_dtype(DType::U32)?;
+        let check = |name: &str, of: &str, f: &dyn Fn(&Tensor) -> Result<Tensor>| -> Result<()> {
+            let var = Var::from_tensor(&input(of)?)?;
+            let loss = f(&var)?;
+            let what = format!("{name} {dtype:?}");
+            let allowed = Tolerance::relative(tolerance);
+            assert_close(&what, &loss, &golden.get(&format!("{name}.value"))?, allowed)?;
+            let grads = loss.backward()?;
+            let Some(grad) = grads.get(&var) else { bail!("{what}: no gradient") };
+            assert_close(&what, grad, &golden.get(&format!("{name}.grad"))?, allowed)
+        };
+        for smoothing in [0.1, 0.5] {
+            let name = format!("cross_entropy_{smoothing}");
+            check(&name, "logits", &|x| cross_entropy(x, &labels, smoothing, Mean))?;
+        }
+        check("cross_entropy_sum", "logits", &|x| cross_entropy(x, &labels, 0., Sum))?;
+        check("soft_cross_entropy", "logits", &|x| soft_cross_entropy(x, &soft, Mean))?;
+        check("bce", "logits", &|x| bce_with_logits(x, &flags, Mean))?;
+        check("bce_sum", "logits", &|x| bce_with_logits(x, &flags, Sum))?;
+        check("cosine", "student", &|x| cosine(x, &teacher, 1e-8, Mean))?;
+        check("smooth_l1_0.3", "student", &|x| smooth_l1(x, &teacher, 0.3, Mean))?;
+        check("smooth_l1_2.0", "student", &|x| smooth_l1(x, &teacher, 2., Mean))?;
+        check("mse_sum", "student", &|x| mse(x, &teacher, Sum))?;
+        check("token_l2", "student", &|x| token_l2(x, &teacher, Mean))?;
+        let ys = log_softmax(&input("logits")?)?;
+        let want = golden.get("log_softmax")?;
+        assert_close("log_softmax", &ys, &want, Tolerance::relative(tolerance))?;
+    }
+    Ok(())
 }

@@ -141,6 +141,18 @@ fn on_features() -> Result<()> {
 }
 
 #[test]
+fn pkt_of_the_paper_is_pinned() -> Result<()> {
+    both(|g| {
+        // No published code sums over the others alone: the value is NumPy's, of the formula with its guards of 1e-7;
+        // without them it is 0.1947502163.
+        let loss = pkt(&g.input("feat_s")?, &g.input("feat_t")?, Form::Paper)?;
+        let want = Tensor::new(0.1947499916f64, loss.device())?;
+        let digits = if g.dtype == DType::F64 { 5e-10 } else { 3e-6 };
+        assert_close("pkt", &loss, &want, Tolerance::relative(digits))
+    })
+}
+
+#[test]
 fn on_maps() -> Result<()> {
     both(|g| {
         let (t, small) = (g.input("map_t")?, g.input("map_t_small")?);

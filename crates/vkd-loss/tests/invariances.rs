@@ -10,13 +10,9 @@ use vkd_loss::baselines::{
 use vkd_loss::geometry::{alignment, effective_rank, linear_cka, mean_pairwise_cosine};
 use vkd_loss::{bce_with_logits, cosine, kl, log_softmax, soft_cross_entropy, token_l2};
 use vkd_testkit::{
-    Tolerance, assert_close, dimension, gram_residual, normal, normal_scaled, scale, to_f64,
+    Tolerance, assert_close, dimension, gram_residual, holds, normal, normal_scaled, scale, to_f64,
     uniform,
 };
-
-fn check(result: Result<()>) -> std::result::Result<(), TestCaseError> {
-    result.map_err(|e| TestCaseError::fail(e.to_string()))
-}
 
 /// `(n, k)` with orthonormal columns, `k <= n`, from normal columns by Gram and Schmidt, twice.
 fn frame(n: usize, k: usize, seed: u64) -> Result<Tensor> {
@@ -78,7 +74,7 @@ proptest! {
     fn relations_do_not_see_a_rotation(
         batch in 2usize..9, width in dimension(12), more in dimension(12), seed: u64, size in scale(1e-2, 1e2),
     ) {
-        check((|| {
+        holds((|| {
             let r = rows(batch, width, more, seed, size)?;
             type Loss = fn(&Tensor, &Tensor) -> Result<Tensor>;
             let losses: [(&str, Loss); 8] = [
@@ -109,7 +105,7 @@ proptest! {
     #[test]
     fn a_projector_that_is_not_orthogonal_shows(seed: u64) {
         // The counterpart: the laws above could fail.
-        check((|| {
+        holds((|| {
             let r = rows(6, 5, 5, seed, 1.)?;
             let bent = r.student.matmul(&normal(&[5, 5], DType::F64, seed ^ 9)?)?;
             let off = value(spkd(&bent, &r.student, RowNorm::L2))?;
@@ -122,7 +118,7 @@ proptest! {
     fn rkd_does_not_see_place_and_scale(
         batch in 2usize..9, width in dimension(12), seed: u64, size in scale(1e-3, 1e3), shift in -3f64..3.,
     ) {
-        check((|| {
+        holds((|| {
             let r = rows(batch, width, 3, seed, 1.)?;
             let moved = r.rotated.affine(size, size * shift)?;
             for (name, loss) in [("distance", rkd_distance as fn(&Tensor, &Tensor, Reduction) -> Result<Tensor>), ("angle", rkd_angle)] {
@@ -137,7 +133,7 @@ proptest! {
     fn attention_does_not_see_the_order_of_channels(
         batch in 1usize..5, channels in dimension(9), side in 1usize..6, seed: u64, power in 1f64..4.,
     ) {
-        check((|| {
+        holds((|| {
             let student = normal(&[batch, channels, side, 2], DType::F64, seed)?;
             let teacher = normal(&[batch, 3, side, 2], DType::F64, seed ^ 1)?;
             let order: Vec<u32> = (0..channels as u32).map(|i| (i + seed as u32 % 97) % channels as u32).rev().collect();
@@ -156,7 +152,7 @@ proptest! {
     fn dist_does_not_see_affine_maps_of_probabilities(
         batch in 2usize..9, classes in 2usize..12, seed: u64, part in 0.05f64..1.,
     ) {
-        check((|| {
+        holds((|| {
             let student = normal(&[batch, classes], DType::F64, seed)?;
             let teacher = normal(&[batch, classes], DType::F64, seed ^ 1)?;
             // part · p + (1 − part) / C is a distribution again.
@@ -170,7 +166,7 @@ proptest! {
     fn standardised_logits_have_no_scale_and_place(
         batch in dimension(8), classes in 2usize..12, seed: u64, size in scale(0.1, 10.), shift in -9f64..9.,
     ) {
-        check((|| {
+        holds((|| {
             let student = normal(&[batch, classes], DType::F64, seed)?;
             let teacher = normal(&[batch, classes], DType::F64, seed ^ 1)?;
             let loss = |s: &Tensor| value(logit_standardization(s, &teacher, 2., Mean));
@@ -184,7 +180,7 @@ proptest! {
 
     #[test]
     fn distillation_decouples(batch in dimension(6), classes in 2usize..9, seed: u64, temperature in scale(0.5, 8.)) {
-        check((|| {
+        holds((|| {
             let student = normal_scaled(&[batch, classes], DType::F64, seed, 3.)?;
             let teacher = normal_scaled(&[batch, classes], DType::F64, seed ^ 1, 3.)?;
             let labels: Vec<u32> = (0..batch).map(|i| ((seed >> (i % 32)) as usize % classes) as u32).collect();
@@ -202,7 +198,7 @@ proptest! {
     fn cosine_does_not_see_length(
         batch in dimension(9), width in dimension(12), seed: u64, a in scale(1e-4, 1e4), b in scale(1e-4, 1e4),
     ) {
-        check((|| {
+        holds((|| {
             let student = normal(&[batch, width], DType::F64, seed)?;
             let teacher = normal(&[batch, width], DType::F64, seed ^ 1)?;
             let loss = |s: &Tensor, t: &Tensor| cosine(s, t, 1e-12, Reduction::None);
@@ -220,7 +216,7 @@ proptest! {
 
     #[test]
     fn token_distance_is_a_metric(batch in dimension(9), width in dimension(12), seed: u64, shift in -9f64..9.) {
-        check((|| {
+        holds((|| {
             let [a, b, c] = [0, 1, 2].map(|i| normal(&[batch, width], DType::F64, seed ^ i));
             let (a, b, c) = (a?, b?, c?);
             let d = |x: &Tensor, y: &Tensor| value(token_l2(x, y, Mean));
@@ -234,7 +230,7 @@ proptest! {
 
     #[test]
     fn bce_is_cross_entropy_of_two_classes(n in dimension(30), seed: u64, size in scale(1e-2, 30.)) {
-        check((|| {
+        holds((|| {
             let x = normal_scaled(&[n], DType::F64, seed, size)?;
             let p = uniform(&[n], DType::F64, seed ^ 1, 0., 1.)?;
             let two = Tensor::stack(&[&x.zeros_like()?, &x], 1)?;
@@ -248,7 +244,7 @@ proptest! {
     fn cka_sees_neither_rotation_nor_scale_nor_place(
         rows in 2usize..20, width in dimension(9), more in dimension(9), seed: u64, size in scale(1e-8, 1e8), shift in -2f64..2.,
     ) {
-        check((|| {
+        holds((|| {
             let r = self::rows(rows, width, more, seed, 1.)?;
             let want = linear_cka(&r.student, &r.teacher)?;
             if !(-1e-12..=1. + 1e-12).contains(&want) { bail!("range: {want}") }
@@ -267,7 +263,7 @@ proptest! {
     fn effective_rank_counts_dimensions(
         rank in 1usize..6, extra in dimension(8), seed: u64, size in scale(1e-8, 1e8), shift in -2f64..2.,
     ) {
-        check((|| {
+        holds((|| {
             // Centred orthonormal columns: the first is constant and then dropped.
             let n = rank + extra + 1;
             let ones = Tensor::ones((n, 1), DType::F64, &Device::Cpu)?;
@@ -286,7 +282,7 @@ proptest! {
 
     #[test]
     fn similarities_are_what_the_double_loop_says(rows in 2usize..9, width in dimension(9), seed: u64) {
-        check((|| {
+        holds((|| {
             let r = self::rows(rows, width, 2, seed, 3.)?;
             let other = normal(&[rows, width], DType::F64, seed ^ 5)?;
             let mut pairs = 0.;

@@ -4,11 +4,7 @@ use candle_core::{D, DType, Device, Result, Tensor, Var, bail};
 use proptest::prelude::*;
 use vkd_loss::Reduction::Mean;
 use vkd_loss::{cross_entropy, kl, log_softmax, mse, smooth_l1, soft_cross_entropy};
-use vkd_testkit::{Tolerance, assert_close, dimension, normal_scaled, scale, to_f64};
-
-fn check(result: Result<()>) -> std::result::Result<(), TestCaseError> {
-    result.map_err(|e| TestCaseError::fail(e.to_string()))
-}
+use vkd_testkit::{Tolerance, assert_close, dimension, holds, normal_scaled, scale, to_f64};
 
 fn value(loss: &Tensor) -> Result<f64> {
     Ok(to_f64(loss)?[0])
@@ -39,7 +35,7 @@ proptest! {
 
     #[test]
     fn smooth_l1_lies_between_mse_and_l1(n in dimension(3000), seed: u64, beta in scale(1e-3, 1e3), size in scale(1e-3, 1e3)) {
-        check((|| {
+        holds((|| {
             let student = normal_scaled(&[n], DType::F64, seed, size)?;
             let teacher = normal_scaled(&[n], DType::F64, seed ^ 1, size)?;
             let loss = value(&smooth_l1(&student, &teacher, beta, Mean)?)?;
@@ -54,7 +50,7 @@ proptest! {
     #[test]
     fn pointwise_losses_vanish_at_equality_only(n in dimension(200), seed: u64, wide: bool) {
         let dtype = if wide { DType::F64 } else { DType::F32 };
-        check((|| {
+        holds((|| {
             let xs = normal_scaled(&[n], dtype, seed, 2.)?;
             for f in [&(|s: &Tensor, t: &Tensor| mse(s, t, Mean)) as &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>, &|s, t| smooth_l1(s, t, 1., Mean)] {
                 expect("zero", value(&f(&xs, &xs)?)? == 0., 0.)?;
@@ -72,7 +68,7 @@ proptest! {
         temperature in scale(0.25, 16.), size in scale(1e-3, 1e4), shift in -100f64..100., wide: bool,
     ) {
         let dtype = if wide { DType::F64 } else { DType::F32 };
-        check((|| {
+        holds((|| {
             let dims = [batch, classes];
             let student = normal_scaled(&dims, dtype, seed, size)?;
             let teacher = normal_scaled(&dims, dtype, seed ^ 1, size)?;
@@ -96,7 +92,7 @@ proptest! {
     fn cross_entropies_agree_with_each_other(
         batch in dimension(20), classes in dimension(30), seed: u64, smoothing in 0f64..0.99,
     ) {
-        check((|| {
+        holds((|| {
             let logits = normal_scaled(&[batch, classes], DType::F64, seed, 3.)?;
             let labels = labels(batch, classes, seed)?;
             let hot = Tensor::eye(classes, DType::F64, &Device::Cpu)?.index_select(&labels, 0)?;
@@ -120,7 +116,7 @@ proptest! {
 
     #[test]
     fn the_order_of_the_batch_does_not_matter(batch in dimension(30), classes in dimension(20), seed: u64) {
-        check((|| {
+        holds((|| {
             let dims = [batch, classes];
             let student = normal_scaled(&dims, DType::F64, seed, 2.)?;
             let teacher = normal_scaled(&dims, DType::F64, seed ^ 1, 2.)?;
@@ -139,7 +135,7 @@ proptest! {
 
     #[test]
     fn log_softmax_sums_to_one(batch in dimension(20), classes in dimension(40), seed: u64, size in scale(1e-3, 1e4)) {
-        check((|| {
+        holds((|| {
             let ys = log_softmax(&normal_scaled(&[batch, classes], DType::F64, seed, size)?)?;
             let sums = ys.exp()?.sum(D::Minus1)?;
             assert_close("sum", &sums, &sums.ones_like()?, Tolerance::relative(1e-11))

@@ -29,6 +29,7 @@
 
 #[doc(hidden)]
 pub mod blocks;
+mod checks;
 mod context;
 #[doc(hidden)]
 pub mod dense;

@@ -9,7 +9,8 @@ use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use faer::Mat;
 use sums::Sums;
 
-/// Count, mean and centred scatter of rows in f64, and two sums more that the Ledoit-Wolf shrinkage needs.
+/// Count, mean and centred scatter of rows in f64, and two sums more that the Ledoit-Wolf shrinkage needs; of weighed
+/// rows ([`decay`](Self::decay)) the sum of their weights is the count, and that of the weights' squares is kept too.
 ///
 /// Merging the moments of two parts gives those of the whole to rounding, whatever the mean
 /// (Chan, Golub and LeVeque's pairwise update), so that a data set may be streamed in one pass, in batches of any
@@ -106,7 +107,8 @@ impl Moments {
         let scatter = rows.scatter_matrix();
         let second = (0..channels).flat_map(|j| scatter.col(j).iter().copied()).collect();
         let count = (xs.len() / channels) as f64;
-        let sums = Sums { count, first: vec![0.; channels], second, cubic, quartic };
+        let sums =
+            Sums { count, first: vec![0.; channels], second, cubic, quartic, squares: count };
         let moments = Self { mean: rows.mean, sums };
         moments.check("moments")?;
         Ok(moments)
@@ -129,6 +131,13 @@ impl Moments {
         }
         if !(self.sums.count >= 0. && self.sums.count.is_finite()) {
             bail!("{what}: expected a count >= 0, got {}", self.sums.count)
+        }
+        // Weights are at most one.
+        let Sums { count, squares, .. } = self.sums;
+        if !(squares >= 0. && squares <= count * (1. + 1e-9)) {
+            bail!(
+                "{what}: expected squares of weights >= 0 and no more than the count {count}, got {squares}"
+            )
         }
         for i in 0..d {
             for j in 0..i {
@@ -196,6 +205,12 @@ impl Moments {
         self.sums.count
     }
 
+    /// Number of rows of equal weight that would estimate as well: `(Σ w)² / Σ w²`, the count unless decayed (Kish).
+    pub fn effective_count(&self) -> f64 {
+        let Sums { count, squares, .. } = self.sums;
+        if squares > 0. { count * (count / squares) } else { count }
+    }
+
     /// Width d.
     pub fn channels(&self) -> usize {
         self.mean.len()
@@ -207,6 +222,8 @@ impl Moments {
     }
 
     /// Covariance `(d, d)` in f64 on the CPU, over `N - 1` rows (`unbiased`) or over N; of one row, zero.
+    ///
+    /// Of weighed rows the unbiased divisor is `Σ w - Σ w² / Σ w`, which is `N - 1` at weights of one.
     ///
     /// # Errors
     /// No rows.
@@ -226,18 +243,21 @@ impl Moments {
         if !(count > 0.) {
             bail!("{op}: expected moments of at least one row, got none")
         }
-        // At a weight of one row or less there is no unbiased estimate; of one row the scatter is zero.
-        Ok(if unbiased && count > 1. { count - 1. } else { count })
+        let less = self.sums.squares / count;
+        // Of one row there is no unbiased estimate, whatever its weight: the difference is rounding, the scatter zero.
+        Ok(if unbiased && count - less > 1e-12 * count { count - less } else { count })
     }
 
+    /// `Σ ‖x‖⁴` as of [`effective_count`](Self::effective_count) rows, for the estimates of shrinkage.
     pub(crate) fn quartic(&self) -> f64 {
-        self.sums.quartic
+        let count = self.sums.count;
+        if count > 0. { self.sums.quartic * (self.effective_count() / count) } else { 0. }
     }
 
     /// The moments as numbers that may be added up over workers, all about the same `shift`.
     ///
-    /// Count, sum, outer products (`d x d`), then `Σ ‖x‖² x` and `Σ ‖x‖⁴`, of `x` less `shift`: `d² + 2d + 2`
-    /// numbers. A shift near the mean keeps the digits; one worker's mean, sent to all, will do.
+    /// Count, sum, outer products (`d x d`), then `Σ ‖x‖² x` and `Σ ‖x‖⁴`, of `x` less `shift`, and the squares
+    /// of the rows' weights (the count again unless decayed): `d² + 2d + 3` numbers. A shift near the mean keeps the digits; one worker's mean, sent to all, will do.
     ///
     /// # Errors
     /// A shift of another width.

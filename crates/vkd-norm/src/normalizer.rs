@@ -1,5 +1,7 @@
 //! The normaliser slot of a distillation tap.
 
+use crate::checks::{check_eps, check_relative_eps};
+use crate::ops::check_config;
 use crate::{
     Context, Deficient, Shrinkage, WhitenConfig, WhitenMethod, Whitener, layer_norm, standardize,
     whiten, whiten_with,
@@ -51,6 +53,23 @@ pub enum Normalizer {
 }
 
 impl Normalizer {
+    /// Checks the numbers of a variant, and a whitener's width against `channels`, before there are any features.
+    ///
+    /// # Errors
+    /// What [`forward`](Self::forward) would refuse whatever the features.
+    pub fn check(&self, channels: usize) -> Result<()> {
+        match self {
+            Self::Identity => Ok(()),
+            Self::LayerNorm { eps } => check_eps("layer_norm", *eps),
+            Self::Standardize { eps } => check_relative_eps("standardize", *eps),
+            Self::Whiten(config) => check_config("whiten", *config),
+            Self::Precomputed(whitener) if whitener.channels() != channels => {
+                bail!("whiten_with: expected {} channels, got {channels}", whitener.channels())
+            }
+            Self::Precomputed(_) => Ok(()),
+        }
+    }
+
     /// Normalises `xs` of shape `(M, C)`; the output has the same shape, and a gradient flows back to `xs`.
     ///
     /// Statistics come from `xs` alone, in training and in evaluation, or were gathered before: no variant reads the

@@ -3,19 +3,9 @@
 use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
 use vkd_norm::{Context, Normalizer, layer_norm, standardize, whiten_cholesky};
-use vkd_testkit::{Tolerance, assert_close, dimension, gram_residual, normal, scale, to_f64};
-
-fn check(result: Result<()>) -> std::result::Result<(), TestCaseError> {
-    result.map_err(|e| TestCaseError::fail(e.to_string()))
-}
-
-/// A seeded order of `0..n`.
-fn order(n: usize, seed: u64) -> Result<Tensor> {
-    let keys = to_f64(&normal(&[n], DType::F64, seed)?)?;
-    let mut order: Vec<u32> = (0..n as u32).collect();
-    order.sort_by(|&a, &b| keys[a as usize].total_cmp(&keys[b as usize]));
-    Tensor::new(order, &Device::Cpu)
-}
+use vkd_testkit::{
+    Tolerance, assert_close, dimension, gram_residual, holds, normal, permutation, scale, to_f64,
+};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
@@ -26,7 +16,7 @@ proptest! {
     ) {
         let rows = 2 * channels + extra;
         let (dtype, accuracy) = if wide { (DType::F64, 1e-10) } else { (DType::F32, 1e-5) };
-        check((|| {
+        holds((|| {
             // Correlated channels with a mean, the last one `spread` times the others.
             let mix = normal(&[channels, channels], DType::F64, seed ^ 7)?;
             let xs = (normal(&[rows, channels], DType::F64, seed)?
@@ -43,9 +33,9 @@ proptest! {
 
     #[test]
     fn the_order_of_the_batch_does_not_matter(rows in 8usize..40, channels in 1usize..7, seed: u64) {
-        check((|| {
+        holds((|| {
             let xs = normal(&[rows, channels], DType::F64, seed)?;
-            let order = order(rows, seed ^ 5)?;
+            let order = permutation(rows, seed ^ 5)?;
             let ctx = Context::eval();
             for name in ["identity", "layer_norm", "standardize", "whiten"] {
                 let normalizer: Normalizer = name.parse()?;
@@ -59,7 +49,7 @@ proptest! {
 
     #[test]
     fn large_finite_values_stay_finite(rows in 1usize..9, channels in dimension(40), seed: u64, top in scale(1e-4, 1e30)) {
-        check((|| {
+        holds((|| {
             let xs = (normal(&[rows, channels], DType::F32, seed)? * top)?;
             for ys in [layer_norm(&xs, 1e-5)?, standardize(&xs, 1e-6)?] {
                 if !to_f64(&ys)?.iter().all(|y| y.is_finite()) { candle_core::bail!("not finite") }

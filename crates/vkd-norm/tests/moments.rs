@@ -6,11 +6,7 @@ use vkd_norm::{
     Context, Deficient, Moments, Normalizer, Shrinkage, WhitenConfig, WhitenMethod, Whitener,
     whiten, whiten_with,
 };
-use vkd_testkit::{Tolerance, assert_close, dimension, gradcheck, normal, scale, to_f64};
-
-fn check(result: Result<()>) -> std::result::Result<(), TestCaseError> {
-    result.map_err(|e| TestCaseError::fail(e.to_string()))
-}
+use vkd_testkit::{Tolerance, assert_close, dimension, gradcheck, holds, normal, scale, to_f64};
 
 /// Deviations of about 1 around a mean of about `mean`.
 fn features(rows: usize, channels: usize, seed: u64, mean: f64) -> Result<Tensor> {
@@ -46,7 +42,7 @@ proptest! {
     fn merged_halves_are_the_whole(
         one in 1usize..40, other in 1usize..40, channels in dimension(12), seed: u64, mean in scale(1e-3, 1e6),
     ) {
-        check((|| {
+        holds((|| {
             let xs = features(one + other, channels, seed, mean)?;
             let mut half = Moments::from_rows(&xs.narrow(0, 0, one)?, None)?;
             half.merge(&Moments::from_rows(&xs.narrow(0, one, other)?, None)?)?;
@@ -66,7 +62,7 @@ proptest! {
         one in 1usize..40, other in 1usize..40, channels in dimension(12), seed: u64, mean in scale(1e-3, 1e6),
         off in -2f64..2.,
     ) {
-        check((|| {
+        holds((|| {
             let xs = features(one + other, channels, seed, mean)?;
             let parts = [xs.narrow(0, 0, one)?, xs.narrow(0, one, other)?];
             let parts = [Moments::from_rows(&parts[0], None)?, Moments::from_rows(&parts[1], None)?];
@@ -74,14 +70,14 @@ proptest! {
             let shift: Vec<f64> = parts[0].mean().iter().map(|m| m + off).collect();
             let total: Vec<f64> = parts[0].to_sums(&shift)?.iter().zip(parts[1].to_sums(&shift)?)
                 .map(|(a, b)| a + b).collect();
-            assert_eq!(total.len(), channels * channels + 2 * channels + 2);
+            assert_eq!(total.len(), channels * channels + 2 * channels + 3);
             same("sums", &Moments::from_sums(&total, &shift)?, &Moments::from_rows(&xs, None)?, mean)
         })())?;
     }
 
     #[test]
     fn a_masked_row_is_not_there(rows in 1usize..40, channels in dimension(12), seed: u64) {
-        check((|| {
+        holds((|| {
             let xs = features(rows, channels, seed, 1.)?;
             let kept: Vec<u8> = (0..rows).map(|i| u8::from((seed >> (i % 64)) & 1 == 1)).collect();
             let index: Vec<u32> = (0..rows as u32).filter(|&i| kept[i as usize] != 0).collect();
@@ -95,6 +91,60 @@ proptest! {
             Ok(())
         })())?;
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn weighed_rows_are_what_the_weights_say(
+        rows in 1usize..12, channels in dimension(5), seed: u64, keep in 0.05f64..1.,
+    ) {
+        holds((|| {
+            // One row at a time, each step weighing the older ones: small `keep` leaves a weight of little more than one row.
+            let xs = features(rows, channels, seed, 1.)?;
+            let mut running = Moments::new(channels)?;
+            for row in 0..rows {
+                running.decay(keep)?;
+                running.merge(&Moments::from_rows(&xs.narrow(0, row, 1)?, None)?)?;
+            }
+            let weights: Vec<f64> = (0..rows).map(|i| keep.powi((rows - 1 - i) as i32)).collect();
+            let total: f64 = weights.iter().sum();
+            let squares: f64 = weights.iter().map(|w| w * w).sum();
+            let weights = Tensor::from_vec(weights, (rows, 1), &Device::Cpu)?;
+            let mean = (xs.broadcast_mul(&weights)?.sum_keepdim(0)? / total)?;
+            let centred = xs.broadcast_sub(&mean)?;
+            let scatter = centred.t()?.matmul(&centred.broadcast_mul(&weights)?)?;
+            let over = if rows == 1 { total } else { total - squares / total };
+            // A dozen steps, and a divisor that is a small difference where little more than one row counts.
+            let absolute = 1e-13 * (1. + total / over);
+            let allowed = Tolerance { relative: 1e-13, absolute };
+            assert_close("unbiased", &running.covariance(true)?, &(scatter / over)?, allowed)?;
+            let kish = total * total / squares;
+            let got = running.effective_count();
+            if (got - kish).abs() > 1e-12 * kish { bail!("expected {kish} rows, got {got}") }
+            // The sums carry it over workers.
+            let sums = running.to_sums(running.mean())?;
+            let back = Moments::from_sums(&sums, running.mean())?;
+            assert_close("sums", &back.covariance(true)?, &running.covariance(true)?, allowed)
+        })())?;
+    }
+}
+
+#[test]
+fn the_weight_of_all_rows_does_not_matter() -> Result<()> {
+    let xs = features(30, 6, 1, 1.)?;
+    let plain = Moments::from_rows(&xs, None)?;
+    let mut light = plain.clone();
+    light.decay(1. / 32.)?;
+    assert!(light.count() < 1. && light.effective_count() == 30.);
+    for shrinkage in [Shrinkage::LedoitWolf, Shrinkage::Oas, Shrinkage::Fixed(0.1)] {
+        let config = WhitenConfig { shrinkage, ..Default::default() };
+        let (got, want) = (Whitener::new(&light, config)?, Whitener::new(&plain, config)?);
+        assert!((got.intensity() - want.intensity()).abs() < 1e-14, "{shrinkage:?}");
+        assert_close("matrix", &got.matrix()?, &want.matrix()?, Tolerance::relative(1e-13))?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -112,7 +162,8 @@ fn a_decayed_estimate_forgets() -> Result<()> {
         let xs = xs.broadcast_sub(&mean)?;
         xs.t()?.matmul(&xs)? * weight
     };
-    let want = ((square(&old, 0.5)? + square(&new, 1.)?)? / 34.)?;
+    // Weights squared: 30 of a quarter and 20 of one, over their sum.
+    let want = ((square(&old, 0.5)? + square(&new, 1.)?)? / (35. - 27.5 / 35.))?;
     assert_close("covariance", &running.covariance(true)?, &want, Tolerance::relative(1e-13))?;
     running.decay(0.)?;
     running.merge(&Moments::from_rows(&new, None)?)?;
@@ -211,9 +262,11 @@ fn bad_rows_are_named() -> Result<()> {
     );
     assert!(
         message(Moments::from_sums(&[1., 2.], &[0.]))
-            .contains("expected 5 sums for 1 channels, got 2")
+            .contains("expected 6 sums for 1 channels, got 2")
     );
-    assert!(message(Moments::from_sums(&[2., 0., -4., 0., 0.], &[0.])).contains("scatter -4e0"));
+    assert!(
+        message(Moments::from_sums(&[2., 0., -4., 0., 0., 2.], &[0.])).contains("scatter -4e0")
+    );
     // Count, sums, outer products, cubic, quartic of two channels: each out of place in turn.
     let sums = Moments::from_rows(&features(6, 2, 1, 0.)?, None)?.to_sums(&[0., 0.])?;
     assert!(Moments::from_sums(&sums, &[0., 0.]).is_ok());
@@ -223,6 +276,9 @@ fn bad_rows_are_named() -> Result<()> {
         (9, f64::NAN, "expected a finite quartic"),
         (9, f64::INFINITY, "expected a finite quartic"),
         (9, -1e6, "expected a finite quartic"),
+        (10, -1., "expected squares of weights >= 0"),
+        (10, 7., "no more than the count 6, got 7"),
+        (10, f64::NAN, "expected squares of weights >= 0"),
     ] {
         let mut sums = sums.clone();
         sums[at] = value;

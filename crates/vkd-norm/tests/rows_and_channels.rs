@@ -6,22 +6,10 @@ use vkd_norm::{
     RunningStats, Variance, layer_norm, layer_norm_affine, standardize, standardize_masked,
     standardize_with,
 };
-use vkd_testkit::{Tolerance, assert_close, dimension, normal, scale, to_f64};
-
-fn check(result: Result<()>) -> std::result::Result<(), TestCaseError> {
-    result.map_err(|e| TestCaseError::fail(e.to_string()))
-}
+use vkd_testkit::{Tolerance, assert_close, dimension, holds, normal, permutation, scale, to_f64};
 
 fn absolute(absolute: f64) -> Tolerance {
     Tolerance { relative: 0., absolute }
-}
-
-/// A seeded order of `0..n`.
-fn order(n: usize, seed: u64) -> Result<Tensor> {
-    let keys = to_f64(&normal(&[n], DType::F64, seed)?)?;
-    let mut order: Vec<u32> = (0..n as u32).collect();
-    order.sort_by(|&a, &b| keys[a as usize].total_cmp(&keys[b as usize]));
-    Tensor::new(order, &Device::Cpu)
 }
 
 /// A mask that keeps about half of the rows, and their indices.
@@ -54,7 +42,7 @@ proptest! {
         rows in dimension(40), channels in 2usize..200, seed: u64, size in scale(1e-2, 1e6), wide: bool,
     ) {
         let (dtype, accuracy) = if wide { (DType::F64, 1e-12) } else { (DType::F32, 2e-6) };
-        check((|| {
+        holds((|| {
             let xs = (normal(&[rows, channels], dtype, seed)? * size)?;
             let eps = 1e-5;
             let ys = layer_norm(&xs, eps)?.to_dtype(DType::F64)?;
@@ -72,7 +60,7 @@ proptest! {
     fn layer_norm_ignores_shift_and_scale(
         rows in dimension(20), channels in 3usize..100, seed: u64, size in scale(1e-3, 1e3), shift in -100f64..100.,
     ) {
-        check((|| {
+        holds((|| {
             let xs = normal(&[rows, channels], DType::F64, seed)?;
             // eps scales with the variance; a tiny one leaves only rounding.
             let moved = layer_norm(&xs.affine(size, shift)?, 1e-5 * size * size)?;
@@ -83,7 +71,7 @@ proptest! {
 
     #[test]
     fn layer_norm_affine_is_gain_and_bias_on_top(rows in dimension(20), channels in dimension(100), seed: u64) {
-        check((|| {
+        holds((|| {
             let xs = normal(&[rows, channels], DType::F64, seed)?;
             let (w, b) = (normal(&[channels], DType::F64, seed ^ 1)?, normal(&[channels], DType::F64, seed ^ 2)?);
             let want = layer_norm(&xs, 1e-5)?.broadcast_mul(&w)?.broadcast_add(&b)?;
@@ -94,10 +82,10 @@ proptest! {
     #[test]
     fn layer_norm_keeps_the_order_of_rows(rows in dimension(40), channels in dimension(100), seed: u64, wide: bool) {
         let dtype = if wide { DType::F64 } else { DType::F32 };
-        check((|| {
+        holds((|| {
             let xs = normal(&[rows, channels], dtype, seed)?;
             let g = normal(&[rows, channels], dtype, seed ^ 1)?;
-            let order = order(rows, seed ^ 2)?;
+            let order = permutation(rows, seed ^ 2)?;
             let pick = |t: &Tensor| t.index_select(&order, 0);
             let (y, dx) = both(|x| layer_norm(x, 1e-5), &xs, &g)?;
             let (picked, picked_dx) = both(|x| layer_norm(x, 1e-5), &pick(&xs)?, &pick(&g)?)?;
@@ -111,7 +99,7 @@ proptest! {
     fn layer_norm_gradient_is_orthogonal_to_ones_and_to_the_output(
         rows in dimension(20), channels in 2usize..100, seed: u64, shift in -100f64..100.,
     ) {
-        check((|| {
+        holds((|| {
             let eps = 1e-5;
             let xs = (normal(&[rows, channels], DType::F64, seed)? + shift)?;
             let g = normal(&[rows, channels], DType::F64, seed ^ 1)?;
@@ -134,7 +122,7 @@ proptest! {
     ) {
         let (dtype, accuracy) = if wide { (DType::F64, 1e-10) } else { (DType::F32, 2e-6) };
         let (variance, weight) = if biased { (Variance::Biased, rows) } else { (Variance::Unbiased, rows - 1) };
-        check((|| {
+        holds((|| {
             let xs = (normal(&[rows, channels], dtype, seed)? * size)?;
             let ys = standardize_masked(&xs, None, variance, 1e-6)?.to_dtype(DType::F64)?;
             let zero = Tensor::zeros(channels, DType::F64, &Device::Cpu)?;
@@ -154,7 +142,7 @@ proptest! {
         // Eight rows have no deviation so small that an offset of 100 brings up the guard.
         rows in 8usize..40, channels in dimension(20), seed: u64, size in scale(1e-6, 1e6), shift in -100f64..100.,
     ) {
-        check((|| {
+        holds((|| {
             let xs = normal(&[rows, channels], DType::F64, seed)?;
             // The guard of 1e-9 sees the offset: 1e-18 times its square, below rounding.
             let moved = standardize(&xs.affine(size, shift * size)?, 1e-9)?;
@@ -167,10 +155,10 @@ proptest! {
 
     #[test]
     fn standardize_does_not_see_the_order_of_rows(rows in 1usize..300, channels in dimension(20), seed: u64) {
-        check((|| {
+        holds((|| {
             let xs = normal(&[rows, channels], DType::F64, seed)?;
             let g = normal(&[rows, channels], DType::F64, seed ^ 1)?;
-            let order = order(rows, seed ^ 2)?;
+            let order = permutation(rows, seed ^ 2)?;
             let pick = |t: &Tensor| t.index_select(&order, 0);
             let (y, dx) = both(|x| standardize(x, 1e-6), &xs, &g)?;
             let (picked, picked_dx) = both(|x| standardize(x, 1e-6), &pick(&xs)?, &pick(&g)?)?;
@@ -188,7 +176,7 @@ proptest! {
     ) {
         let dtype = if wide { DType::F64 } else { DType::F32 };
         let variance = if biased { Variance::Biased } else { Variance::Unbiased };
-        check((|| {
+        holds((|| {
             let xs = normal(&[rows, channels], dtype, seed)?;
             let g = normal(&[rows, channels], dtype, seed ^ 1)?;
             let (mask, kept) = half(rows, seed ^ 2)?;
@@ -209,7 +197,7 @@ proptest! {
         rows in 3usize..60, channels in dimension(20), seed: u64, shift in -10f64..10., biased: bool,
     ) {
         let variance = if biased { Variance::Biased } else { Variance::Unbiased };
-        check((|| {
+        holds((|| {
             let xs = (normal(&[rows, channels], DType::F64, seed)? + shift)?;
             let g = normal(&[rows, channels], DType::F64, seed ^ 1)?;
             // The guard is 1e-20 of the offset's square: below rounding.
@@ -228,7 +216,7 @@ proptest! {
     ) {
         let (dtype, accuracy) = if wide { (DType::F64, 1e-12) } else { (DType::F32, 1e-6) };
         let variance = if biased { Variance::Biased } else { Variance::Unbiased };
-        check((|| {
+        holds((|| {
             let xs = (normal(&[rows, channels], dtype, seed)? + 2.)?;
             let want = standardize_masked(&xs, None, variance, eps)?;
             for momentum in [None, Some(0.1)] {
@@ -252,7 +240,7 @@ proptest! {
     ) {
         // f32 rounds the squares of about a hundred rows, and nothing of the offset.
         let (dtype, accuracy) = if wide { (DType::F64, 1e-9) } else { (DType::F32, 2e-6) };
-        check((|| {
+        holds((|| {
             let xs = (normal(&[rows, channels], dtype, seed)? + shift)?;
             let first = ((rows as f64 * cut) as usize).clamp(1, rows - 1);
             let mut whole = RunningStats::new(channels, Variance::Unbiased, None)?;

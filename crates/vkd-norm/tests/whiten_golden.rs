@@ -1,4 +1,4 @@
-//! ZCA and PCA against recorded results of other programs, value and gradient; Cholesky is in `golden.rs`.
+//! ZCA, PCA and Newton-Schulz against recorded results of other programs, value and gradient; Cholesky is in `golden.rs`.
 
 use candle_core::{DType, Result, Tensor, Var, bail};
 use vkd_norm::{
@@ -52,6 +52,31 @@ fn pca() -> Result<()> {
             let config = config(&golden, WhitenMethod::Pca, deficient)?;
             let y = whiten(&get("x")?.to_dtype(DType::F64)?, config)?;
             assert_close(case, &y, &get("pca.y")?, Tolerance::relative(1e-9))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn components_and_newton_schulz_with_their_gradients() -> Result<()> {
+    let golden = Golden::open("norm_loss")?;
+    let get = |key: &str| golden.get(&format!("whiten.{key}"));
+    let shrinkage = Shrinkage::Absolute(get("eps")?.to_scalar::<f64>()?);
+    for (name, method) in [
+        ("pca", WhitenMethod::Pca),
+        ("iternorm5", WhitenMethod::NewtonSchulz { iterations: 5 }),
+        ("iternorm9", WhitenMethod::NewtonSchulz { iterations: 9 }),
+    ] {
+        for deficient in [Deficient::Full, Deficient::Truncate] {
+            let config = WhitenConfig { method, shrinkage, deficient };
+            for (dtype, tolerance) in [(DType::F64, 1e-11), (DType::F32, 1e-6)] {
+                let (y, grad) = run(&get("x")?, &get("cot")?, config, dtype)?;
+                let what = format!("{name} {deficient:?} {dtype:?}");
+                let allowed = Tolerance::relative(tolerance);
+                assert_close(&what, &y, &get(&format!("{name}.y"))?, allowed)?;
+                let want = get(&format!("{name}.grad"))?;
+                assert_close(&format!("{what} gradient"), &grad, &want, allowed)?;
+            }
         }
     }
     Ok(())

@@ -5,11 +5,10 @@ use proptest::prelude::*;
 use vkd_norm::{
     Deficient, Moments, Shrinkage, WhitenConfig, WhitenMethod, Whitener, whiten, whiten_with,
 };
-use vkd_testkit::{Tolerance, assert_close, dimension, max_abs_difference, normal, scale, to_f64};
-
-fn check(result: Result<()>) -> std::result::Result<(), TestCaseError> {
-    result.map_err(|e| TestCaseError::fail(e.to_string()))
-}
+use vkd_testkit::{
+    Tolerance, assert_close, dimension, holds, max_abs_difference, normal, permutation, scale,
+    to_f64,
+};
 
 /// The three that factor.
 fn factored() -> impl Strategy<Value = WhitenMethod> {
@@ -90,14 +89,6 @@ fn rotation(n: usize, seed: u64) -> Result<Tensor> {
     Tensor::new(rows.concat(), &Device::Cpu)?.reshape((n, n))
 }
 
-/// A seeded order of `0..n`.
-fn order(n: usize, seed: u64) -> Result<Tensor> {
-    let keys = to_f64(&normal(&[n], DType::F64, seed)?)?;
-    let mut order: Vec<u32> = (0..n as u32).collect();
-    order.sort_by(|&a, &b| keys[a as usize].total_cmp(&keys[b as usize]));
-    Tensor::new(order, &Device::Cpu)
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
@@ -105,7 +96,7 @@ proptest! {
     fn the_matrix_inverts_the_shrunk_covariance(
         method in factored(), shrinkage in shrinkage(), rows in 3usize..60, channels in dimension(24), seed: u64,
     ) {
-        check((|| {
+        holds((|| {
             let xs = features(rows, channels, seed)?;
             let config = WhitenConfig { method, shrinkage, deficient: Deficient::Full };
             let whitener = Whitener::new(&Moments::from_rows(&xs, None)?, config)?;
@@ -126,7 +117,7 @@ proptest! {
         method in any_method(), shrinkage in shrinkage(), deficient in deficient(),
         rows in 2usize..60, channels in dimension(24), seed: u64,
     ) {
-        check((|| {
+        holds((|| {
             let xs = features(rows, channels, seed)?;
             let config = WhitenConfig { method, shrinkage, deficient };
             let whitener = Whitener::new(&Moments::from_rows(&xs, None)?, config)?;
@@ -144,7 +135,7 @@ proptest! {
         wide: bool,
     ) {
         let (dtype, accuracy) = if wide { (DType::F64, 1e-10) } else { (DType::F32, 1e-5) };
-        check((|| {
+        holds((|| {
             let xs = features(rows, channels, seed)?.to_dtype(dtype)?;
             let config = WhitenConfig { method, shrinkage: Shrinkage::Fixed(0.), deficient };
             let c = covariance(&whiten(&xs, config)?)?;
@@ -167,7 +158,7 @@ proptest! {
     fn a_channel_far_larger_than_the_others_disturbs_none(
         method in factored(), channels in 2usize..24, extra in 2usize..40, seed: u64, spread in scale(1., 1e8),
     ) {
-        check((|| {
+        holds((|| {
             let mut factors = vec![1f64; channels];
             factors[seed as usize % channels] = spread;
             let xs = features(2 * channels + extra, channels, seed)?
@@ -185,7 +176,7 @@ proptest! {
     fn newton_schulz_reaches_its_stated_residual(
         iterations in 1usize..25, shrinkage in shrinkage(), channels in dimension(16), extra in 2usize..40, seed: u64,
     ) {
-        check((|| {
+        holds((|| {
             let xs = features(channels + extra, channels, seed)?;
             let method = WhitenMethod::NewtonSchulz { iterations };
             let config = WhitenConfig { method, shrinkage, deficient: Deficient::Full };
@@ -210,7 +201,7 @@ proptest! {
     fn zca_is_the_whitening_closest_to_its_input(
         shrinkage in shrinkage(), rows in 3usize..40, channels in dimension(12), seed: u64,
     ) {
-        check((|| {
+        holds((|| {
             let xs = features(rows, channels, seed)?;
             let zca = WhitenConfig { method: WhitenMethod::Zca, shrinkage, deficient: Deficient::Full };
             let input = centred(&xs)?;
@@ -234,7 +225,7 @@ proptest! {
     fn zca_turns_with_its_input(
         shrinkage in shrinkage(), deficient in deficient(), rows in 2usize..40, channels in dimension(12), seed: u64,
     ) {
-        check((|| {
+        holds((|| {
             let xs = features(rows, channels, seed)?;
             let turn = rotation(channels, seed ^ 1)?;
             let config = WhitenConfig { method: WhitenMethod::Zca, shrinkage, deficient };
@@ -247,9 +238,9 @@ proptest! {
     fn the_order_of_the_batch_does_not_matter(
         method in any_method(), shrinkage in shrinkage(), rows in 2usize..40, channels in dimension(12), seed: u64,
     ) {
-        check((|| {
+        holds((|| {
             let xs = features(rows, channels, seed)?;
-            let order = order(rows, seed ^ 5)?;
+            let order = permutation(rows, seed ^ 5)?;
             let config = WhitenConfig { method, shrinkage, deficient: Deficient::Full };
             let after = whiten(&xs, config)?.index_select(&order, 0)?;
             let before = whiten(&xs.index_select(&order, 0)?, config)?;
@@ -262,7 +253,7 @@ proptest! {
         method in any_method(), fixed in scale(1e-6, 1.), rows in 2usize..40, channels in dimension(12), seed: u64,
         unit in scale(1e-30, 1e30),
     ) {
-        check((|| {
+        holds((|| {
             let xs = features(rows, channels, seed)?;
             for shrinkage in [Shrinkage::Fixed(fixed), Shrinkage::LedoitWolf, Shrinkage::Oas] {
                 let config = WhitenConfig { method, shrinkage, deficient: Deficient::Full };
@@ -278,7 +269,7 @@ proptest! {
         method in any_method(), shrinkage in shrinkage(), bare: bool, deficient in deficient(),
         rows in 1usize..20, channels in dimension(12), seed: u64, top in scale(1e-24, 1e29), trouble in 0usize..6,
     ) {
-        check((|| {
+        holds((|| {
             let xs = features(rows, channels, seed)?;
             let (row, column) = (xs.narrow(0, 0, 1)?, xs.narrow(1, 0, 1)?);
             let one = Tensor::full(1f64, (rows, 1), &Device::Cpu)?;

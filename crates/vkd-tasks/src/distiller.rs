@@ -3,7 +3,7 @@
 use crate::{
     ClassificationAdapter, FeatureAdapter, NetworkOutput, Projector, ProjectorConfig, Term,
 };
-use candle_core::{Module, Result, Tensor, bail};
+use candle_core::{DType, Device, Error, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use vkd_loss::Reduction;
 use vkd_norm::{Context, Normalizer};
@@ -18,6 +18,15 @@ pub enum FeatureLoss {
     },
     /// Mean squared difference, as on the paper's poster.
     Mse,
+}
+
+impl FeatureLoss {
+    fn between(self, student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::SmoothL1 { beta } => vkd_loss::smooth_l1(student, teacher, beta, Reduction::Mean),
+            Self::Mse => vkd_loss::mse(student, teacher, Reduction::Mean),
+        }
+    }
 }
 
 /// One tap: which features are matched, and how.
@@ -67,9 +76,11 @@ pub struct Distiller {
 impl Distiller {
     /// Builds the projectors under `vb`, each at the name of its student tap, with the classification adapter.
     ///
+    /// Logits with a weight of 0 are no term at all.
+    ///
     /// # Errors
     /// A zero width, two taps on the same student features, a weight that is negative or not finite, a loss or
-    /// normaliser parameter out of range. Whether networks have these taps and widths shows at their first batch:
+    /// normaliser parameter out of range (with the tap's name). Whether networks have these taps and widths shows at their first batch:
     /// [`check`](Self::check) tells before any training.
     pub fn new(taps: Vec<TapConfig>, logits: Option<LogitLoss>, vb: VarBuilder) -> Result<Self> {
         let weights = taps
@@ -81,20 +92,25 @@ impl Distiller {
                 bail!("distiller: {name}: expected a weight of at least 0, got {weight}")
             }
         }
-        if let Some(LogitLoss { temperature, .. }) = logits
-            && !(temperature > 0. && temperature.is_finite())
-        {
-            bail!("distiller: logits: expected a temperature above 0, got {temperature}")
+        // The losses know their own ranges: one entry shows whether they take the number.
+        let zero = Tensor::zeros((1, 1), DType::F64, &Device::Cpu)?;
+        let named = |name: &str, e: Error| Error::Msg(format!("distiller: {name}: {e}"));
+        if let Some(LogitLoss { temperature, .. }) = logits {
+            vkd_loss::kl(&zero, &zero, temperature, Reduction::Mean)
+                .map_err(|e| named("logits", e))?;
         }
         let mut built: Vec<Tap> = Vec::new();
         for config in taps {
             if built.iter().any(|t| t.config.student == config.student) {
                 bail!("distiller: expected one tap on {}, got two", config.student)
             }
-            if let FeatureLoss::SmoothL1 { beta } = config.loss
-                && !(beta > 0. && beta.is_finite())
+            let name = |e| named(&config.student, e);
+            config.loss.between(&zero, &zero).map_err(name)?;
+            for (side, normalizer) in
+                [("student", &config.student_normalizer), ("teacher", &config.teacher_normalizer)]
             {
-                bail!("distiller: {}: expected a beta above 0, got {beta}", config.student)
+                let side = |e| Error::Msg(format!("{side} normalizer: {e}"));
+                normalizer.check(config.teacher_width).map_err(side).map_err(name)?;
             }
             let projector = Projector::new(
                 config.student_width,
@@ -104,6 +120,7 @@ impl Distiller {
             )?;
             built.push(Tap { config, projector });
         }
+        let logits = logits.filter(|l| l.weight > 0.);
         Ok(Self { taps: built, logits, adapter: Box::new(ClassificationAdapter) })
     }
 
@@ -166,15 +183,19 @@ impl Distiller {
         let c = &tap.config;
         let projected =
             tap.projector.forward(&self.adapter.adapt(student.tap("student", &c.student)?)?)?;
-        let student = c.student_normalizer.forward(&projected, ctx)?;
         let target = self.adapter.adapt(teacher.tap("teacher", &c.teacher)?)?;
-        let target = c.teacher_normalizer.forward(&target, ctx)?;
-        match c.loss {
-            FeatureLoss::SmoothL1 { beta } => {
-                vkd_loss::smooth_l1(&student, &target, beta, Reduction::Mean)
-            }
-            FeatureLoss::Mse => vkd_loss::mse(&student, &target, Reduction::Mean),
+        // The published pairing has an op of its own, which never writes the normalised teacher down.
+        if let (
+            Normalizer::Identity,
+            Normalizer::LayerNorm { eps },
+            FeatureLoss::SmoothL1 { beta },
+        ) = (&c.student_normalizer, &c.teacher_normalizer, c.loss)
+        {
+            return vkd_loss::smooth_l1_layer_norm(&projected, &target, beta, *eps);
         }
+        let student = c.student_normalizer.forward(&projected, ctx)?;
+        let target = c.teacher_normalizer.forward(&target, ctx)?;
+        c.loss.between(&student, &target)
     }
 
     /// Largest `max|WᵀW − I|` of the orthogonal projectors, in f64; `None` without one.

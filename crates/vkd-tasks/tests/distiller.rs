@@ -3,13 +3,14 @@
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use std::sync::Arc;
-use vkd_norm::{Context, Normalizer};
+use vkd_loss::{Reduction, smooth_l1};
+use vkd_norm::{Context, Moments, Normalizer, Shrinkage, WhitenConfig, Whitener, layer_norm};
 use vkd_ortho::{OrthogonalConfig, OrthogonalMap};
 use vkd_tasks::{
     Batch, ClassificationTask, DistillTask, Distiller, FeatureLoss, FeatureMap, Layout, LogitLoss,
     NetworkOutput, ProjectorConfig, TapConfig, Teacher,
 };
-use vkd_testkit::{gradcheck_variables, normal};
+use vkd_testkit::{Tolerance, assert_close, gradcheck_variables, normal};
 
 const CLASSES: usize = 3;
 
@@ -169,6 +170,61 @@ fn alone_both_heads_learn_the_labels() -> Result<()> {
 }
 
 #[test]
+fn the_fused_tap_is_the_two_ops_up_to_rounding() -> Result<()> {
+    let map = VarMap::new();
+    let vb = VarBuilder::from_varmap(&map, DType::F64, &Device::Cpu);
+    let distiller = Distiller::new(vec![tap(ProjectorConfig::Linear)], None, vb)?;
+    let (_, weight) = &named(&map)[0];
+    let output = |logits| Tensor::zeros((6, logits), DType::F64, &Device::Cpu);
+    let tokens = Var::from_tensor(&normal(&[6, 2, 3], DType::F64, 1)?)?;
+    let grid = normal(&[6, 5, 2, 2], DType::F64, 2)?;
+    let student = NetworkOutput::new(output(CLASSES)?)
+        .with_tap("tokens", FeatureMap::new(tokens.as_tensor().clone(), Layout::Tokens)?);
+    let teacher = NetworkOutput::new(output(CLASSES)?)
+        .with_tap("grid", FeatureMap::new(grid.clone(), Layout::Grid)?);
+    let terms = distiller.terms(&student, &teacher, &Context::eval())?;
+    // That it is the fused op shows in whose name it refuses.
+    let broken = NetworkOutput::new(output(CLASSES)?)
+        .with_tap("grid", FeatureMap::new((&grid * f64::NAN)?, Layout::Grid)?);
+    let e = distiller.terms(&student, &broken, &Context::eval()).err().map(|e| e.to_string());
+    let e = e.unwrap_or_default();
+    assert!(e.contains("smooth_l1_layer_norm: expected finite teacher, got NaN"), "{e}");
+    let projected = tokens.mean(1)?.matmul(&weight.t()?)?;
+    let target = layer_norm(&grid.flatten_from(2)?.mean(D::Minus1)?, 1e-5)?;
+    let want = smooth_l1(&projected, &target, 1., Reduction::Mean)?;
+    // Sums of a few products in another order.
+    let allowed = Tolerance::relative(1e-13);
+    assert_close("loss", &terms[0].value, &want, allowed)?;
+    let (got, want) = (terms[0].value.backward()?, want.backward()?);
+    for var in [&tokens, weight] {
+        assert_close("gradient", got.get(var).unwrap(), want.get(var).unwrap(), allowed)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn logits_without_weight_are_no_term() -> Result<()> {
+    let (student, teacher, map) = (Toy::new(3, 10)?, Toy::new(5, 20)?, VarMap::new());
+    let vb = VarBuilder::from_varmap(&map, DType::F64, &Device::Cpu);
+    let none = Some(LogitLoss { temperature: 2., weight: 0. });
+    let distiller = Distiller::new(vec![tap(ProjectorConfig::Linear)], none, vb)?;
+    let task = ClassificationTask::new(
+        student.student(),
+        Some((Teacher::new(teacher.teacher()), distiller)),
+        0.,
+    )?;
+    let out = task.step(&batch(6)?, &task.phases()[0], &Context::eval())?;
+    let names: Vec<&str> = out.terms.iter().map(|t| t.name.as_str()).collect();
+    assert_eq!(names, ["label", "feature.tokens"]);
+    // Both heads learn the labels then, as they do alone.
+    let grads = out.loss.backward()?;
+    for head in [&student.head, &student.dist] {
+        assert!(grads.get(head).is_some());
+    }
+    Ok(())
+}
+
+#[test]
 fn what_does_not_fit_is_named() -> Result<()> {
     let map = VarMap::new();
     let vb = || VarBuilder::from_varmap(&map, DType::F64, &Device::Cpu);
@@ -182,9 +238,55 @@ fn what_does_not_fit_is_named() -> Result<()> {
         (
             vec![TapConfig { loss: FeatureLoss::SmoothL1 { beta: 0. }, ..cayley() }],
             None,
-            "a beta above 0",
+            "distiller: tokens: smooth_l1: expected a finite beta > 0",
         ),
-        (vec![], Some(LogitLoss { temperature: 0., weight: 1. }), "a temperature above 0"),
+        (
+            vec![TapConfig { loss: FeatureLoss::SmoothL1 { beta: 1e-300 }, ..cayley() }],
+            None,
+            "distiller: tokens: smooth_l1: expected a finite beta > 0",
+        ),
+        (
+            vec![],
+            Some(LogitLoss { temperature: 0., weight: 1. }),
+            "distiller: logits: kl: expected a finite temperature > 0",
+        ),
+        (
+            vec![],
+            Some(LogitLoss { temperature: 1e7, weight: 1. }),
+            "distiller: logits: kl: expected a temperature of at most 1e6",
+        ),
+        (
+            vec![TapConfig { teacher_normalizer: Normalizer::LayerNorm { eps: 0. }, ..cayley() }],
+            None,
+            "distiller: tokens: teacher normalizer: layer_norm: expected a finite eps",
+        ),
+        (
+            vec![TapConfig { student_normalizer: Normalizer::Standardize { eps: 1. }, ..cayley() }],
+            None,
+            "distiller: tokens: student normalizer: standardize: expected 0 < eps < 1, got 1e0",
+        ),
+        (
+            vec![TapConfig {
+                teacher_normalizer: Normalizer::Whiten(WhitenConfig {
+                    shrinkage: Shrinkage::Fixed(2.),
+                    ..WhitenConfig::default()
+                }),
+                ..cayley()
+            }],
+            None,
+            "distiller: tokens: teacher normalizer: whiten: expected a shrinkage 0 <= rho <= 1",
+        ),
+        (
+            vec![TapConfig {
+                teacher_normalizer: Normalizer::Precomputed(Whitener::new(
+                    &Moments::from_rows(&normal(&[9, 4], DType::F64, 1)?, None)?,
+                    WhitenConfig::default(),
+                )?),
+                ..cayley()
+            }],
+            None,
+            "distiller: tokens: teacher normalizer: whiten_with: expected 4 channels, got 5",
+        ),
     ] {
         let message = refused(taps, logits).unwrap_or_default();
         assert!(message.contains(part), "{part}: {message}");

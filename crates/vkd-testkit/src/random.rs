@@ -22,6 +22,14 @@ pub fn uniform(dims: &[usize], dtype: DType, seed: u64, low: f64, high: f64) -> 
     draw(dims, dtype, || rng.random_range(low..high))
 }
 
+/// A seeded order of `0..n`, as U32 indices.
+pub fn permutation(n: usize, seed: u64) -> Result<Tensor> {
+    let keys = normal(&[n], DType::F64, seed)?.to_vec1::<f64>()?;
+    let mut order: Vec<u32> = (0..n as u32).collect();
+    order.sort_by(|&a, &b| keys[a as usize].total_cmp(&keys[b as usize]));
+    Tensor::new(order, &Device::Cpu)
+}
+
 fn draw(dims: &[usize], dtype: DType, mut next: impl FnMut() -> f64) -> Result<Tensor> {
     let values: Vec<f64> = (0..dims.iter().product()).map(|_| next()).collect();
     Tensor::from_vec(values, dims, &Device::Cpu)?.to_dtype(dtype)

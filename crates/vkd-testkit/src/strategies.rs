@@ -1,5 +1,6 @@
-//! Proptest strategies that several crates share.
+//! Proptest strategies that several crates share, and how a law reports that it does not hold.
 
+use candle_core::Result;
 use proptest::prelude::*;
 
 /// Log-uniform sizes in `1..=largest`: small sizes, where edge cases live, come as often as large ones.
@@ -11,4 +12,12 @@ pub fn dimension(largest: usize) -> impl Strategy<Value = usize> {
 /// Log-uniform magnitudes between `low` and `high`.
 pub fn scale(low: f64, high: f64) -> impl Strategy<Value = f64> {
     (low.ln()..high.ln()).prop_map(f64::exp)
+}
+
+/// The outcome of one proptest case, from the candle result of its body.
+///
+/// # Errors
+/// Where the body has one, with its message.
+pub fn holds(body: Result<()>) -> std::result::Result<(), TestCaseError> {
+    body.map_err(|e| TestCaseError::fail(e.to_string()))
 }

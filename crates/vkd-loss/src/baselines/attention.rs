@@ -1,7 +1,7 @@
 //! Attention transfer.
 
 use super::Form;
-use super::tensor::{Pair, magnitude, unit_rows};
+use super::tensor::{Pair, magnitude, rescaled, unit_rows};
 use crate::Reduction::Mean;
 use crate::ops::{Pointwise, RowLoss, pointwise, row_loss};
 use candle_core::{DType, Result, Tensor, bail};
@@ -14,7 +14,8 @@ use candle_core::{DType, Result, Tensor, bail};
 ///
 /// # Shapes
 /// - `student`: `(B, C, H, W)`, `teacher`: `(B, C', H', W')`, at least one entry; f32, f64, or a half type, which is computed
-///   in f32. Where one map is larger, each side by a whole factor, the larger one is averaged over blocks first.
+///   in f32. Where one map is larger, each side by a whole factor, it is averaged over blocks first; maps of which each is
+///   the larger one in one direction are refused.
 /// - output: rank 0
 ///
 /// # Gradient
@@ -22,11 +23,11 @@ use candle_core::{DType, Result, Tensor, bail};
 ///
 /// # Numerics
 /// Powers in the dtype, the rest in f64. Zero at equality, where the paper's form has no gradient (it defines none). A sample
-/// without attention (a length of at most 1e-12) counts as a map of zeros and has no gradient. In f32 a power of 2 underflows below 1e-23 and
-/// overflows above 1e19.
+/// of zeros counts as a map of zeros and has no gradient. A sample is taken over its largest magnitude first, so that its
+/// size does not matter, in f32 from 1e-37 to 1e37.
 ///
 /// # Errors
-/// `power` under 1 or not finite, a size that is no whole multiple of the other, different batches or dtypes, no
+/// `power` under 1 or not finite, a size that is no whole multiple of the other, or larger in one direction only, different batches or dtypes, no
 /// entries, a tracked teacher (detach it), a rank other than four, another dtype, or a NaN or infinity in the input.
 ///
 /// # References
@@ -54,6 +55,9 @@ pub fn attention_transfer(
     let pair = Pair::maps(OP, student, teacher)?;
     let (_, _, sh, sw) = student.dims4()?;
     let (_, _, th, tw) = teacher.dims4()?;
+    if (sh > th && sw < tw) || (sh < th && sw > tw) {
+        bail!("{OP}: expected one map to be the larger both ways, got {sh}x{sw} and {th}x{tw}")
+    }
     let (h, w) = (sh.min(th), sw.min(tw));
     let map = |xs: &Tensor| unit_rows(&attention(&pool(OP, xs, h, w)?, power)?);
     let (student, teacher) = (map(&pair.student)?, map(&pair.teacher)?);
@@ -75,8 +79,9 @@ fn pool(op: &str, xs: &Tensor, h: usize, w: usize) -> Result<Tensor> {
     xs.reshape((b * c, h, height / h, w, width / w))?.mean(4)?.mean(2)?.reshape((b, c, h, w))
 }
 
-/// Mean over channels of `|x|^power`: `(B, HW)`, in f64.
+/// Mean over channels of `|x|^power`, up to a factor for each sample: `(B, HW)`, in f64.
 fn attention(xs: &Tensor, power: f64) -> Result<Tensor> {
-    let strength = if power == 2. { xs.sqr()? } else { magnitude(xs)?.powf(power)? };
+    let xs = rescaled(&xs.flatten_from(1)?)?.reshape(xs.shape())?;
+    let strength = if power == 2. { xs.sqr()? } else { magnitude(&xs)?.powf(power)? };
     strength.mean(1)?.flatten_from(1)?.to_dtype(DType::F64)
 }

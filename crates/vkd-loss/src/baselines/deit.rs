@@ -2,9 +2,9 @@
 
 use super::Form;
 use super::tensor::Pair;
+use crate::Reduction;
 use crate::ops::{Target, softmax_loss};
-use crate::{Reduction, cross_entropy};
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{D, Result, Tensor, bail};
 
 /// Hard-label distillation: cross entropy with the teacher's most likely class.
 ///
@@ -18,11 +18,11 @@ use candle_core::{D, DType, Result, Tensor, bail};
 /// Flows to `student_logits`.
 ///
 /// # Numerics
-/// As [`cross_entropy`]. Among equal teacher logits the first counts. Not zero at equality.
+/// As [`cross_entropy`](crate::cross_entropy). Among equal teacher logits the first counts. Not zero at equality.
 ///
 /// # Errors
-/// Different shapes or dtypes, a tracked teacher (detach it), a NaN in the teacher (on the CPU), and those of
-/// [`cross_entropy`].
+/// Different shapes or dtypes, a tracked teacher (detach it), a NaN or positive infinity in the teacher, or a row of negative infinity (on the CPU), and those of
+/// [`cross_entropy`](crate::cross_entropy).
 ///
 /// # References
 /// Touvron et al., arXiv:2012.12877, equation 3.
@@ -41,16 +41,24 @@ pub fn deit_hard(
     teacher_logits: &Tensor,
     reduction: Reduction,
 ) -> Result<Tensor> {
-    let pair = Pair::logits("deit_hard", student_logits, teacher_logits)?;
-    // An arg max would hide a NaN.
+    const OP: &str = "deit_hard";
+    let pair = Pair::logits(OP, student_logits, teacher_logits)?;
+    // An arg max would hide what is not finite. Negative infinity is a masked class, as everywhere, unless all are.
     if teacher_logits.device().is_cpu() {
-        let total = pair.teacher.to_dtype(DType::F64)?.sum(D::Minus1)?.to_vec1::<f64>()?;
-        if let Some(row) = total.iter().position(|x| x.is_nan()) {
-            bail!("deit_hard: expected teacher logits without NaN, got one in row {row}")
+        for (row, logits) in pair.teacher.to_vec2::<f64>()?.iter().enumerate() {
+            let sure = |x: &f64| x.is_nan() || *x == f64::INFINITY;
+            let masked = logits.iter().all(|x| *x == f64::NEG_INFINITY);
+            if let Some(at) = logits.iter().position(|x| sure(x) || masked) {
+                bail!(
+                    "{OP}: expected finite teacher logits, got {} in row {row}, entry {at}",
+                    logits[at]
+                )
+            }
         }
     }
     let labels = pair.teacher.argmax(D::Minus1)?;
-    let rows = cross_entropy(&pair.student, &labels, 0., Reduction::None)?;
+    let hard = Target::Labels { smoothing: 0. };
+    let rows = softmax_loss(OP, hard, &pair.student, &labels, Reduction::None)?;
     pair.finish(&reduction.apply(&rows, rows.elem_count())?)
 }
 
@@ -94,7 +102,7 @@ pub fn deit_soft(
 ) -> Result<Tensor> {
     let pair = Pair::logits("deit_soft", student_logits, teacher_logits)?;
     let target = Target::Logits { temperature };
-    let rows = softmax_loss(target, &pair.student, &pair.teacher, Reduction::None)?;
+    let rows = softmax_loss("deit_soft", target, &pair.student, &pair.teacher, Reduction::None)?;
     let loss = reduction.apply(&rows, rows.elem_count())?;
     pair.finish(&match form {
         Form::Paper => loss,

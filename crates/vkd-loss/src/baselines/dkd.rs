@@ -127,7 +127,7 @@ pub fn dkd_parts(
     let ([student_two, student_rest], [teacher_two, teacher_rest]) =
         (split(&pair.student)?, split(&pair.teacher)?);
     let part = |student: &Tensor, teacher: &Tensor| {
-        let rows = softmax_loss(kind, student, teacher, Reduction::None)?;
+        let rows = softmax_loss("dkd", kind, student, teacher, Reduction::None)?;
         pair.finish(&reduction.apply(&rows, batch)?)
     };
     Ok(DkdParts {

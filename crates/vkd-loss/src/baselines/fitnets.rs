@@ -37,7 +37,7 @@ use candle_core::{Result, Tensor};
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn fitnets(student: &Tensor, teacher: &Tensor, form: Form) -> Result<Tensor> {
-    let pair = Pair::same("fitnets", student, teacher)?;
+    let pair = Pair::same("fitnets", "student", student, teacher)?;
     let loss = |reduction| pointwise(Pointwise::Mse, &pair.student, &pair.teacher, reduction);
     pair.finish(&match form {
         Form::Paper => (loss(BatchMean)? * 0.5)?,

@@ -1,8 +1,8 @@
 //! Knowledge distillation.
 
 use super::tensor::Pair;
+use crate::Reduction;
 use crate::ops::{Target, softmax_loss};
-use crate::{Reduction, cross_entropy};
 use candle_core::{Result, Tensor, bail};
 
 /// Hinton's knowledge distillation: labels and the teacher's softened classes, mixed.
@@ -10,7 +10,7 @@ use candle_core::{Result, Tensor, bail};
 /// ```text
 /// (1 − alpha) · cross entropy(student, labels)  +  alpha · T² KL(teacher ‖ student),   both softened by T in KL
 /// ```
-/// The two parts alone are [`cross_entropy`] and [`kl`](crate::kl).
+/// The two parts alone are [`cross_entropy`](crate::cross_entropy) and [`kl`](crate::kl).
 ///
 /// # Shapes
 /// - `student_logits`, `teacher_logits`: `(B, C)`, the same; f32, f64, or a half type, which is computed in f32
@@ -24,7 +24,7 @@ use candle_core::{Result, Tensor, bail};
 /// As [`kl`](crate::kl). Zero is not reached: at the teacher the labels' part is left.
 ///
 /// # Errors
-/// `alpha` outside [0, 1], and those of [`kl`](crate::kl) and [`cross_entropy`].
+/// `alpha` outside [0, 1], and those of [`kl`](crate::kl) and [`cross_entropy`](crate::cross_entropy).
 ///
 /// # References
 /// Hinton, Vinyals and Dean, arXiv:1503.02531.
@@ -49,13 +49,9 @@ pub fn hinton(
         bail!("hinton: expected 0 <= alpha <= 1, got {alpha}")
     }
     let pair = Pair::logits("hinton", student_logits, teacher_logits)?;
-    let soft = softmax_loss(
-        Target::Logits { temperature },
-        &pair.student,
-        &pair.teacher,
-        Reduction::None,
-    )?;
-    let hard = cross_entropy(&pair.student, labels, 0., Reduction::None)?;
+    let rows = |kind, target| softmax_loss("hinton", kind, &pair.student, target, Reduction::None);
+    let soft = rows(Target::Logits { temperature }, &pair.teacher)?;
+    let hard = rows(Target::Labels { smoothing: 0. }, labels)?;
     let rows = ((hard * (1. - alpha))? + (soft * alpha)?)?;
     pair.finish(&reduction.apply(&rows, rows.elem_count())?)
 }

@@ -57,6 +57,7 @@ pub fn logit_standardization(
         centred.broadcast_div(&(deviation + 1e-7)?)
     };
     let (student, teacher) = (standardize(&pair.student)?, standardize(&pair.teacher)?);
-    let rows = softmax_loss(Target::Logits { temperature }, &student, &teacher, Reduction::None)?;
+    let rows =
+        softmax_loss(OP, Target::Logits { temperature }, &student, &teacher, Reduction::None)?;
     pair.finish(&reduction.apply(&rows, rows.elem_count())?)
 }

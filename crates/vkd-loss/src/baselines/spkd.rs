@@ -1,6 +1,6 @@
 //! Similarity-preserving distillation.
 
-use super::tensor::{Pair, divide_rows, gram, magnitude, unit_rows};
+use super::tensor::{Pair, divide_rows, magnitude, scaled_gram, unit_rows};
 use candle_core::{D, Result, Tensor};
 
 /// What makes a row of the similarities have size one in [`spkd`].
@@ -27,9 +27,10 @@ pub enum RowNorm {
 /// Flows to `student`.
 ///
 /// # Numerics
-/// Inner products in the dtype, the rest in f64. Zero at equality. Features that are rotated, or mapped by a matrix with orthonormal
-/// columns, keep their inner products, and with them the loss: V_kD's argument for its projector. A row of inner products of
-/// size 1e-12 or less counts as zeros, without gradient.
+/// Inner products in the dtype, the rest in f64, of features over their largest magnitude: their size does not matter, in f32
+/// from 1e-37 to 1e38. Zero at equality. Features that are rotated, or mapped by a matrix with orthonormal
+/// columns, keep their inner products, and with them the loss: V_kD's argument for its projector. A row of zeros,
+/// or one at right angles to all larger ones and 1e-12 of their size, counts as zeros, without gradient.
 ///
 /// # Errors
 /// Different batches or dtypes, no entries, a tracked teacher (detach it), rank under two, another dtype, or a NaN or
@@ -49,7 +50,7 @@ pub enum RowNorm {
 pub fn spkd(student: &Tensor, teacher: &Tensor, norm: RowNorm) -> Result<Tensor> {
     let pair = Pair::samples("spkd", student, teacher)?;
     let similar = |xs: &Tensor| {
-        let gram = gram(xs)?;
+        let gram = scaled_gram(xs)?;
         match norm {
             RowNorm::L2 => unit_rows(&gram),
             RowNorm::L1 => {

@@ -47,9 +47,14 @@ impl Pair {
         pair.wide()
     }
 
-    /// Two tensors of the same shape, not empty, in their own dtype.
-    pub(super) fn same(op: &'static str, student: &Tensor, teacher: &Tensor) -> Result<Self> {
-        let pair = Self::new(op, ["student", "teacher"], student, teacher)?;
+    /// Two tensors of the same shape, not empty, in their own dtype; the first is called `name`.
+    pub(super) fn same(
+        op: &'static str,
+        name: &'static str,
+        student: &Tensor,
+        teacher: &Tensor,
+    ) -> Result<Self> {
+        let pair = Self::new(op, [name, "teacher"], student, teacher)?;
         check_pair(op, &pair.student, &pair.teacher, "a teacher")?;
         if student.elem_count() == 0 {
             bail!("{op}: expected at least one entry, got shape {:?}", student.dims())
@@ -121,7 +126,7 @@ pub(super) fn sqrt(xs: &Tensor) -> Result<Tensor> {
 }
 
 /// Rows over their largest magnitude, which is a constant: for what does not see the scale of a row, so that no square
-/// underflows. Rows of magnitudes up to 1e-290 stay.
+/// underflows. Rows of magnitudes up to 1e-290 (in f32: zeros) stay.
 pub(super) fn rescaled(xs: &Tensor) -> Result<Tensor> {
     let largest = xs.detach().abs()?.max_keepdim(D::Minus1)?;
     let none = largest.le(1e-290)?;
@@ -150,6 +155,15 @@ pub(super) fn unit_rows(xs: &Tensor) -> Result<Tensor> {
 /// Magnitudes, with a derivative of zero at zero; candle's own is one there.
 pub(super) fn magnitude(xs: &Tensor) -> Result<Tensor> {
     xs * xs.detach().sign()?
+}
+
+/// Inner products of all pairs of rows up to a factor for each row, in f64: for what brings every row to size one.
+///
+/// One side is over the largest magnitude of all, the other row by row, so that no size of the features overflows, and
+/// no row vanishes beside larger ones. Both are constants, which such a function does not see.
+pub(super) fn scaled_gram(xs: &Tensor) -> Result<Tensor> {
+    let whole = rescaled(&xs.flatten_all()?)?.reshape(xs.shape())?;
+    rescaled(xs)?.matmul(&whole.t()?)?.to_dtype(DType::F64)
 }
 
 /// Inner products of all pairs of rows, in f64.

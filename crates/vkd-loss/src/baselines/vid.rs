@@ -43,7 +43,7 @@ use candle_core::{D, DType, Result, Tensor, bail};
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn vid(prediction: &Tensor, teacher: &Tensor, log_scale: &Tensor) -> Result<Tensor> {
-    let pair = Pair::same("vid", prediction, teacher)?;
+    let pair = Pair::same("vid", "prediction", prediction, teacher)?;
     let (batch, channels) = match *prediction.dims() {
         [batch, channels, ..] => (batch, channels),
         ref dims => bail!("vid: expected a prediction (B, C, ..), got {dims:?}"),

@@ -1,4 +1,4 @@
-//! Moments as a safetensors file: `count`, `mean`, `scatter`, `cubic` and `quartic`, all F64.
+//! Moments as a safetensors file: `count`, `mean`, `scatter`, `cubic`, `quartic` and `squares`, all F64.
 
 use super::{Moments, Sums};
 use candle_core::{DType, Device, Error, Result, Tensor, bail, safetensors};
@@ -25,6 +25,7 @@ impl Moments {
             ("scatter", tensor(&sums.second, &[d, d])?),
             ("cubic", tensor(&sums.cubic, &[d])?),
             ("quartic", tensor(&[sums.quartic], &[])?),
+            ("squares", tensor(&[sums.squares], &[])?),
         ]);
         let Some(name) = path.file_name() else {
             bail!("moments: expected the path of a file, got {}", path.display())
@@ -82,6 +83,7 @@ impl Moments {
             second: get("scatter", Some(&[d, d]))?,
             cubic: get("cubic", Some(&[d]))?,
             quartic: scalar("quartic")?,
+            squares: scalar("squares")?,
         };
         let moments = Self { mean, sums };
         moments.check(&format!("{shown}"))?;

@@ -1,5 +1,6 @@
 //! The differentiable operations; one folder each: checks and tape, CPU kernel, slow reference.
 
+mod centre;
 mod channel_norm;
 mod layer_norm;
 mod rms_norm;

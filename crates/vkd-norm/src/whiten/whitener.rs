@@ -49,7 +49,7 @@ impl Whitener {
         check_config(OP, config)?;
         let covariance = moments.covariance_matrix(OP, true)?;
         // A sum of weights does not tell how many rows it was made of.
-        let size = (moments.count(), moments.channels());
+        let size = (moments.effective_count(), moments.channels());
         let fit = Fit::new(OP, covariance, moments.quartic(), size, config)?;
         Ok(Self(Arc::new(Inner {
             config,

@@ -5,6 +5,7 @@ pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
+use crate::checks::{finite, widen_pair};
 use crate::dense::{Real, check_pair, check_positive, dense};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 use cpu::Terms;
@@ -18,7 +19,7 @@ const OP: &str = "smooth_l1_layer_norm";
 /// [`smooth_l1`](crate::smooth_l1)`(student, t̂, beta)`: the mean over all entries. `t̂` is never written to memory.
 ///
 /// # Shapes
-/// - `student`, `teacher`: `(.., C)`, the same, with at least one entry; f32 or f64
+/// - `student`, `teacher`: `(.., C)`, the same, with at least one entry; f32, f64, or a half type, which is computed in f32
 /// - output: rank 0
 ///
 /// # Gradient
@@ -28,11 +29,11 @@ const OP: &str = "smooth_l1_layer_norm";
 ///
 /// # Numerics
 /// As [`layer_norm`](vkd_norm::layer_norm) for the teacher. Row sums in the dtype, joined in f64; equal to the two ops
-/// up to rounding, and the same bit for bit with any number of threads. NaN and infinity propagate.
+/// up to rounding, and the same bit for bit with any number of threads.
 ///
 /// # Errors
 /// `beta` or `eps` not finite or under the smallest normal f32, different shapes or dtypes, no dimension, no entries, a
-/// tracked teacher (detach it), or another dtype.
+/// tracked teacher (detach it), another dtype, or a NaN or infinity in the input, which is named (on the CPU).
 ///
 /// # References
 /// V_kD (arXiv:2403.06213) in code, with `beta = 1` and `eps = 1e-5`.
@@ -55,6 +56,7 @@ pub fn smooth_l1_layer_norm(
 ) -> Result<Tensor> {
     check_positive(OP, "beta", beta)?;
     check_positive(OP, "eps", eps)?;
+    let (student, teacher) = &widen_pair(student, teacher)?;
     check_pair(OP, student, teacher, "a teacher")?;
     let channels = match *student.dims() {
         [.., channels] if student.elem_count() > 0 => channels,
@@ -64,7 +66,8 @@ pub fn smooth_l1_layer_norm(
         return reference::smooth_l1_layer_norm(student, teacher, beta, eps);
     }
     let op = NormedSmoothL1(Terms { channels, beta, eps });
-    student.contiguous()?.apply_op2(&teacher.contiguous()?, op)
+    let loss = student.contiguous()?.apply_op2(&teacher.contiguous()?, op)?;
+    finite(OP, loss, &[("student", student), ("teacher", teacher)])
 }
 
 struct NormedSmoothL1(Terms);

@@ -1,6 +1,7 @@
-//! Smooth-L1 against a layer-normed teacher from plain tensor ops: slow, differentiable, any device.
+//! Smooth-L1 against a layer-normed teacher from layer norm and plain tensor ops: slow, differentiable, any device.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
+use vkd_norm::layer_norm;
 
 /// Twin of [`super::smooth_l1_layer_norm`].
 pub(crate) fn smooth_l1_layer_norm(
@@ -9,10 +10,7 @@ pub(crate) fn smooth_l1_layer_norm(
     beta: f64,
     eps: f64,
 ) -> Result<Tensor> {
-    let centred = teacher.broadcast_sub(&teacher.mean_keepdim(D::Minus1)?)?;
-    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?;
-    let d = (student - normed)?.abs()?;
+    let d = (student - layer_norm(teacher, eps)?)?.abs()?;
     let c = d.minimum(beta)?;
     (c.sqr()?.affine(0.5 / beta, 0.)? + (d - c)?)?.mean_all()
 }

@@ -68,9 +68,34 @@ fn edges() -> Result<()> {
         let grad = loss.backward()?;
         assert!(to_f64(grad.get(&student).unwrap())?.iter().all(|g| g.abs() < 1e-6));
     }
-    let nan = Tensor::new(&[1f32, f32::NAN], &Device::Cpu)?;
-    let loss = smooth_l1_layer_norm(&nan.ones_like()?, &nan, 1., EPS)?;
-    assert!(loss.to_scalar::<f32>()?.is_nan());
+    for bad in [f32::NAN, f32::INFINITY] {
+        let broken = Tensor::new(&[[1f32, 2.], [bad, 1.]], &Device::Cpu)?;
+        let good = Tensor::new(&[[1f32, 2.], [3., 4.]], &Device::Cpu)?;
+        for (student, teacher, name) in [(&good, &broken, "teacher"), (&broken, &good, "student")] {
+            let e = smooth_l1_layer_norm(student, teacher, 1., EPS).unwrap_err().to_string();
+            let want = format!("smooth_l1_layer_norm: expected finite {name}, got");
+            assert!(e.contains(&want) && e.contains("in row 1, entry 0"), "{e}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn half_types_are_computed_in_f32() -> Result<()> {
+    for dtype in [DType::BF16, DType::F16] {
+        let [student, teacher] = inputs(&[33, 7], 5)?;
+        let run = |to: DType| -> Result<(Tensor, Tensor)> {
+            let half = student.to_dtype(dtype)?.to_dtype(to)?;
+            let student = Var::from_tensor(&half)?;
+            let teacher = teacher.to_dtype(dtype)?.to_dtype(to)?;
+            let loss = smooth_l1_layer_norm(&student, &teacher, 1., EPS)?;
+            let grads = loss.backward()?;
+            Ok((loss.detach(), grads.get(&student).unwrap().clone()))
+        };
+        let ((got, ds), (want, want_ds)) = (run(dtype)?, run(DType::F32)?);
+        assert_close("value", &got, &want, Tolerance::EXACT)?;
+        assert_close("gradient", &ds, &want_ds.to_dtype(dtype)?, Tolerance::EXACT)?;
+    }
     Ok(())
 }
 

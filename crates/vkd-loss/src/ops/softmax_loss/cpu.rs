@@ -29,8 +29,13 @@ impl Row {
         Self { target: vec![0.; classes], log_target: vec![0.; classes] }
     }
 
-    fn fill<T: Real>(&mut self, kind: Target, values: Values<'_, T>, row: usize) -> Result<()> {
-        let (op, classes) = (kind.op(), self.target.len());
+    fn fill<T: Real>(
+        &mut self,
+        (op, kind): (&str, Target),
+        values: Values<'_, T>,
+        row: usize,
+    ) -> Result<()> {
+        let classes = self.target.len();
         match (kind, values) {
             (Target::Labels { smoothing }, Values::Labels(labels)) => {
                 let label = labels[row] as usize;
@@ -72,7 +77,7 @@ impl Row {
 
 /// The sum over rows divided by `divisor`, or every row's loss where there is none.
 pub(super) fn forward<T: Real>(
-    kind: Target,
+    (op, kind): (&str, Target),
     logits: &[T],
     values: Values<'_, T>,
     classes: usize,
@@ -83,7 +88,7 @@ pub(super) fn forward<T: Real>(
     let mut rows = Vec::with_capacity(if divisor.is_some() { 0 } else { logits.len() / classes });
     let mut total = 0f64;
     for (i, xs) in logits.chunks_exact(classes).enumerate() {
-        row.fill(kind, values, i)?;
+        row.fill((op, kind), values, i)?;
         let norm = log_sum_exp(xs, temperature);
         let mut loss = 0f64;
         for ((&t, &log_t), x) in row.target.iter().zip(&row.log_target).zip(xs) {
@@ -107,7 +112,7 @@ pub(super) fn forward<T: Real>(
 
 /// Gradient of the logits; `grad` is that of the one loss, or of every row.
 pub(super) fn backward<T: Real>(
-    kind: Target,
+    (op, kind): (&str, Target),
     logits: &[T],
     values: Values<'_, T>,
     classes: usize,
@@ -120,7 +125,7 @@ pub(super) fn backward<T: Real>(
     let mut student = vec![0f64; classes];
     let mut ds = Vec::with_capacity(logits.len());
     for (i, xs) in logits.chunks_exact(classes).enumerate() {
-        row.fill(kind, values, i)?;
+        row.fill((op, kind), values, i)?;
         softmax(xs, temperature, &mut student);
         let sum: f64 = row.target.iter().sum();
         let at = if divisor.is_some() { 0 } else { i };

@@ -22,14 +22,6 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    fn op(self) -> &'static str {
-        match self {
-            Self::Labels { .. } => "cross_entropy",
-            Self::Probabilities => "soft_cross_entropy",
-            Self::Logits { .. } => "kl",
-        }
-    }
-
     fn temperature(self) -> f64 {
         match self {
             Self::Logits { temperature } => temperature,
@@ -43,14 +35,14 @@ impl Target {
     }
 }
 
-/// Checks the arguments and applies the fused op, on the CPU, or its twin elsewhere.
+/// Checks the arguments, in the name of `op`, and applies the fused op, on the CPU, or its twin elsewhere.
 pub(crate) fn softmax_loss(
+    op: &'static str,
     kind: Target,
     logits: &Tensor,
     target: &Tensor,
     reduction: Reduction,
 ) -> Result<Tensor> {
-    let op = kind.op();
     let (batch, classes) = check_logits(op, logits)?;
     match kind {
         Target::Labels { smoothing } => {
@@ -78,11 +70,13 @@ pub(crate) fn softmax_loss(
     if !logits.device().is_cpu() {
         return reference::softmax_loss(kind, logits, target, reduction);
     }
-    let op = SoftmaxLoss { kind, classes, divisor: reduction.divisor(batch, batch) };
+    let op = SoftmaxLoss { op, kind, classes, divisor: reduction.divisor(batch, batch) };
     logits.contiguous()?.apply_op2(&target.contiguous()?, op)
 }
 
 struct SoftmaxLoss {
+    /// The loss that it is for, in messages.
+    op: &'static str,
     kind: Target,
     classes: usize,
     /// What the sum over rows is divided by; without it there is no sum.
@@ -91,7 +85,7 @@ struct SoftmaxLoss {
 
 impl CustomOp2 for SoftmaxLoss {
     fn name(&self) -> &'static str {
-        self.kind.op()
+        self.op
     }
 
     fn cpu_fwd(
@@ -133,7 +127,7 @@ type Stored<'a> = (&'a CpuStorage, &'a Layout);
 
 impl SoftmaxLoss {
     fn values<'a, T: Real>(&self, target: Stored<'a>) -> Result<Values<'a, T>> {
-        let op = self.kind.op();
+        let op = self.op;
         Ok(match target.0 {
             CpuStorage::U32(_) => Values::Labels(dense(op, target.0, target.1)?),
             _ => Values::Dense(dense(op, target.0, target.1)?),
@@ -141,20 +135,20 @@ impl SoftmaxLoss {
     }
 
     fn forward<T: Real>(&self, logits: Stored<'_>, target: Stored<'_>) -> Result<CpuStorage> {
-        let xs = dense::<T>(self.kind.op(), logits.0, logits.1)?;
+        let xs = dense::<T>(self.op, logits.0, logits.1)?;
         let values = self.values(target)?;
-        let loss = cpu::forward(self.kind, xs, values, self.classes, self.divisor)?;
+        let loss = cpu::forward((self.op, self.kind), xs, values, self.classes, self.divisor)?;
         Ok(T::to_cpu_storage_owned(loss))
     }
 
     fn backward<T: Real>(&self, logits: &Tensor, target: &Tensor, grad: &Tensor) -> Result<Tensor> {
-        let op = self.kind.op();
+        let op = self.op;
         let ds = with_storage(op, logits, |x, x_layout| {
             with_storage(op, target, |t, t_layout| {
                 with_storage(op, grad, |g, g_layout| {
                     let (xs, g) = (dense::<T>(op, x, x_layout)?, dense::<T>(op, g, g_layout)?);
                     let values = self.values((t, t_layout))?;
-                    cpu::backward(self.kind, xs, values, self.classes, g, self.divisor)
+                    cpu::backward((op, self.kind), xs, values, self.classes, g, self.divisor)
                 })
             })
         })?;

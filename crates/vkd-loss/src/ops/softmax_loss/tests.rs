@@ -5,7 +5,9 @@ use crate::Reduction::{self, BatchMean, Mean, Sum};
 use crate::{cross_entropy, kl, soft_cross_entropy};
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use vkd_testkit::OpCase;
-use vkd_testkit::{normal, normal_scaled, to_f64};
+use vkd_testkit::{Tolerance, assert_close, normal, normal_scaled, to_f64};
+
+const OP: &str = "softmax_loss";
 
 fn labels(batch: usize, classes: usize) -> Result<Tensor> {
     let labels: Vec<u32> = (0..batch).map(|i| ((5 * i + 2) % classes) as u32).collect();
@@ -40,8 +42,8 @@ fn agrees_with_its_twin() -> Result<()> {
     for (batch, classes) in [(1, 1), (1, 7), (7, 33), (33, 7)] {
         for (kind, inputs) in cases(batch, classes)? {
             for reduction in [Mean, Sum, BatchMean, Reduction::None] {
-                case(kind.op(), &inputs).check(
-                    |x| softmax_loss(kind, &x[0], &x[1], reduction),
+                case(OP, &inputs).check(
+                    |x| softmax_loss(OP, kind, &x[0], &x[1], reduction),
                     |x| reference::softmax_loss(kind, &x[0], &x[1], reduction),
                 )?;
             }
@@ -54,8 +56,8 @@ fn agrees_with_its_twin() -> Result<()> {
 fn harness_has_teeth() -> Result<()> {
     for (batch, classes) in [(2, 3), (33, 7)] {
         for (kind, inputs) in cases(batch, classes)? {
-            case(kind.op(), &inputs).has_teeth(
-                |x| softmax_loss(kind, &x[0], &x[1], Mean),
+            case(OP, &inputs).has_teeth(
+                |x| softmax_loss(OP, kind, &x[0], &x[1], Mean),
                 |x| reference::softmax_loss(kind, &x[0], &x[1], Mean),
             )?;
         }
@@ -97,6 +99,46 @@ fn masked_classes_count_nothing_and_nan_is_not_hidden() -> Result<()> {
     assert!(cross_entropy(&masked, &label, 0., Mean)?.to_scalar::<f64>()?.is_finite());
     let e = cross_entropy(&masked, &label, 0.1, Mean).unwrap_err().to_string();
     assert!(e.contains("expected finite logits, got -inf in row 0, entry 1"), "{e}");
+    Ok(())
+}
+
+#[test]
+fn the_twin_masks_as_the_op_does() -> Result<()> {
+    const MASKED: f64 = f64::NEG_INFINITY;
+    let logits = Tensor::new(&[[1., MASKED, 3., -2.], [0.5, -1., 2., MASKED]], &Device::Cpu)?;
+    let teacher = Tensor::new(&[[2., MASKED, 1., MASKED], [MASKED, 0., 1., MASKED]], &Device::Cpu)?;
+    let plain = teacher.maximum(-1e4)?;
+    let weights = Tensor::new(&[[0.25, 0., 0.75, 0.], [0., 0.5, 0.5, 0.]], &Device::Cpu)?;
+    let labels = Tensor::new(&[2u32, 0], &Device::Cpu)?;
+    for (kind, student, target) in [
+        (Target::Labels { smoothing: 0. }, &logits, &labels),
+        (Target::Probabilities, &logits, &weights),
+        (Target::Logits { temperature: 1. }, &logits, &teacher),
+        (Target::Logits { temperature: 4. }, &logits, &teacher),
+        // The student knows the class that the teacher masks.
+        (Target::Logits { temperature: 4. }, &plain, &teacher),
+        // Whose loss is infinite.
+        (Target::Labels { smoothing: 0.1 }, &logits, &labels),
+        (Target::Logits { temperature: 1. }, &teacher, &plain),
+    ] {
+        for reduction in [Mean, Sum, Reduction::None] {
+            let run = |f: &dyn Fn(&Tensor) -> Result<Tensor>| -> Result<(Tensor, Tensor)> {
+                let var = Var::from_tensor(student)?;
+                let loss = f(&var)?;
+                let grads = loss.sum_all()?.backward()?;
+                Ok((loss.detach(), grads.get(&var).unwrap().clone()))
+            };
+            let (got, ds) = run(&|s| reference::softmax_loss(kind, s, target, reduction))?;
+            let (want, want_ds) = run(&|s| softmax_loss(OP, kind, s, target, reduction))?;
+            for (got, want) in to_f64(&got)?.into_iter().zip(to_f64(&want)?) {
+                assert!(got == want || (got - want).abs() < 1e-14, "{kind:?}: {got} {want}");
+            }
+            assert!(to_f64(&want_ds)?.iter().all(|g| g.is_finite()), "{kind:?}: {want_ds}");
+            // Of order one, up to the temperature.
+            let allowed = Tolerance { relative: 0., absolute: 1e-14 };
+            assert_close("gradient", &ds, &want_ds, allowed)?;
+        }
+    }
     Ok(())
 }
 

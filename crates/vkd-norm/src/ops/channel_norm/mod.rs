@@ -6,6 +6,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
+use crate::checks::check_eps;
 use crate::dense::in_native;
 use crate::dense::{Real, dense, with_slices};
 use candle_core::{CpuStorage, CustomOp3, DType, Error, Layout, Result, Shape, Tensor, bail};
@@ -34,7 +35,7 @@ const GROUP: &str = "group_norm";
 ///
 /// # Numerics
 /// Statistics as in [`standardize`](crate::standardize): a mean far above the deviation costs nothing. Half types are computed
-/// in f32. A constant channel gives `bias`. NaN and infinity make their channel NaN. Results are the same bit for bit with
+/// in f32. A constant channel gives `bias`. Magnitudes go up to half the largest f32, in f64 up to 1e150. NaN and infinity make their channel NaN. Results are the same bit for bit with
 /// any number of threads. Off the CPU plain tensor ops are used, and the statistics are copied.
 ///
 /// # Errors
@@ -123,8 +124,7 @@ pub fn batch_norm_with(
     in_native(xs, |xs| {
         let (weight, bias) = (weight.to_dtype(xs.dtype())?, bias.to_dtype(xs.dtype())?);
         if !xs.device().is_cpu() {
-            let (mean, variance) = (mean.to_dtype(xs.dtype())?, variance.to_dtype(xs.dtype())?);
-            return reference::batch_norm_with(xs, &weight, &bias, &mean, &variance, eps);
+            return reference::batch_norm_with(xs, &weight, &bias, mean, variance, eps);
         }
         let rows = xs.elem_count() / channels;
         let grid = Grid { samples: 1, rows, channels, groups: channels };
@@ -200,9 +200,7 @@ pub fn group_norm(
 
 /// Checks what all three share and returns the number of channels.
 fn check(op: &'static str, xs: &Tensor, affine: [&Tensor; 2], eps: f64) -> Result<usize> {
-    if !(eps >= f64::from(f32::MIN_POSITIVE) && eps.is_finite()) {
-        bail!("{op}: expected a finite eps of at least {:e}, got {eps:e}", f32::MIN_POSITIVE)
-    }
+    check_eps(op, eps)?;
     if !matches!(xs.dtype(), DType::F32 | DType::F64 | DType::F16 | DType::BF16) {
         return Err(Error::UnsupportedDTypeForOp(xs.dtype(), op).bt());
     }

@@ -1,5 +1,6 @@
 //! Batch norm and group norm from plain tensor ops: slow, differentiable, any device.
 
+use crate::ops::centre::{centred, columns, over_root, wide};
 use candle_core::{Result, Tensor};
 
 /// Twin of [`super::group_norm`], and with one sample and as many groups as channels of [`super::batch_norm`].
@@ -14,11 +15,10 @@ pub(crate) fn channel_norm(
     let channels = weight.dim(0)?;
     let rows = xs.elem_count() / (samples * channels).max(1);
     let sets = xs.reshape((samples, rows, groups, channels / groups))?;
-    let n = (rows * (channels / groups)) as f64;
-    let mean = |t: &Tensor| t.sum_keepdim(3)?.sum_keepdim(1)? / n;
-    let centred = sets.broadcast_sub(&mean(&sets)?)?;
-    let deviation = (mean(&centred.sqr()?)? + eps)?.sqrt()?;
-    let normed = centred.broadcast_div(&deviation)?.reshape(xs.shape())?;
+    if xs.elem_count() == 0 {
+        return Ok(xs.clone());
+    }
+    let normed = over_root(&centred(&sets, &[1, 3])?.1, &[1, 3], eps)?.reshape(xs.shape())?;
     normed.broadcast_mul(weight)?.broadcast_add(bias)
 }
 
@@ -31,6 +31,7 @@ pub(crate) fn batch_norm_with(
     variance: &Tensor,
     eps: f64,
 ) -> Result<Tensor> {
-    let normed = xs.broadcast_sub(mean)?.broadcast_div(&(variance + eps)?.sqrt()?)?;
+    let inverse = (wide(variance)? + eps)?.sqrt()?.recip()?;
+    let normed = columns(xs, &wide(mean)?, &inverse)?;
     normed.broadcast_mul(weight)?.broadcast_add(bias)
 }

@@ -232,3 +232,26 @@ fn bad_arguments_are_named() -> Result<()> {
     assert!(batch_norm(&none, &w, &b, EPS).is_err());
     Ok(())
 }
+
+#[test]
+fn the_range_is_what_is_stated() -> Result<()> {
+    let noise = (normal(&[12, 6], DType::F64, 1)?.tanh()? * 0.999)?;
+    let (weight, bias) = (normal(&[6], DType::F64, 2)?, normal(&[6], DType::F64, 3)?);
+    let least = f64::from(f32::MIN_POSITIVE);
+    let (batch, _) = batch_norm(&noise, &weight, &bias, least)?;
+    let group = group_norm(&noise, 2, &weight, &bias, least)?;
+    for (dtype, size, accuracy) in
+        [(DType::F32, f64::from(f32::MAX) / 2., 2e-6), (DType::F64, 1e150, 1e-13)]
+    {
+        let xs = (&noise * size)?.to_dtype(dtype)?;
+        let (w, b) = (weight.to_dtype(dtype)?, bias.to_dtype(dtype)?);
+        let allowed = Tolerance::relative(accuracy);
+        assert_close("batch", &batch_norm(&xs, &w, &b, 1e-5)?.0, &batch, allowed)?;
+        assert_close("group", &group_norm(&xs, 2, &w, &b, 1e-5)?, &group, allowed)?;
+        let twin = reference::channel_norm(&xs, 6, 1, &w, &b, 1e-5)?;
+        assert_close("twin of batch", &twin, &batch, allowed)?;
+        let twin = reference::channel_norm(&xs, 2, 12, &w, &b, 1e-5)?;
+        assert_close("twin of group", &twin, &group, allowed)?;
+    }
+    Ok(())
+}

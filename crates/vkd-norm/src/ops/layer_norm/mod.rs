@@ -5,6 +5,7 @@ pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
+use crate::checks::check_eps;
 use crate::dense::{Real, dense, in_native, with_slices};
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp3, DType, Device, Error, Layout, Result, Shape, Tensor, bail,
@@ -112,10 +113,7 @@ pub fn layer_norm_affine(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) 
 
 /// Checks the arguments and returns the length of the rows.
 fn check(op: &'static str, xs: &Tensor, eps: f64) -> Result<usize> {
-    // Below the smallest normal f32, 1 / sqrt(eps) is no longer safe in f32.
-    if !(eps >= f64::from(f32::MIN_POSITIVE) && eps.is_finite()) {
-        bail!("{op}: expected a finite eps of at least {:e}, got {eps:e}", f32::MIN_POSITIVE)
-    }
+    check_eps(op, eps)?;
     if !matches!(xs.dtype(), DType::F32 | DType::F64 | DType::F16 | DType::BF16) {
         return Err(Error::UnsupportedDTypeForOp(xs.dtype(), op).bt());
     }

@@ -1,12 +1,15 @@
 //! Layer norm from plain tensor ops: slow, differentiable, any device.
 
-use candle_core::{D, Result, Tensor};
+use crate::ops::centre::{centred, over_root};
+use candle_core::{Result, Tensor};
 
 /// Twin of [`super::layer_norm`].
 pub(crate) fn layer_norm(xs: &Tensor, eps: f64) -> Result<Tensor> {
-    let centred = xs.broadcast_sub(&xs.mean_keepdim(D::Minus1)?)?;
-    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    centred.broadcast_div(&(variance + eps)?.sqrt()?)
+    if xs.elem_count() == 0 {
+        return Ok(xs.clone());
+    }
+    let last = [xs.rank() - 1];
+    over_root(&centred(xs, &last)?.1, &last, eps)
 }
 
 /// Twin of [`super::layer_norm_affine`].

@@ -102,6 +102,56 @@ fn a_mean_far_above_the_deviation_costs_nothing() -> Result<()> {
 }
 
 #[test]
+fn the_twin_keeps_its_digits_where_the_op_does() -> Result<()> {
+    // Offsets far above the deviation, constants, zero, and rows whose squares leave f32.
+    let offsets = Tensor::new(&[[0f32], [1e3], [-1e5], [0.1], [0.], [0.], [1e30]], &Device::Cpu)?;
+    let scales = Tensor::new(&[[1f32], [1.], [1.], [0.], [0.], [1e30], [1e30]], &Device::Cpu)?;
+    let noise = normal(&[7, 384], DType::F32, 1)?;
+    let xs = noise.broadcast_mul(&scales)?.broadcast_add(&offsets)?;
+    let g = normal(&[7, 384], DType::F32, 2)?;
+    let run = |f: &dyn Fn(&Tensor) -> Result<Tensor>| -> Result<(Tensor, Tensor)> {
+        let var = Var::from_tensor(&xs)?;
+        let ys = f(&var)?;
+        let grads = (&ys * &g)?.sum_all()?.backward()?;
+        Ok((ys.detach(), grads.get(&var).unwrap().clone()))
+    };
+    let (want, want_dx) = run(&|x| layer_norm(x, EPS))?;
+    let (got, dx) = run(&|x| reference::layer_norm(x, EPS))?;
+    for i in 0..7 {
+        let row = |t: &Tensor| t.narrow(0, i, 1);
+        // Sums of 384 terms in another order, on entries of up to four deviations.
+        let allowed = Tolerance::relative(2e-6);
+        assert_close(&format!("row {i}"), &row(&got)?, &row(&want)?, allowed)?;
+        assert_close(&format!("gradient of row {i}"), &row(&dx)?, &row(&want_dx)?, allowed)?;
+    }
+    assert_eq!(reference::layer_norm(&xs.narrow(0, 0, 0)?, EPS)?.dims(), &[0, 384]);
+    Ok(())
+}
+
+#[test]
+fn the_range_is_what_is_stated() -> Result<()> {
+    // Magnitudes up to half the largest f32, and deviations up to 1e150 in f64; entries of the noise are below one.
+    let noise = (normal(&[5, 40], DType::F64, 1)?.tanh()? * 0.999)?;
+    let (want, g) =
+        (layer_norm(&noise, f64::from(f32::MIN_POSITIVE))?, normal(&[5, 40], DType::F64, 2)?);
+    for (dtype, size, accuracy) in
+        [(DType::F32, f64::from(f32::MAX) / 2., 2e-6), (DType::F64, 1e150, 1e-13)]
+    {
+        let xs = Var::from_tensor(&(&noise * size)?.to_dtype(dtype)?)?;
+        let ys = layer_norm(&xs, EPS)?;
+        assert_close("values", &ys, &want, Tolerance::relative(accuracy))?;
+        // The gradient of the scaled row is smaller by the scale: for f32 a subnormal number.
+        let grads = (&ys * g.to_dtype(dtype)?)?.sum_all()?.backward()?;
+        let unit = Var::from_tensor(&noise)?;
+        let wanted = (layer_norm(&unit, 1e-30)? * &g)?.sum_all()?.backward()?;
+        let dx = (grads.get(&xs).unwrap().to_dtype(DType::F64)? * size)?;
+        let allowed = Tolerance::relative(accuracy.max(1e-45 * size));
+        assert_close("gradient", &dx, wanted.get(&unit).unwrap(), allowed)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn constant_rows_and_huge_values_stay_finite() -> Result<()> {
     for value in [0f32, 0.1, -3., 1e4, 1e30] {
         for dtype in [DType::F32, DType::F64] {

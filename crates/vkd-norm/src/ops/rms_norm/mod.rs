@@ -5,6 +5,7 @@ pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
+use crate::checks::check_eps;
 use crate::dense::in_native;
 use crate::dense::{Real, dense, with_slices};
 use candle_core::{CpuStorage, CustomOp2, DType, Error, Layout, Result, Shape, Tensor, bail};
@@ -25,7 +26,8 @@ const OP: &str = "rms_norm";
 /// rows, joined in f64: the number of threads changes no bit.
 ///
 /// # Numerics
-/// f32 sums run in f32 lanes; a row whose squares overflow is summed in f64. Half types are computed in f32. A row of
+/// f32 sums run in f32 lanes; a row whose squares overflow is summed in f64, which serves all of f32, and f64 itself up
+/// to 1e150. Half types are computed in f32. A row of
 /// zeros gives zeros. NaN makes its row NaN. Off the CPU plain tensor ops are used.
 ///
 /// # Errors
@@ -44,9 +46,7 @@ const OP: &str = "rms_norm";
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    if !(eps >= f64::from(f32::MIN_POSITIVE) && eps.is_finite()) {
-        bail!("{OP}: expected a finite eps of at least {:e}, got {eps:e}", f32::MIN_POSITIVE)
-    }
+    check_eps(OP, eps)?;
     if !matches!(xs.dtype(), DType::F32 | DType::F64 | DType::F16 | DType::BF16) {
         return Err(Error::UnsupportedDTypeForOp(xs.dtype(), OP).bt());
     }

@@ -75,3 +75,19 @@ fn edges_and_bad_arguments() -> Result<()> {
     assert_eq!(rms_norm(&xs.narrow(0, 0, 0)?, &weight, EPS)?.dims(), &[0, 40]);
     Ok(())
 }
+
+#[test]
+fn the_range_is_what_is_stated() -> Result<()> {
+    let noise = (normal(&[5, 40], DType::F64, 1)?.tanh()? * 0.999)?;
+    let weight = normal(&[40], DType::F64, 2)?;
+    let want = rms_norm(&noise, &weight, f64::from(f32::MIN_POSITIVE))?;
+    for (dtype, size, accuracy) in
+        [(DType::F32, f64::from(f32::MAX), 2e-6), (DType::F64, 1e150, 1e-13)]
+    {
+        let (xs, weight) = ((&noise * size)?.to_dtype(dtype)?, weight.to_dtype(dtype)?);
+        let allowed = Tolerance::relative(accuracy);
+        assert_close("op", &rms_norm(&xs, &weight, 1e-5)?, &want, allowed)?;
+        assert_close("twin", &reference::rms_norm(&xs, &weight, 1e-5)?, &want, allowed)?;
+    }
+    Ok(())
+}

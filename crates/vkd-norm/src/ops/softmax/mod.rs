@@ -5,8 +5,10 @@ pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
-use crate::dense::{Real, dense, with_slices};
-use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Tensor, bail};
+use crate::dense::{Real, dense, in_native, with_slices};
+use candle_core::{
+    CpuStorage, CustomOp1, DType, Device, Error, Layout, Result, Shape, Tensor, bail,
+};
 pub use cpu::{log_sum_exp, softmax_row};
 
 const SOFTMAX: &str = "softmax";
@@ -15,8 +17,8 @@ const LOG: &str = "log_softmax";
 /// Softmax over the last dimension; differentiable, unlike candle-nn's fused one.
 ///
 /// # Shapes
-/// - `logits`: `(.., C)` with `C >= 1`, any strides; f32 or f64
-/// - output: the same shape, contiguous
+/// - `logits`: `(.., C)` with `C >= 1`, any strides; f32, f64, f16 or bf16
+/// - output: the same shape and dtype, contiguous
 ///
 /// # Gradient
 /// Flows to `logits`; the backward pass needs the output only.
@@ -44,15 +46,16 @@ pub fn softmax(logits: &Tensor) -> Result<Tensor> {
 /// Logarithm of the softmax over the last dimension; differentiable, unlike candle-nn's fused softmax.
 ///
 /// # Shapes
-/// - `logits`: `(.., C)` with `C >= 1`, any strides; f32 or f64
-/// - output: the same shape, contiguous
+/// - `logits`: `(.., C)` with `C >= 1`, any strides; f32, f64, f16 or bf16
+/// - output: the same shape and dtype, contiguous
 ///
 /// # Gradient
 /// Flows to `logits`; the backward pass needs the output only.
 ///
 /// # Numerics
-/// All arithmetic is in f64, less the row's largest entry first; finite for any finite input. Negative infinity masks a
-/// class; NaN or positive infinity make the row NaN. Results are the same bit for bit with any number of threads.
+/// All arithmetic is in f64, less the row's largest entry first; half types are rounded once, at the end. Finite as long as
+/// the distance of a logit to the largest fits the dtype: for f16 that is 65504, for bf16 and f32 1e38. Negative infinity
+/// masks a class; NaN or positive infinity make the row NaN. Results are the same bit for bit with any number of threads.
 ///
 /// # Errors
 /// No dimension, `C = 0`, or another dtype.
@@ -72,17 +75,17 @@ pub fn log_softmax(logits: &Tensor) -> Result<Tensor> {
 }
 
 fn apply(logits: &Tensor, op: &'static str, twin: fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    if !matches!(logits.dtype(), DType::F32 | DType::F64) {
+    if !matches!(logits.dtype(), DType::F32 | DType::F64 | DType::F16 | DType::BF16) {
         return Err(Error::UnsupportedDTypeForOp(logits.dtype(), op).bt());
     }
     let classes = match logits.dims() {
         [.., classes] if *classes > 0 => *classes,
         dims => bail!("{op}: expected (.., C) with C >= 1, got {dims:?}"),
     };
-    if !logits.device().is_cpu() {
-        return twin(logits);
-    }
-    logits.contiguous()?.apply_op1(Softmax { op, classes })
+    in_native(logits, |logits| match logits.device() {
+        Device::Cpu => logits.contiguous()?.apply_op1(Softmax { op, classes }),
+        _ => twin(logits),
+    })
 }
 
 struct Softmax {

@@ -6,6 +6,7 @@ mod statistics;
 #[cfg(test)]
 mod tests;
 
+use crate::checks::check_relative_eps;
 use crate::dense::{Real, dense, in_native, with_slices, with_storage};
 use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Tensor, bail};
 use cpu::{Channel, Turn};
@@ -41,7 +42,7 @@ const OP_WITH: &str = "standardize_with";
 /// leave the element type is taken in f64, scaled by a power of two: no finite input overflows. A constant channel gives
 /// exactly zero, and so does a single row (`M = 1`) with a gradient of zero. A channel that is all zero has a gradient
 /// of zero. NaN and infinity make their channel NaN. Results are the same bit for bit with any number of threads. Off the
-/// CPU plain tensor ops are used, where an all-zero channel is NaN.
+/// CPU plain tensor ops are used, for magnitudes up to half the largest of the dtype.
 ///
 /// # Errors
 /// `eps` outside (0, 1), a rank other than two, no rows or channels, or another dtype.
@@ -166,8 +167,7 @@ pub fn standardize_with(xs: &Tensor, mean: &Tensor, variance: &Tensor, eps: f64)
     }
     in_native(xs, |xs| {
         if !xs.device().is_cpu() {
-            let (mean, variance) = (mean.to_dtype(xs.dtype())?, variance.to_dtype(xs.dtype())?);
-            return reference::standardize_with(xs, &mean, &variance, eps);
+            return reference::standardize_with(xs, mean, variance, eps);
         }
         let given = means.iter().zip(&variances).map(|(&mean, &squares)| {
             Channel::new(&ChannelMoments { inverse_unit: 1., mean, squares }, 1., eps)
@@ -207,9 +207,7 @@ pub(crate) fn channel_moments(
 
 /// Rows and channels of `(M, C)`.
 fn check(op: &'static str, xs: &Tensor, eps: f64) -> Result<(usize, usize)> {
-    if !(eps > 0. && eps < 1.) {
-        bail!("{op}: expected 0 < eps < 1, got {eps:e}")
-    }
+    check_relative_eps(op, eps)?;
     if !matches!(xs.dtype(), DType::F32 | DType::F64 | DType::F16 | DType::BF16) {
         return Err(Error::UnsupportedDTypeForOp(xs.dtype(), op).bt());
     }

@@ -40,10 +40,7 @@ fn given_statistics_agree_with_their_twin() -> Result<()> {
         let inputs = [(normal(&[33, 7], DType::F64, 1)? + 0.7)?];
         let mean = normal(&[7], DType::F64, 2)?;
         let variance = (normal(&[7], DType::F64, 3)?.sqr()? + 0.1)?;
-        let twin = |x: &[Tensor]| {
-            let to = |t: &Tensor| t.to_dtype(x[0].dtype());
-            reference::standardize_with(&x[0], &to(&mean)?, &to(&variance)?, eps)
-        };
+        let twin = |x: &[Tensor]| reference::standardize_with(&x[0], &mean, &variance, eps);
         case(&inputs).check(|x| standardize_with(&x[0], &mean, &variance, eps), twin)?;
         case(&inputs).has_teeth(|x| standardize_with(&x[0], &mean, &variance, eps), twin)?;
     }
@@ -147,6 +144,51 @@ fn channels_outside_the_range_of_f32_squares() -> Result<()> {
         let want = if scale == 0. { wide } else { standardize(&wide, 1e-6)? };
         assert_close(&format!("{scale:e}"), &y.narrow(1, j, 1)?, &want, Tolerance::relative(1e-6))?;
     }
+    Ok(())
+}
+
+#[test]
+fn the_twin_keeps_its_digits_where_the_op_does() -> Result<()> {
+    // Offsets far above the deviation, constants, zero, and scales whose squares leave f32.
+    let noise = normal(&[300, 7], DType::F32, 1)?;
+    let offsets = Tensor::new(&[0f32, 1e3, -1e5, 0.1, 0., 0., 0.], &Device::Cpu)?;
+    let scales = Tensor::new(&[1f32, 1., 1., 0., 0., 1e30, 1e-30], &Device::Cpu)?;
+    let xs = noise.broadcast_mul(&scales)?.broadcast_add(&offsets)?;
+    let g = normal(&[300, 7], DType::F32, 2)?;
+    let statistics = |t: Tensor| t.to_dtype(DType::F64);
+    let mean = statistics(offsets.clone())?;
+    let given = statistics(scales)?.sqr()?;
+    for mask in [None, Some(mask(300)?)] {
+        let run = |f: &dyn Fn(&Tensor) -> Result<Tensor>| -> Result<(Tensor, Tensor)> {
+            let var = Var::from_tensor(&xs)?;
+            let ys = f(&var)?;
+            let grads = (&ys * &g)?.sum_all()?.backward()?;
+            Ok((ys.detach(), grads.get(&var).unwrap().clone()))
+        };
+        let kind = Variance::Unbiased;
+        let op = run(&|x| standardize_masked(x, mask.as_ref(), kind, 1e-6))?;
+        let twin = run(&|x| reference::standardize(x, mask.as_ref(), kind, 1e-6))?;
+        let op_with = run(&|x| standardize_with(x, &mean, &given, 1e-6))?;
+        let twin_with = run(&|x| reference::standardize_with(x, &mean, &given, 1e-6))?;
+        for (what, (got, got_dx), (want, want_dx)) in
+            [("batch", twin, op), ("given", twin_with, op_with)]
+        {
+            for j in 0..7 {
+                let column = |t: &Tensor| t.narrow(1, j, 1);
+                let what = format!("{what} {j}");
+                // Sums of 300 terms in another order, on entries of up to four deviations.
+                let allowed = Tolerance::relative(2e-6);
+                assert_close(&what, &column(&got)?, &column(&want)?, allowed)?;
+                assert_close(&what, &column(&got_dx)?, &column(&want_dx)?, allowed)?;
+            }
+        }
+    }
+    // Nothing but padding: zero, and so is its gradient, be it NaN.
+    let var = Var::from_tensor(&(xs.ones_like()? * f64::NAN)?)?;
+    let none = Tensor::zeros(300, DType::U8, &Device::Cpu)?;
+    let ys = reference::standardize(&var, Some(&none), Variance::Biased, 1e-6)?;
+    let grads = ys.sum_all()?.backward()?;
+    assert!(to_f64(&ys)?.iter().chain(&to_f64(grads.get(&var).unwrap())?).all(|v| *v == 0.));
     Ok(())
 }
 
