@@ -52,7 +52,7 @@ pub use norm::{
     BatchNorm2d, BatchNormConfig, GroupNorm, RmsNorm, batch_norm2d, group_norm, rms_norm,
 };
 pub use ops::{Activation, gelu, gelu_tanh, relu, silu};
-pub use ops::{Conv2dConfig, ConvTranspose2dConfig, Pool2dConfig, gather_rows};
+pub use ops::{Conv2dConfig, ConvTranspose2dConfig, Pool2dConfig, SumOverReplicas, gather_rows};
 pub use ops::{avg_pool2d, global_avg_pool2d, max_pool2d, pixel_shuffle, pixel_unshuffle};
 pub use ops::{cross_attention, multi_head_attention};
 pub use ops::{upsample_bilinear2d, upsample_nearest2d};

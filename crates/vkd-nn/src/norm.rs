@@ -1,5 +1,7 @@
 //! Layers that normalise: batch, group and RMS norm over vkd-norm's ops.
 
+mod synchronised;
+
 use crate::Context;
 use crate::ops::native_dtype;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Module, Result, Tensor, bail};

@@ -17,6 +17,7 @@ pub(crate) mod linear;
 mod pixel_shuffle;
 mod pool2d;
 mod real;
+mod shared_stats;
 pub(crate) mod sublayer;
 mod upsample2d;
 mod window;
@@ -28,6 +29,7 @@ pub use conv2d::{Conv2dConfig, conv2d, conv2d_relu};
 pub use linear::linear;
 pub use pixel_shuffle::{pixel_shuffle, pixel_unshuffle};
 pub use pool2d::{Pool2dConfig, avg_pool2d, global_avg_pool2d, max_pool2d};
+pub use shared_stats::{SumOverReplicas, shared_gradient, shared_statistics, shared_sums};
 pub use sublayer::{Body, sublayer};
 pub use upsample2d::{upsample_bilinear2d, upsample_nearest2d};
 
