@@ -33,6 +33,9 @@ pub struct Work {
     /// Standard deviation of the input, where the bench draws it.
     #[serde(default = "scale")]
     pub scale: f64,
+    /// Threads that the work is measured with, where not all: in a process of its own.
+    #[serde(default)]
+    pub threads: Option<usize>,
     /// What another library measures beside the work.
     #[serde(default)]
     pub peer: Option<PeerWork>,
