@@ -10,6 +10,9 @@
 //! candle's tape adds up gradients between ops in passes of its own, so the ops are large: an affine map ends in its
 //! activation, and [`residual_attention`] and [`residual_mlp`] are a whole pre-norm sub-layer each.
 //!
+//! Everything takes f32 and f64, and bf16 and f16 through f32 (see [`ops`]); a model in a half type has optimiser state, running
+//! statistics and averages in f32. Replicas of a model share batch statistics by [`BatchNorm2d::forward_synchronised`].
+//!
 //! Invariant: a value depends on the run's seed and on its variable's name, never on the order in which layers
 //! are built, on a hash map's order or on the number of threads.
 //!

@@ -59,9 +59,9 @@ fn transformers(all: &mut Vec<Case>) {
             sublayer(&x[0], parameters, body, 1e-6, Some(&[1.25; 8]))
         }));
     }
-    let ids = Tensor::from_iter((0..900u32).map(|i| i * i % 600), &Device::Cpu);
-    all.push(case("gather_rows", &[&[600, 128]], move |x| {
-        gather_rows(&x[0], ids.as_ref().expect("ids are numbers"))
+    all.push(case("gather_rows", &[&[600, 128]], |x| {
+        let ids = (0..900u32).map(|i| i * i % 600);
+        gather_rows(&x[0], &Tensor::from_iter(ids, &Device::Cpu)?)
     }));
     let ctx = Context::train(3, 7, (0..300).collect::<Vec<u64>>());
     all.push(case("dropout", &[&[300, 250]], move |x| dropout(&x[0], 0.25, "d", &ctx)));

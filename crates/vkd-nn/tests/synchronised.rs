@@ -1,7 +1,7 @@
 //! Batch norm over replicas: two threads with a part of the batch each do what one does with all of it.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
-use std::sync::{Arc, Barrier, Mutex};
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use vkd_nn::{BatchNormConfig, Context, SumOverReplicas, VarStore, batch_norm2d};
 use vkd_testkit::{Tolerance, assert_close, normal};
 
@@ -11,14 +11,15 @@ const CHANNELS: usize = 3;
 fn sum_among(count: usize) -> SumOverReplicas {
     let (barrier, sums) = (Barrier::new(count), Mutex::new(Vec::new()));
     Arc::new(move |values| {
-        let mut all = sums.lock().expect("no replica panics");
+        let lock = || sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock();
         all.resize(values.len(), 0.);
         all.iter_mut().zip(&*values).for_each(|(sum, v)| *sum += *v);
         drop(all);
         barrier.wait();
-        values.copy_from_slice(&sums.lock().expect("no replica panics"));
+        values.copy_from_slice(&lock());
         if barrier.wait().is_leader() {
-            sums.lock().expect("no replica panics").clear();
+            lock().clear();
         }
         barrier.wait();
         Ok(())
@@ -52,7 +53,10 @@ fn replica(
     let mut all = vec![ys.detach()];
     let parameters = store.parameters();
     for var in [&xs, &parameters[1].1, &parameters[0].1] {
-        all.push(grads.get(var).expect("a gradient for each").clone());
+        match grads.get(var) {
+            Some(grad) => all.push(grad.clone()),
+            None => bail!("no gradient"),
+        }
     }
     for name in ["running_mean", "running_var"] {
         all.push(store.tensors()[name].copy()?);
@@ -71,7 +75,10 @@ fn two(xs: &Tensor, cot: &Tensor, affine: &[Tensor; 2], at: usize) -> Result<[Re
     std::thread::scope(|scope| {
         let first = scope.spawn(|| run(0, at));
         let second = run(at, rest)?;
-        Ok([first.join().expect("no replica panics")?, second])
+        match first.join() {
+            Ok(first) => Ok([first?, second]),
+            Err(_) => bail!("the first replica panicked"),
+        }
     })
 }
 
