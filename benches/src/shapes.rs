@@ -149,6 +149,21 @@ mod tests {
     }
 
     #[test]
+    fn a_row_with_one_thread_is_the_same_work() {
+        let shapes = Shapes::read().unwrap();
+        for (alone, all) in [
+            ("nn/vit4_one_thread", "nn/vit4_b32_t50_d192"),
+            ("nn/deit_ti_one_thread", "nn/deit_ti_b8_t198"),
+            ("nn/cnn_one_thread", "nn/cnn_b64_mnist"),
+        ] {
+            let [alone, all] = [alone, all].map(|start| shapes.of(start).remove(0));
+            assert_eq!((alone.threads, all.threads), (Some(1), None));
+            assert_eq!((&alone.shape, &alone.matmuls), (&all.shape, &all.matmuls));
+            assert_eq!(alone.copies, all.copies);
+        }
+    }
+
+    #[test]
     fn a_list_with_a_fault_is_refused() {
         let work = "[[work]]\nname = \"a/b/c/d\"\nshape = [1]\nreason = \"r\"\ncopies = [8]\n";
         assert!(Shapes::parse(work).is_ok());
