@@ -74,6 +74,7 @@ fn depthwise(work: &Work) -> Result<impl FnMut() -> Result<Tensor> + use<>> {
 fn main() -> ExitCode {
     run(|suite: &mut Suite| {
         suite.works("nn/cnn_b64_mnist", cnn)?;
+        suite.works("nn/cnn_one_thread", cnn)?;
         suite.works("nn/basic_block_c64_s56_b8", basic_block)?;
         suite.works("nn/depthwise3x3_c96_s56_b8", depthwise)
     })

@@ -109,9 +109,11 @@ fn accumulation(work: &Work) -> Result<impl FnMut() -> Result<Vec<Tensor>> + use
 fn main() -> ExitCode {
     run(|suite: &mut Suite| {
         suite.works("nn/vit4_b32_t50_d192", |work| step(work, Block::forward))?;
+        suite.works("nn/vit4_one_thread", |work| step(work, Block::forward))?;
         suite.works("nn/vit4_by_layers", |work| step(work, Block::forward_by_layers))?;
         suite.works("nn/vit4_accumulation", accumulation)?;
         suite.works("nn/deit_ti_b8_t198", |work| step(work, Block::forward))?;
+        suite.works("nn/deit_ti_one_thread", |work| step(work, Block::forward))?;
         suite.works("nn/adamw_6m", adamw)?;
         suite.works("nn/batch_norm2d", batch_norm)
     })

@@ -1,8 +1,11 @@
-"""What the peers share: the timing of a pass, and one JSON answer for each request on stdin."""
+"""What the peers share: the timing of a pass, its memory, and one JSON answer for each request on stdin."""
 
 import json
+import os
 import statistics
+import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -33,7 +36,49 @@ def answer(name, median, repeats, residual=None):
     }
 
 
-def serve(measure):
+def resident(key):
+    """Bytes of a line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def growth(once):
+    """By how much one pass raises the resident memory at its peak.
+
+    A pass over a single sample comes first: it makes what stays, an optimiser's state and the libraries' own memory.
+    """
+    once(1)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    once()
+    return resident("VmHWM") - before
+
+
+PEAKS = {}
+
+
+def peak(req):
+    """`growth` of the request in a fresh process of the same script, as text for the name; empty where there is no /proc.
+
+    The process's allocator returns what is freed, unlike the one that is timed: what is kept for the next pass is no need
+    of this one.
+    """
+    req = {key: value for key, value in req.items() if not key.endswith(("budget_s", "repeats"))}
+    key = json.dumps(req, sort_keys=True)
+    if key not in PEAKS and Path("/proc/self/clear_refs").exists():
+        env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        command = [sys.executable, "-B", sys.argv[0], "--peak"]
+        child = subprocess.run(command, input=key, capture_output=True, text=True, env=env, check=True)
+        PEAKS[key] = f", peak {int(child.stdout) / 2**20:.1f} MiB"
+    return PEAKS.get(key, "")
+
+
+def serve(measure, steps=None):
+    """Answers requests; with `--peak` the `growth` of the pass that `steps` makes of a single one."""
+    if sys.argv[1:] == ["--peak"]:
+        req = json.loads(sys.stdin.read())
+        print(growth(steps(req, start(req))))
+        return
     for line in sys.stdin:
         if line.strip():
             try:

@@ -6,8 +6,9 @@ Answer:  {"peer", "peer_median_s", "peer_repeats", "peer_residual"} or {"error"}
 
 `cnn` and `basic_block` are a training step: forward, mean of squares, backward, AdamW (fused; the faster
 of torch's). `depthwise` is forward and backward from a gradient of ones. Each runs with contiguous and
-with channels-last tensors; the faster one is the answer, and `peer` says which. Passes are timed until
-half of `budget_s` is spent on each or `max_repeats` are done, after ten that nobody counts.
+with channels-last tensors; the faster one is the answer, and `peer` says which, and by how much one of its passes
+raises the resident memory of a fresh process (see timing.py). Passes are timed until half of `budget_s` is spent on
+each or `max_repeats` are done, after ten that nobody counts.
 """
 
 import time
@@ -39,7 +40,7 @@ def cnn(size):
 
 
 def works(op, batch, size, dtype, layout):
-    """One pass; a gradient that stays from the pass before is dropped first."""
+    """One pass, over the whole batch or its first samples; no gradient stays."""
 
     def images(channels, grad):
         x = torch.rand(batch, channels, size, size, dtype=dtype).mul_(2).sub_(1)
@@ -54,19 +55,23 @@ def works(op, batch, size, dtype, layout):
     else:
         raise ValueError(f"unknown op {op}")
     model = model.to(dtype).to(memory_format=layout)
-    ones = torch.ones_like(model(x))
+    ones = torch.ones_like(model(x).detach())
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
-    def once():
+    def once(samples=None):
+        if op == "depthwise":
+            model(x[:samples]).backward(ones[:samples])
+        else:
+            model(x[:samples]).square().mean().backward()
+            optimizer.step()
         x.grad = None
         optimizer.zero_grad(set_to_none=True)
-        if op == "depthwise":
-            model(x).backward(ones)
-        else:
-            model(x).square().mean().backward()
-            optimizer.step()
 
     return once
+
+
+def steps(req, dtype):
+    return works(req["op"], int(req["n"]), int(req["k"]), dtype, FORMATS[req["format"]])
 
 
 def measure(req):
@@ -74,8 +79,8 @@ def measure(req):
     most = int(req.get("max_repeats", 300))
     budget = float(req.get("budget_s", 2.0)) / len(FORMATS)
     answers = []
-    for name, layout in FORMATS.items():
-        step = works(req["op"], int(req["n"]), int(req["k"]), dtype, layout)
+    for name in FORMATS:
+        step = steps(req | {"format": name}, dtype)
 
         def once():
             start = time.perf_counter()
@@ -84,8 +89,9 @@ def measure(req):
 
         answers.append((*timing.timed(once, 10, budget, most), name))
     median, repeats, name = min(answers)
-    reply = timing.answer(f"{req['op']} ({name})", median, repeats)
+    peak = timing.peak(req | {"format": name})
+    reply = timing.answer(f"{req['op']} ({name}){peak}", median, repeats)
     return reply | {"others": {name: median for median, _, name in answers}}
 
 
-timing.serve(measure)
+timing.serve(measure, steps)

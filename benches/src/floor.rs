@@ -70,6 +70,7 @@ mod tests {
             matmuls,
             copies,
             scale: 1.0,
+            threads: None,
             peer: None,
         }
     }

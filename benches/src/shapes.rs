@@ -33,6 +33,9 @@ pub struct Work {
     /// Standard deviation of the input, where the bench draws it.
     #[serde(default = "scale")]
     pub scale: f64,
+    /// Threads that the work is measured with, where not all: in a process of its own.
+    #[serde(default)]
+    pub threads: Option<usize>,
     /// What another library measures beside the work.
     #[serde(default)]
     pub peer: Option<PeerWork>,
@@ -142,6 +145,21 @@ mod tests {
             let side = n.min(2 * k);
             let around = if n > k { 10 * n * k * k } else { 0 };
             assert_eq!(floor("matrix_exp"), around + 12 * 2 * side.pow(3));
+        }
+    }
+
+    #[test]
+    fn a_row_with_one_thread_is_the_same_work() {
+        let shapes = Shapes::read().unwrap();
+        for (alone, all) in [
+            ("nn/vit4_one_thread", "nn/vit4_b32_t50_d192"),
+            ("nn/deit_ti_one_thread", "nn/deit_ti_b8_t198"),
+            ("nn/cnn_one_thread", "nn/cnn_b64_mnist"),
+        ] {
+            let [alone, all] = [alone, all].map(|start| shapes.of(start).remove(0));
+            assert_eq!((alone.threads, all.threads), (Some(1), None));
+            assert_eq!((&alone.shape, &alone.matmuls), (&all.shape, &all.matmuls));
+            assert_eq!(alone.copies, all.copies);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Error, Result, Shape, Tensor, Var, bail};
@@ -133,10 +133,34 @@ impl Suite {
             bail!("shapes.toml has no work {start}")
         }
         for work in works {
-            if work.name.contains(&self.options.filter) {
+            if !work.name.contains(&self.options.filter) {
+                continue;
+            }
+            if let Some(threads) = work.threads
+                && threads != machine::threads()
+            {
+                self.elsewhere(&work, threads)?;
+            } else {
                 let (residual, step) = prepare(&work)?;
                 self.measure(&work, residual, step)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Measures a work in a process with another number of threads, which thread pools read when they start.
+    fn elsewhere(&self, work: &Work, threads: usize) -> Result<()> {
+        let mut child = Command::new(std::env::current_exe()?);
+        child.args(["--filter", &work.name]).env("VKD_BENCH_FOLDER", &self.folder);
+        if self.options.quick {
+            child.arg("--quick");
+        }
+        for name in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
+            child.env(name, threads.to_string());
+        }
+        let status = child.status()?;
+        if !status.success() {
+            bail!("{}: with {threads} threads: {status}", work.name)
         }
         Ok(())
     }

@@ -180,7 +180,7 @@ mod tests {
             )?;
         }
         assert!(keep(&normal(&[2, 3], DType::F32, 1)?, vec![true; 4], 1, 1.).is_err());
-        // What is dropped is zero, whatever it was; half types take the twin.
+        // What is dropped is zero, whatever it was, in a half type too.
         let nan = Tensor::new(&[f32::NAN, 1.], &candle_core::Device::Cpu)?;
         assert_eq!(keep(&nan, vec![false, true], 1, 2.)?.to_vec1::<f32>()?, [0., 2.]);
         let half = keep(&nan.to_dtype(DType::BF16)?, vec![false, true], 1, 2.)?;

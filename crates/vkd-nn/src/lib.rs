@@ -10,6 +10,9 @@
 //! candle's tape adds up gradients between ops in passes of its own, so the ops are large: an affine map ends in its
 //! activation, and [`residual_attention`] and [`residual_mlp`] are a whole pre-norm sub-layer each.
 //!
+//! Everything takes f32 and f64, and bf16 and f16 through f32 (see [`ops`]); a model in a half type has optimiser state, running
+//! statistics and averages in f32. Replicas of a model share batch statistics by [`BatchNorm2d::forward_synchronised`].
+//!
 //! Invariant: a value depends on the run's seed and on its variable's name, never on the order in which layers
 //! are built, on a hash map's order or on the number of threads.
 //!
@@ -52,7 +55,7 @@ pub use norm::{
     BatchNorm2d, BatchNormConfig, GroupNorm, RmsNorm, batch_norm2d, group_norm, rms_norm,
 };
 pub use ops::{Activation, gelu, gelu_tanh, relu, silu};
-pub use ops::{Conv2dConfig, ConvTranspose2dConfig, Pool2dConfig, gather_rows};
+pub use ops::{Conv2dConfig, ConvTranspose2dConfig, Pool2dConfig, SumOverReplicas, gather_rows};
 pub use ops::{avg_pool2d, global_avg_pool2d, max_pool2d, pixel_shuffle, pixel_unshuffle};
 pub use ops::{cross_attention, multi_head_attention};
 pub use ops::{upsample_bilinear2d, upsample_nearest2d};

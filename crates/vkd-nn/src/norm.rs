@@ -1,6 +1,9 @@
 //! Layers that normalise: batch, group and RMS norm over vkd-norm's ops.
 
+mod synchronised;
+
 use crate::Context;
+use crate::ops::native_dtype;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Module, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use vkd_norm::ChannelStats;
@@ -52,7 +55,7 @@ pub struct BatchNorm2d {
 }
 
 /// Creates a [`BatchNorm2d`] with variables `weight` (one) and `bias` (zero) and buffers `running_mean` (zero) and
-/// `running_var` (one), all `(channels)`.
+/// `running_var` (one), all `(channels)`; the buffers are f32 where the variables are a half type.
 ///
 /// # Errors
 /// No channels, an `eps` that is not finite or under the smallest normal f32, or a momentum outside (0, 1].
@@ -66,13 +69,17 @@ pub fn batch_norm2d(
         bail!("batch_norm2d {}: expected 0 < momentum <= 1, got {}", vb.prefix(), config.momentum)
     }
     let get = |name, value| vb.get_with_hints(channels, name, Init::Const(value));
+    let statistic = |name, value| {
+        // A half type would round small moves of a running statistic away.
+        vb.get_with_hints_dtype(channels, name, Init::Const(value), native_dtype(vb.dtype()))
+    };
     Ok(BatchNorm2d {
         name: vb.prefix(),
         weight: get("weight", 1.)?,
         bias: get("bias", 0.)?,
         // A builder of loaded tensors may hand out tracked ones; statistics are constants.
-        running_mean: get("running_mean", 0.)?.detach(),
-        running_var: get("running_var", 1.)?.detach(),
+        running_mean: statistic("running_mean", 0.)?.detach(),
+        running_var: statistic("running_var", 1.)?.detach(),
         config,
         frozen: false,
     })

@@ -1,6 +1,6 @@
 //! Attention with a bias, a mask, and others' keys and values.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor};
 use vkd_nn::ops::reference;
 use vkd_nn::{cross_attention, multi_head_attention};
 use vkd_testkit::{OpCase, normal};
@@ -11,29 +11,41 @@ const F32: f64 = 2e-5;
 
 #[test]
 fn a_bias_passes_the_op_harness() -> Result<()> {
-    for (batch, tokens, heads, bias) in [
-        (2, 5, 2, [2, 5, 5]),
-        (2, 5, 2, [1, 5, 5]),
-        (3, 7, 2, [3, 1, 7]),
-        (3, 7, 1, [1, 1, 7]),
-        (1, 1, 1, [1, 1, 1]),
-        (1, 17, 3, [3, 17, 17]),
-    ] {
-        let inputs = [
-            normal(&[batch, tokens, 3 * 4 * heads], DType::F64, 1)?,
-            normal(&bias, DType::F64, 2)?,
-        ];
+    let cases: [(usize, usize, usize, &[usize]); 15] = [
+        (2, 5, 2, &[2, 5, 5]),
+        (2, 5, 2, &[1, 5, 5]),
+        (3, 7, 2, &[3, 1, 7]),
+        (3, 7, 1, &[1, 1, 7]),
+        (1, 1, 1, &[1, 1, 1]),
+        (1, 17, 3, &[3, 17, 17]),
+        (3, 5, 2, &[3, 2, 5, 5]),
+        (3, 5, 2, &[1, 2, 5, 5]),
+        (3, 5, 2, &[3, 1, 5, 5]),
+        (3, 5, 2, &[3, 2, 1, 5]),
+        (3, 5, 2, &[1, 1, 5, 5]),
+        (3, 5, 2, &[1, 1, 1, 5]),
+        // More samples than sums, more queries than a block.
+        (33, 2, 2, &[1, 2, 2, 2]),
+        (2, 130, 1, &[1, 1, 130, 130]),
+        (2, 130, 1, &[2, 1, 1, 130]),
+    ];
+    for (batch, tokens, heads, bias) in cases {
+        let inputs =
+            [normal(&[batch, tokens, 3 * 4 * heads], DType::F64, 1)?, normal(bias, DType::F64, 2)?];
         let what = format!("attention with bias {bias:?}");
         let case = OpCase {
             what: &what,
             inputs: &inputs,
-            active: 1,
+            active: 2,
             f64_tolerance: F64,
             f32_tolerance: F32,
         };
         let op = |x: &[Tensor]| multi_head_attention(&x[0], Some(&x[1]), heads);
         let twin = |x: &[Tensor]| reference::multi_head_attention(&x[0], Some(&x[1]), heads);
         case.check(op, twin)?;
+        if tokens == 5 && bias == [1, 2, 5, 5] {
+            case.has_teeth(op, twin)?;
+        }
     }
     Ok(())
 }
@@ -51,14 +63,14 @@ fn queries_on_others_pass_the_op_harness() -> Result<()> {
         let case = OpCase {
             what: &what,
             inputs: &inputs,
-            active: 2,
+            active: 3,
             f64_tolerance: F64,
             f32_tolerance: F32,
         };
         let op = |x: &[Tensor]| cross_attention(&x[0], &x[1], Some(&x[2]), heads);
         let twin = |x: &[Tensor]| reference::cross_attention(&x[0], &x[1], Some(&x[2]), heads);
         case.check(op, twin)?;
-        let bare = OpCase { inputs: &inputs[..2], ..case };
+        let bare = OpCase { inputs: &inputs[..2], active: 2, ..case };
         let op = |x: &[Tensor]| cross_attention(&x[0], &x[1], None, heads);
         let twin = |x: &[Tensor]| reference::cross_attention(&x[0], &x[1], None, heads);
         bare.check(op, twin)?;
@@ -86,13 +98,13 @@ fn a_masked_key_is_as_if_it_were_not_there() -> Result<()> {
 fn bad_input_is_named() -> Result<()> {
     let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu);
     let (qkv, q, kv) = (zeros(&[2, 3, 12])?, zeros(&[2, 3, 4])?, zeros(&[2, 5, 8])?);
-    let tracked = Var::zeros((1, 3, 3), DType::F32, &Device::Cpu)?;
     for result in [
         multi_head_attention(&qkv, Some(&zeros(&[3, 3])?), 2),
         multi_head_attention(&qkv, Some(&zeros(&[3, 3, 3])?), 2),
         multi_head_attention(&qkv, Some(&zeros(&[2, 1, 4])?), 2),
         multi_head_attention(&qkv, Some(&zeros(&[2, 3, 3])?.to_dtype(DType::F64)?), 2),
-        multi_head_attention(&qkv, Some(tracked.as_tensor()), 2),
+        multi_head_attention(&qkv, Some(&zeros(&[2, 3, 3, 3])?), 2),
+        multi_head_attention(&qkv, Some(&zeros(&[2, 1, 3, 1])?), 2),
         cross_attention(&q, &zeros(&[1, 5, 8])?, None, 2),
         cross_attention(&q, &zeros(&[2, 5, 4])?, None, 2),
         cross_attention(&q, &kv, None, 0),

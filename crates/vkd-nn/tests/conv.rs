@@ -268,7 +268,10 @@ fn bad_input_is_named() -> Result<()> {
     let message = conv2d(&xs, &zeros(&[2, 6, 1, 1])?, Some(&zeros(&[3])?), dense);
     assert!(message.unwrap_err().to_string().contains("expected a bias of 2, got [3]"));
     let half = xs.to_dtype(DType::BF16)?;
-    assert!(conv2d(&half, &weight.to_dtype(DType::BF16)?, None, dense).is_err());
+    let message = conv2d(&half, &zeros(&[2, 6, 1, 1])?, None, dense).unwrap_err().to_string();
+    assert!(message.contains("expected weight of dtype BF16, got F32"), "{message}");
+    let whole = weight.to_dtype(DType::U32)?;
+    assert!(conv2d(&xs.to_dtype(DType::U32)?, &whole, None, dense).is_err());
     assert!(conv2d(&xs.to_dtype(DType::F64)?, &zeros(&[2, 6, 1, 1])?, None, dense).is_err());
     for (image, config) in [
         (&image[..], transposed(Conv2dConfig { padding: (3, 0), ..dense }, (0, 0))),

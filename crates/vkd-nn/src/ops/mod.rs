@@ -1,7 +1,12 @@
 //! The ops that the layers are built from, each with an analytic gradient.
 //!
 //! Every op is a folder: `mod.rs` checks and records, `cpu.rs` computes on slices, `reference.rs` is the slow
-//! twin of plain tensor ops that the tests compare with. f32 and f64 on the CPU.
+//! twin of plain tensor ops that the tests compare with.
+//!
+//! The kernels take f32 and f64 on the CPU. bf16 and f16 are computed in f32: every operand is copied once, at four bytes a value, what
+//! an op keeps for its backward pass is f32 too, and the result is rounded once. The tape records both casts, so a gradient
+//! is summed in f32 inside an op and has the dtype of its input. A model in a half type halves the memory of its
+//! variables, and takes longer than in f32.
 
 pub(crate) mod activation;
 pub(crate) mod attention;
@@ -12,6 +17,7 @@ pub(crate) mod linear;
 mod pixel_shuffle;
 mod pool2d;
 mod real;
+mod shared_stats;
 pub(crate) mod sublayer;
 mod upsample2d;
 mod window;
@@ -23,6 +29,7 @@ pub use conv2d::{Conv2dConfig, conv2d, conv2d_relu};
 pub use linear::linear;
 pub use pixel_shuffle::{pixel_shuffle, pixel_unshuffle};
 pub use pool2d::{Pool2dConfig, avg_pool2d, global_avg_pool2d, max_pool2d};
+pub use shared_stats::{SumOverReplicas, shared_gradient, shared_statistics, shared_sums};
 pub use sublayer::{Body, sublayer};
 pub use upsample2d::{upsample_bilinear2d, upsample_nearest2d};
 
@@ -47,7 +54,7 @@ pub mod reference {
     pub(crate) use super::keep::reference::keep;
 }
 
-use candle_core::{CpuStorage, Error, Layout, Result, WithDType};
+use candle_core::{CpuStorage, DType, Error, Layout, Result, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
 pub(crate) use real::Real;
@@ -61,6 +68,34 @@ pub(crate) fn dense<'a, T: WithDType>(
     let (start, end) =
         l.contiguous_offsets().ok_or_else(|| Error::RequiresContiguous { op }.bt())?;
     Ok(&T::cpu_storage_as_slice(s)?[start..end])
+}
+
+/// What values of a dtype are computed in: half types in f32.
+pub(crate) fn native_dtype(dtype: DType) -> DType {
+    if matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype }
+}
+
+/// `f` of the input, in f32 where it is a half type and cast back; the tape records both casts.
+pub(crate) fn in_native(xs: &Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    // A cast to the dtype that is there already is none.
+    f(&xs.to_dtype(native_dtype(xs.dtype()))?)?.to_dtype(xs.dtype())
+}
+
+/// Another operand of an op beside its input as [`in_native`] handed it out.
+pub(crate) fn native(operand: &Tensor, xs: &Tensor) -> Result<Tensor> {
+    operand.to_dtype(xs.dtype())?.contiguous()
+}
+
+/// Refuses operands of another dtype than the input's; a half type beside f32 would else be cast without a word.
+pub(crate) fn same_dtype(op: &str, xs: &Tensor, others: &[(&str, Option<&Tensor>)]) -> Result<()> {
+    for (name, other) in others {
+        if let Some(other) = other
+            && other.dtype() != xs.dtype()
+        {
+            bail!("{op}: expected {name} of dtype {:?}, got {:?}", xs.dtype(), other.dtype())
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn unsupported(op: &'static str, s: &CpuStorage) -> Error {

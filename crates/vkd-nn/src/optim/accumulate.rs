@@ -1,13 +1,15 @@
 //! Gradients summed over micro-batches.
 
 use super::blend::blend;
+use crate::ops::native_dtype;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var, bail};
 use std::collections::BTreeMap;
 
 const OP: &str = "accumulate";
 
-/// Sums the gradients of several backward passes, by variable name, for one step of an optimiser.
+/// Sums the gradients of several backward passes, by variable name, for one step of an optimiser. Sums of a half type are
+/// f32, and optimisers take them as they are.
 ///
 /// # Example
 /// ```
@@ -38,7 +40,7 @@ impl GradAccumulator {
     /// Adds `weight` times the gradients in `grads`. A parameter that no pass has reached has no sum.
     ///
     /// # Errors
-    /// A weight that is not finite, or a gradient that is neither f32 nor f64.
+    /// A weight that is not finite, or a gradient that is no float.
     pub fn add(&mut self, grads: &GradStore, weight: f64) -> Result<()> {
         if !weight.is_finite() {
             bail!("{OP}: expected a finite weight, got {weight}")
@@ -49,7 +51,7 @@ impl GradAccumulator {
             match self.sums.get(name) {
                 Some(sum) => blend(OP, sum, grad, 1., weight)?,
                 None => {
-                    let sum = grad.force_contiguous()?;
+                    let sum = grad.to_dtype(native_dtype(grad.dtype()))?.force_contiguous()?;
                     blend(OP, &sum, grad, 0., weight)?;
                     self.sums.insert(name.clone(), sum);
                 }

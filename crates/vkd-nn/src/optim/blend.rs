@@ -2,6 +2,7 @@
 
 use super::for_parts;
 use super::optimizer::{CHUNK, Value, dense};
+use crate::ops::native_dtype;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, WithDType, bail};
 
 struct Blend {
@@ -10,7 +11,8 @@ struct Blend {
     take: f64,
 }
 
-/// Sets `to`, which must own its memory, to `keep·to + take·from`; one pass, nothing is recorded.
+/// Sets `to`, which must own its memory, to `keep·to + take·from`; one pass, nothing is recorded. A half type's
+/// values are taken as f32.
 pub(super) fn blend(
     op: &'static str,
     to: &Tensor,
@@ -21,7 +23,8 @@ pub(super) fn blend(
     if to.dims() != from.dims() {
         bail!("{op}: expected shape {:?}, got {:?}", to.dims(), from.dims())
     }
-    to.inplace_op2(&from.contiguous()?, &Blend { op, keep, take })
+    let from = from.to_dtype(native_dtype(from.dtype()))?.contiguous()?;
+    to.inplace_op2(&from, &Blend { op, keep, take })
 }
 
 impl Blend {

@@ -1,8 +1,9 @@
 //! Moving averages of a model's variables.
 
 use super::blend::blend;
+use crate::ops::native_dtype;
 use crate::{VarStore, is_buffer};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use std::collections::{BTreeMap, HashMap};
 
 const OP: &str = "ema";
@@ -11,7 +12,8 @@ const OP: &str = "ema";
 ///
 /// `e = d·e + (1 - d)·p` in place, one pass per parameter. With warm-up, `d` is the smaller of `decay` and
 /// `(1 + t) / (10 + t)` at update `t`, counted from one, so that the first values are soon forgotten. To evaluate the
-/// average, [`VarStore::load`] its [`tensors`](Self::tensors) into a second model's store.
+/// average, [`VarStore::load`] its [`tensors`](Self::tensors) into a second model's store. Averages of a half type are f32:
+/// the shares that a decay near one adds are below a half type's resolution.
 ///
 /// # Example
 /// ```
@@ -39,17 +41,18 @@ impl Ema {
     /// Starts from the present values.
     ///
     /// # Errors
-    /// A decay outside `[0, 1)`, or a variable that is neither f32 nor f64, by name.
+    /// A decay outside `[0, 1)`, or a variable that is no float, by name.
     pub fn new(store: &VarStore, decay: f64, warmup: bool) -> Result<Self> {
         if !(0. ..1.).contains(&decay) {
             bail!("{OP}: expected a decay in [0, 1), got {decay}")
         }
         let mut averages = BTreeMap::new();
         for (name, tensor) in store.tensors() {
-            if !matches!(tensor.dtype(), candle_core::DType::F32 | candle_core::DType::F64) {
-                bail!("{OP}: expected f32 or f64, got {:?} in {name}", tensor.dtype())
+            let dtype = native_dtype(tensor.dtype());
+            if !matches!(dtype, DType::F32 | DType::F64) {
+                bail!("{OP}: expected floats, got {dtype:?} in {name}")
             }
-            averages.insert(name, tensor.force_contiguous()?);
+            averages.insert(name, tensor.to_dtype(dtype)?.force_contiguous()?);
         }
         Ok(Self { store: store.clone(), averages, decay, warmup, updates: 0 })
     }

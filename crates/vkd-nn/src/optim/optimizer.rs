@@ -1,6 +1,7 @@
 //! What all optimisers share: checked parameters in the order of their names, groups, state, clipping.
 
 use super::{Rule, map_parts};
+use crate::ops::native_dtype;
 use candle_core::backprop::GradStore;
 use candle_core::{
     CpuStorage, DType, Device, InplaceOp2, Layout, Result, Tensor, Var, WithDType, bail,
@@ -23,6 +24,10 @@ pub struct Group {
 ///
 /// State is kept by variable name, so that it can be saved, and is in the variable's dtype. A result does not depend on the
 /// order of the parameters or on the number of threads.
+///
+/// A variable of a half type has its state in f32, and there a `master` of itself as well: the update is made on the master
+/// and the variable is its rounding, else steps below the half type's resolution would be lost. A value that is set from
+/// outside is where its master goes on.
 pub struct Optimizer<R> {
     rule: R,
     step: u64,
@@ -62,8 +67,8 @@ impl<R: Rule> Optimizer<R> {
     /// applies.
     ///
     /// # Errors
-    /// A setting out of range, a name that stands twice, a variable that is neither f32 nor f64, or one that is not on
-    /// the CPU.
+    /// A setting out of range, a name that stands twice, a variable of a dtype other than f64, f32, bf16 and f16, or one
+    /// that is not on the CPU.
     pub fn new(
         parameters: Vec<(String, Var)>,
         config: R,
@@ -95,8 +100,13 @@ impl<R: Rule> Optimizer<R> {
                 let slots = match (var.dtype(), var.device()) {
                     (DType::F32, Device::Cpu) => Slots::F32(vec![vec![0.; n]; slots]),
                     (DType::F64, Device::Cpu) => Slots::F64(vec![vec![0.; n]; slots]),
+                    (DType::BF16 | DType::F16, Device::Cpu) => {
+                        let mut slots = vec![vec![0.; n]; slots];
+                        slots.push(var.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?);
+                        Slots::F32(slots)
+                    }
                     (dtype, device) => {
-                        bail!("{op}: expected f32 or f64 on the CPU, got {name} with {dtype:?} on {device:?}")
+                        bail!("{op}: expected floats on the CPU, got {name} with {dtype:?} on {device:?}")
                     }
                 };
                 let group = group(&name, &var);
@@ -120,7 +130,7 @@ impl<R: Rule> Optimizer<R> {
     ///
     /// # Errors
     /// A learning rate that is negative or not finite, or a gradient of another shape or dtype than its parameter, by
-    /// name; parameters before it have been updated then.
+    /// name; parameters before it have been updated then. A variable of a half type takes a gradient in f32 as well.
     pub fn step(&mut self, grads: &GradStore, lr: f64) -> Result<()> {
         self.scaled_step(grads, lr, 1.)
     }
@@ -166,7 +176,8 @@ impl<R: Rule> Optimizer<R> {
                 scale,
             };
             let update = Update { rule: &self.rule, p, at };
-            p.var.as_tensor().inplace_op2(&grad.contiguous()?, &update)?;
+            let grad = grad.to_dtype(native_dtype(grad.dtype()))?.contiguous()?;
+            p.var.as_tensor().inplace_op2(&grad, &update)?;
         }
         Ok(())
     }
@@ -182,7 +193,7 @@ impl<R: Rule> Optimizer<R> {
                 Slots::F32(slots) => tensors(slots)?,
                 Slots::F64(slots) => tensors(slots)?,
             };
-            for (slot, tensor) in self.rule.slots().iter().zip(tensors) {
+            for (slot, tensor) in p.slot_names(&self.rule).zip(tensors) {
                 state.insert(format!("{}.{slot}", p.name), tensor);
             }
         }
@@ -194,24 +205,24 @@ impl<R: Rule> Optimizer<R> {
     /// # Errors
     /// A missing buffer or one of another size or dtype, by name; nothing is changed then.
     pub fn load_state(&mut self, step: u64, state: &HashMap<String, Tensor>) -> Result<()> {
-        let (op, names) = (R::NAME, self.rule.slots());
+        let op = R::NAME;
         let read = |p: &Parameter| -> Result<Slots> {
-            let get = |slot: &&str| match state.get(&format!("{}.{slot}", p.name)) {
-                Some(t) if t.elem_count() == p.var.elem_count() && t.dtype() == p.var.dtype() => {
+            let dtype = native_dtype(p.var.dtype());
+            let get = |slot: &str| match state.get(&format!("{}.{slot}", p.name)) {
+                Some(t) if t.elem_count() == p.var.elem_count() && t.dtype() == dtype => {
                     t.flatten_all()
                 }
                 Some(t) => bail!(
-                    "{op}: {}.{slot}: expected {} values of {:?}, got {:?} of {:?}",
+                    "{op}: {}.{slot}: expected {} values of {dtype:?}, got {:?} of {:?}",
                     p.name,
                     p.var.elem_count(),
-                    p.var.dtype(),
                     t.dims(),
                     t.dtype()
                 ),
                 None => bail!("{op}: expected the state {}.{slot}, got no such tensor", p.name),
             };
-            let tensors = names.iter().map(get).collect::<Result<Vec<_>>>()?;
-            Ok(match p.var.dtype() {
+            let tensors = p.slot_names(&self.rule).map(get).collect::<Result<Vec<_>>>()?;
+            Ok(match dtype {
                 DType::F32 => {
                     Slots::F32(tensors.iter().map(|t| t.to_vec1()).collect::<Result<_>>()?)
                 }
@@ -227,6 +238,13 @@ impl<R: Rule> Optimizer<R> {
     }
 }
 
+impl Parameter {
+    fn slot_names<R: Rule>(&self, rule: &R) -> impl Iterator<Item = &'static str> + use<R> {
+        let half = native_dtype(self.var.dtype()) != self.var.dtype();
+        rule.slots().iter().copied().chain(half.then_some("master"))
+    }
+}
+
 fn tensors<T: WithDType>(slots: &[Vec<T>]) -> Result<Vec<Tensor>> {
     slots.iter().map(|s| Tensor::from_slice(s, s.len(), &Device::Cpu)).collect()
 }
@@ -235,6 +253,23 @@ struct Update<'a, R> {
     rule: &'a R,
     p: &'a Parameter,
     at: At,
+}
+
+impl<R: Rule> Update<'_, R> {
+    /// The update of values of a half type, whose masters are the last slot.
+    fn half<H: WithDType>(&self, values: &mut [H], g: &[f32], slots: &mut [Vec<f32>]) {
+        let Some((masters, slots)) = slots.split_last_mut() else { return };
+        let narrow = |master: f32| H::from_f64(f64::from(master));
+        for (master, value) in masters.iter_mut().zip(&*values) {
+            if narrow(*master) != *value {
+                *master = value.to_f64() as f32;
+            }
+        }
+        self.rule.update(&self.at, masters, g, slots);
+        for (value, master) in values.iter_mut().zip(masters) {
+            *value = narrow(*master);
+        }
+    }
 }
 
 impl<R: Rule> InplaceOp2 for Update<'_, R> {
@@ -257,6 +292,12 @@ impl<R: Rule> InplaceOp2 for Update<'_, R> {
             }
             (CpuStorage::F64(p), CpuStorage::F64(g), Slots::F64(slots)) => {
                 self.rule.update(&self.at, &mut p[to], &g[from], slots)
+            }
+            (CpuStorage::BF16(p), CpuStorage::F32(g), Slots::F32(slots)) => {
+                self.half(&mut p[to], &g[from], slots)
+            }
+            (CpuStorage::F16(p), CpuStorage::F32(g), Slots::F32(slots)) => {
+                self.half(&mut p[to], &g[from], slots)
             }
             _ => bail!(
                 "{}: expected parameter and gradient of one dtype for {}",
@@ -285,7 +326,7 @@ pub(super) const CHUNK: usize = 1 << 14;
 /// parameter without a gradient counts as zero.
 ///
 /// # Errors
-/// A gradient with an entry that is not finite, or with squares beyond f64, by name; one that is neither f32 nor f64.
+/// A gradient with an entry that is not finite, or with squares beyond f64, by name; one that is no float.
 pub fn global_norm<'a>(
     parameters: impl IntoIterator<Item = (&'a str, &'a Var)>,
     grads: &GradStore,
@@ -294,7 +335,7 @@ pub fn global_norm<'a>(
     let mut total = 0.;
     for (name, var) in parameters {
         let Some(grad) = grads.get(var) else { continue };
-        let grad = grad.contiguous()?;
+        let grad = grad.to_dtype(native_dtype(grad.dtype()))?.contiguous()?;
         let sum = match grad.dtype() {
             DType::F32 => {
                 vkd_norm::dense::with_slices::<f32, _, 1>(OP, [&grad], |[g]| Ok(squares(g)))?
@@ -302,7 +343,7 @@ pub fn global_norm<'a>(
             DType::F64 => {
                 vkd_norm::dense::with_slices::<f64, _, 1>(OP, [&grad], |[g]| Ok(squares(g)))?
             }
-            dtype => bail!("{OP}: expected a gradient of f32 or f64 for {name}, got {dtype:?}"),
+            dtype => bail!("{OP}: expected a gradient of floats for {name}, got {dtype:?}"),
         };
         if !sum.is_finite() {
             bail!("{OP}: expected a finite gradient for {name}, got a sum of squares of {sum}")

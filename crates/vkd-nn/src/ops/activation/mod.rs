@@ -3,7 +3,7 @@
 pub(crate) mod cpu;
 pub(crate) mod reference;
 
-use super::{Real, dense, unsupported};
+use super::{Real, dense, in_native, unsupported};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use vkd_norm::dense::with_slices;
 
@@ -28,7 +28,7 @@ pub enum Activation {
 /// candle's own GELU has derivative constants cut to six digits; this one's gradient is exact to the dtype.
 ///
 /// # Shapes
-/// Any shape and strides; f32 or f64; the output is contiguous.
+/// Any shape and strides; f32 or f64, or a half type [through f32](crate::ops); the output is contiguous.
 ///
 /// # Numerics
 /// The distribution function is good to 2e-7 absolute in f32 and to rounding in f64.
@@ -44,7 +44,7 @@ pub fn gelu(xs: &Tensor) -> Result<Tensor> {
 /// `x · (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, evaluated as `x` times a logistic function.
 ///
 /// # Shapes
-/// Any shape and strides; f32 or f64; the output is contiguous.
+/// Any shape and strides; f32 or f64, or a half type [through f32](crate::ops); the output is contiguous.
 ///
 /// # Errors
 /// Another dtype or device.
@@ -58,7 +58,7 @@ pub fn gelu_tanh(xs: &Tensor) -> Result<Tensor> {
 /// `max(x, 0)`, with gradient 0 at exactly 0 as in PyTorch; candle's own has 1 there.
 ///
 /// # Shapes
-/// Any shape and strides; f32 or f64; the output is contiguous. NaN stays NaN.
+/// Any shape and strides; f32 or f64, or a half type [through f32](crate::ops); the output is contiguous. NaN stays NaN.
 ///
 /// # Errors
 /// Another dtype or device.
@@ -69,7 +69,7 @@ pub fn relu(xs: &Tensor) -> Result<Tensor> {
 /// `x / (1 + exp(-x))`, also called swish.
 ///
 /// # Shapes
-/// Any shape and strides; f32 or f64; the output is contiguous.
+/// Any shape and strides; f32 or f64, or a half type [through f32](crate::ops); the output is contiguous.
 ///
 /// # Errors
 /// Another dtype or device.
@@ -81,7 +81,7 @@ pub fn silu(xs: &Tensor) -> Result<Tensor> {
 }
 
 fn activate(xs: &Tensor, activation: Activation) -> Result<Tensor> {
-    xs.contiguous()?.apply_op1(Activate(activation))
+    in_native(xs, |xs| xs.contiguous()?.apply_op1(Activate(activation)))
 }
 
 struct Activate(Activation);

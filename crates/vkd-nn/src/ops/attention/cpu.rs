@@ -30,33 +30,28 @@ struct Packed {
     blocks: usize,
 }
 
-/// What is added to the scaled products before the softmax: `lead` matrices of `rows` rows of one value for each key.
+/// What is added to the scaled products before the softmax: matrices of one value for each key.
 #[derive(Clone, Copy)]
 pub(crate) struct Bias<'a, T> {
     pub(crate) values: &'a [T],
-    pub(crate) lead: Lead,
-    /// One row for all queries, or one for each.
-    pub(crate) rows: usize,
+    pub(crate) counts: Counts,
 }
 
-/// What the first dimension of a bias counts.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Lead {
-    One,
-    Heads,
-    Batch,
+/// Samples, heads and queries that a bias tells apart: each one, or all of them.
+pub(crate) type Counts = [usize; 3];
+
+/// Which of a bias's matrices is for one head of one sample.
+fn matrix([samples, heads, _]: Counts, sample: usize, head: usize) -> usize {
+    let one_of = |count: usize, index: usize| if count == 1 { 0 } else { index };
+    one_of(samples, sample) * heads + one_of(heads, head)
 }
 
 impl<'a, T> Bias<'a, T> {
     /// The values for one head of one sample and the queries from `start` on, and the step from query to query.
     fn of(&self, sample: usize, head: usize, start: usize, keys: usize) -> (&'a [T], usize) {
-        let lead = match self.lead {
-            Lead::One => 0,
-            Lead::Heads => head,
-            Lead::Batch => sample,
-        };
-        let (row, step) = if self.rows == 1 { (0, 0) } else { (start, keys) };
-        (&self.values[(lead * self.rows + row) * keys..], step)
+        let rows = self.counts[2];
+        let (row, step) = if rows == 1 { (0, 0) } else { (start, keys) };
+        (&self.values[(matrix(self.counts, sample, head) * rows + row) * keys..], step)
     }
 }
 
@@ -160,10 +155,10 @@ impl<T: Real> Head<'_, T> {
     }
 
     /// With P the softmax and `g` the upstream gradient: dV = Pᵀg, dP = gVᵀ, dS = P∘(dP − rowsum(P∘dP)),
-    /// dQ = dS K / sqrt(d), dK = dSᵀ Q / sqrt(d).
-    fn backward(&self, g: MatRef<'_, T>, d: [MatMut<'_, T>; 3], p: &mut [T], dp: &mut [T]) {
+    /// dQ = dS K / sqrt(d), dK = dSᵀ Q / sqrt(d). What is added to `of_bias`, where it has room, is dS / sqrt(d).
+    fn backward(&self, g: MatRef<'_, T>, d: [MatMut<'_, T>; 3], buffers: [&mut [T]; 3]) {
         let keys = self.k.nrows();
-        let [mut dq, mut dk, mut dv] = d;
+        let ([mut dq, mut dk, mut dv], [p, dp, of_bias]) = (d, buffers);
         for start in (0..self.q.nrows()).step_by(BLOCK) {
             let rows = BLOCK.min(self.q.nrows() - start);
             self.probabilities(start, rows, p);
@@ -171,11 +166,20 @@ impl<T: Real> Head<'_, T> {
             product_here(block(dp, rows, keys), g, self.v.transpose());
             add_product_here(dv.rb_mut(), block(p, rows, keys).rb().transpose(), g);
             softmax_backward(&p[..rows * keys], &mut dp[..rows * keys], keys, self.scale);
+            if of_bias.len() == keys {
+                dp[..rows * keys].chunks_exact(keys).for_each(|row| add(of_bias, row));
+            } else if !of_bias.is_empty() {
+                add(&mut of_bias[start * keys..][..rows * keys], &dp[..rows * keys]);
+            }
             let ds = block(dp, rows, keys).into_const();
             product_here(dq.rb_mut().subrows_mut(start, rows), ds, self.k);
             add_product_here(dk.rb_mut(), ds.transpose(), self.q.subrows(start, rows));
         }
     }
+}
+
+fn add<T: Real>(sums: &mut [T], values: &[T]) {
+    sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += *v);
 }
 
 pub(crate) fn forward<T: Real>(operands: Operands<'_, T>, s: Sizes) -> Vec<T> {
@@ -197,17 +201,23 @@ pub(crate) fn forward<T: Real>(operands: Operands<'_, T>, s: Sizes) -> Vec<T> {
     out
 }
 
-/// The gradients of both operands; the second is empty where they are one.
+/// Samples in a row are summed in at most so many parts for the gradient of a bias that they share.
+const SUMS: usize = 16;
+
+/// The gradients of both operands and of the bias, where it is wanted; the second is empty where the operands are one.
 pub(crate) fn backward<T: Real>(
     operands: Operands<'_, T>,
     grad: &[T],
     s: Sizes,
-) -> (Vec<T>, Vec<T>) {
+    with_bias: bool,
+) -> [Vec<T>; 3] {
     let (blocks_q, blocks_kv) = if operands.packed { (3, 0) } else { (1, 2) };
     let mut dq = vec![T::zero(); s.batch * s.queries * blocks_q * s.width()];
     let mut dkv = vec![T::zero(); s.batch * s.keys * blocks_kv * s.width()];
+    let bias = operands.bias.filter(|_| with_bias);
+    let mut dbias = vec![T::zero(); bias.map_or(0, |bias| bias.values.len())];
     if s.batch * s.queries * s.keys == 0 {
-        return (dq, dkv);
+        return [dq, dkv, dbias];
     }
     let scratch = || {
         let p = vec![T::zero(); BLOCK.min(s.queries) * s.keys];
@@ -215,19 +225,39 @@ pub(crate) fn backward<T: Real>(
     };
     let of_q = s.split(&mut dq, Packed { tokens: s.queries, blocks: blocks_q });
     let of_kv = s.split(&mut dkv, Packed { tokens: s.keys, blocks: blocks_kv });
+    // A task is one head of `run` samples, and has sums of its own: their order does not depend on the threads.
+    let run = bias.filter(|b| b.counts[0] == 1).map_or(1, |_| s.batch.div_ceil(SUMS));
+    let room = bias.map_or(0, |bias| bias.counts[2] * s.keys);
+    let mut tasks: Vec<(Vec<T>, Vec<_>)> = (0..s.batch.div_ceil(run) * s.heads)
+        .map(|_| (vec![T::zero(); room], Vec::with_capacity(run)))
+        .collect();
     let parts = triples(of_q, of_kv, s.heads, operands.packed);
-    let work = |(p, dp): &mut (Vec<T>, Vec<T>), (index, d): (usize, [MatMut<'_, T>; 3])| {
-        let of_grad = Packed { tokens: s.queries, blocks: 1 };
-        let g = s.matrix(grad, of_grad, index / s.heads, index % s.heads);
-        operands.head(s, index).backward(g, d, p, dp);
+    for (index, part) in parts.into_iter().enumerate() {
+        tasks[index / s.heads / run * s.heads + index % s.heads].1.push((index, part));
+    }
+    let work = |(p, dp): &mut (Vec<T>, Vec<T>), (mut sums, parts): (Vec<T>, Vec<_>)| {
+        for (index, d) in parts {
+            let of_grad = Packed { tokens: s.queries, blocks: 1 };
+            let g = s.matrix(grad, of_grad, index / s.heads, index % s.heads);
+            operands.head(s, index).backward(g, d, [p, dp, &mut sums]);
+        }
+        sums
     };
-    if s.large() {
-        parts.into_par_iter().enumerate().for_each_init(scratch, work);
+    let sums: Vec<Vec<T>> = if s.large() {
+        tasks.into_par_iter().map_init(scratch, work).collect()
     } else {
         let mut buffers = scratch();
-        parts.into_iter().enumerate().for_each(|part| work(&mut buffers, part));
+        tasks.into_iter().map(|task| work(&mut buffers, task)).collect()
+    };
+    if let Some(bias) = bias {
+        for (task, sums) in sums.iter().enumerate() {
+            let at = matrix(bias.counts, task / s.heads * run, task % s.heads) * room;
+            add(&mut dbias[at..at + room], sums);
+        }
+        let unscaled = s.scale::<T>().recip();
+        dbias.iter_mut().for_each(|d| *d *= unscaled);
     }
-    (dq, dkv)
+    [dq, dkv, dbias]
 }
 
 /// Groups the columns of each head: its queries, keys and values.

@@ -4,11 +4,11 @@ pub(crate) mod cpu;
 pub(crate) mod reference;
 mod softmax;
 
-use super::{Real, dense, unsupported};
+use super::{Real, dense, in_native, native, same_dtype, unsupported};
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail,
 };
-use cpu::{Bias, Lead, Operands, Sizes};
+use cpu::{Bias, Counts, Operands, Sizes};
 use vkd_norm::dense::with_slices;
 
 const OP: &str = "attention";
@@ -17,33 +17,35 @@ const OP: &str = "attention";
 ///
 /// # Shapes
 /// - `qkv`: `(B, N, 3·C)`, packed as timm packs it: queries, keys, values, each `heads` blocks of `d = C / heads`
-/// - `bias`: `(heads, N, N)` or `(1, N, N)` for every sample, or `(B, 1, N)`, a mask of keys for each sample
+/// - `bias`: `(B, heads, N, N)`, each of the first three its size or 1; or `(heads, N, N)` or `(1, N, N)` for every sample,
+///   or `(B, 1, N)`, a mask of keys for each sample
 /// - output: `(B, N, C)`, contiguous, heads side by side
 ///
 /// A mask is a bias of zero and minus infinity. A row that masks every key has no softmax: NaN, as in PyTorch.
 ///
 /// # Gradient
-/// Flows to `qkv`; a `bias` that wants one is refused. The backward pass makes the softmax again by blocks of 128 queries,
-/// so no `N × N` matrix outlives the op: extra memory is O(N) per thread. It repeats the half of the forward pass that
-/// makes the softmax.
+/// Flows to `qkv`, and to a `bias` that wants one, summed over what shares it. The backward pass makes the softmax again by
+/// blocks of 128 queries, so no `N × N` matrix outlives the op: extra memory is O(N) per thread. It repeats the half of the
+/// forward pass that makes the softmax. The gradient of a bias is summed in parts: up to 16 of them where all samples share
+/// it, and one a head where all heads do.
 ///
 /// # Numerics
 /// The row maximum is subtracted before the exponential: finite as long as the products of queries and keys are. In f32
 /// they overflow to NaN from entries of about 1e19 on. A NaN reaches the output.
 ///
 /// # Errors
-/// Another rank, `heads` zero or no divisor of `C`, a bias of another shape or dtype or with a gradient, a dtype other
-/// than f32 and f64.
+/// Another rank, `heads` zero or no divisor of `C`, a bias of another shape or dtype, a dtype other than f64, f32, bf16 and f16.
 pub fn multi_head_attention(qkv: &Tensor, bias: Option<&Tensor>, heads: usize) -> Result<Tensor> {
     let sizes = packed_sizes(qkv.dims(), heads)?;
-    let qkv = qkv.contiguous()?;
-    match bias {
-        None => qkv.apply_op1(Packed { sizes, lead: Lead::One }),
-        Some(bias) => {
-            let lead = lead(bias, qkv.dtype(), sizes)?;
-            qkv.apply_op2(&bias.contiguous()?, Packed { sizes, lead })
+    let counts = bias.map_or(Ok([1; 3]), |bias| counts(bias.dims(), sizes))?;
+    same_dtype(OP, qkv, &[("bias", bias)])?;
+    in_native(qkv, |qkv| {
+        let qkv = qkv.contiguous()?;
+        match bias {
+            None => qkv.apply_op1(Packed { sizes, counts }),
+            Some(bias) => qkv.apply_op2(&native(bias, &qkv)?, Packed { sizes, counts }),
         }
-    }
+    })
 }
 
 /// As [`multi_head_attention`], of queries on keys and values that come from elsewhere.
@@ -51,11 +53,12 @@ pub fn multi_head_attention(qkv: &Tensor, bias: Option<&Tensor>, heads: usize) -
 /// # Shapes
 /// - `queries`: `(B, N, C)`
 /// - `keys_values`: `(B, M, 2·C)`: keys, then values, each `heads` blocks of `d = C / heads`
-/// - `bias`: `(heads, N, M)`, `(1, N, M)` or `(B, 1, M)`; with one query and as many samples as heads it is the mask
+/// - `bias`: `(B, heads, N, M)`, each of the first three its size or 1; or `(heads, N, M)`, `(1, N, M)` or `(B, 1, M)`; with
+///   one query and as many samples as heads three dimensions are the mask
 /// - output: `(B, N, C)`, contiguous
 ///
 /// # Gradient
-/// Flows to `queries` and `keys_values`; else as [`multi_head_attention`].
+/// Flows to `queries`, `keys_values` and `bias`; else as [`multi_head_attention`].
 ///
 /// # Errors
 /// Those of [`multi_head_attention`].
@@ -66,21 +69,16 @@ pub fn cross_attention(
     heads: usize,
 ) -> Result<Tensor> {
     let sizes = cross_sizes(queries.dims(), keys_values.dims(), heads)?;
-    if queries.dtype() != keys_values.dtype() {
-        bail!(
-            "{OP}: expected keys and values of dtype {:?}, got {:?}",
-            queries.dtype(),
-            keys_values.dtype()
-        )
-    }
-    let (queries, others) = (queries.contiguous()?, keys_values.contiguous()?);
-    match bias {
-        None => queries.apply_op2(&others, Cross { sizes, lead: Lead::One }),
-        Some(bias) => {
-            let lead = lead(bias, queries.dtype(), sizes)?;
-            queries.apply_op3(&others, &bias.contiguous()?, Cross { sizes, lead })
+    let counts = bias.map_or(Ok([1; 3]), |bias| counts(bias.dims(), sizes))?;
+    same_dtype(OP, queries, &[("keys and values", Some(keys_values)), ("bias", bias)])?;
+    in_native(queries, |queries| {
+        let (queries, others) = (queries.contiguous()?, native(keys_values, queries)?);
+        let op = Cross { sizes, counts };
+        match bias {
+            None => queries.apply_op2(&others, op),
+            Some(bias) => queries.apply_op3(&others, &native(bias, &queries)?, op),
         }
-    }
+    })
 }
 
 fn packed_sizes(dims: &[usize], heads: usize) -> Result<Sizes> {
@@ -118,52 +116,41 @@ fn cross_sizes(queries: &[usize], others: &[usize], heads: usize) -> Result<Size
     }
 }
 
-/// What a bias of this shape stands for.
-fn lead(bias: &Tensor, dtype: DType, s: Sizes) -> Result<Lead> {
-    if bias.dtype() != dtype {
-        bail!("{OP}: expected a bias of dtype {dtype:?}, got {:?}", bias.dtype())
-    }
-    if bias.track_op() {
-        bail!("{OP}: expected a bias without a gradient, got a tracked one; detach it")
-    }
-    match *bias.dims() {
-        [1, 1, keys] if keys == s.keys => Ok(Lead::One),
-        [batch, 1, keys] if batch == s.batch && keys == s.keys => Ok(Lead::Batch),
-        [1, queries, keys] if (queries, keys) == (s.queries, s.keys) => Ok(Lead::One),
-        [heads, queries, keys] if (heads, queries, keys) == (s.heads, s.queries, s.keys) => {
-            Ok(Lead::Heads)
+/// What a bias of this shape tells apart.
+fn counts(dims: &[usize], s: Sizes) -> Result<Counts> {
+    let (one_or, n, m) = (|size: usize, d: usize| d == 1 || d == size, s.queries, s.keys);
+    match *dims {
+        [batch, 1, keys] if batch == s.batch && keys == m => Ok([batch, 1, 1]),
+        [heads, queries, keys] if one_or(s.heads, heads) && queries == n && keys == m => {
+            Ok([1, heads, queries])
+        }
+        [1, 1, keys] if keys == m => Ok([1; 3]),
+        [batch, heads, queries, keys]
+            if one_or(s.batch, batch)
+                && one_or(s.heads, heads)
+                && one_or(n, queries)
+                && keys == m =>
+        {
+            Ok([batch, heads, queries])
         }
         _ => bail!(
-            "{OP}: expected a bias ({}, {n}, {m}), (1, {n}, {m}) or ({}, 1, {m}), got {:?}",
-            s.heads,
-            s.batch,
-            bias.dims(),
-            n = s.queries,
-            m = s.keys
+            "{OP}: expected a bias ({b}, {h}, {n}, {m}) with 1 for what shares it, or ({h}, {n}, {m}), (1, {n}, {m}) or ({b}, 1, {m}), got {dims:?}",
+            b = s.batch,
+            h = s.heads
         ),
     }
-}
-
-/// Rows of a bias and what its first dimension counts.
-fn bias<'a, T>(values: &'a [T], lead: Lead, s: Sizes) -> Bias<'a, T> {
-    let matrices = match lead {
-        Lead::One => 1,
-        Lead::Heads => s.heads,
-        Lead::Batch => s.batch,
-    };
-    Bias { values, lead, rows: values.len() / (matrices * s.keys).max(1) }
 }
 
 #[derive(Clone, Copy)]
 struct Packed {
     sizes: Sizes,
-    lead: Lead,
+    counts: Counts,
 }
 
 #[derive(Clone, Copy)]
 struct Cross {
     sizes: Sizes,
-    lead: Lead,
+    counts: Counts,
 }
 
 /// Storage and layout of an input.
@@ -174,13 +161,13 @@ fn forward(
     queries: Input<'_>,
     others: Option<Input<'_>>,
     added: Option<Input<'_>>,
-    (sizes, lead): (Sizes, Lead),
+    (sizes, counts): (Sizes, Counts),
 ) -> Result<(CpuStorage, Shape)> {
     fn run<T: Real>(
         queries: Input<'_>,
         others: Option<Input<'_>>,
         added: Option<Input<'_>>,
-        (sizes, lead): (Sizes, Lead),
+        (sizes, counts): (Sizes, Counts),
     ) -> Result<CpuStorage> {
         let q = dense::<T>(OP, queries.0, queries.1)?;
         let kv = match others {
@@ -188,7 +175,7 @@ fn forward(
             None => q,
         };
         let added = match added {
-            Some((s, l)) => Some(bias(dense::<T>(OP, s, l)?, lead, sizes)),
+            Some((s, l)) => Some(Bias { values: dense::<T>(OP, s, l)?, counts }),
             None => None,
         };
         let packed = others.is_none();
@@ -196,39 +183,41 @@ fn forward(
         Ok(T::to_cpu_storage_owned(cpu::forward(operands, sizes)))
     }
     let out = match queries.0 {
-        CpuStorage::F32(_) => run::<f32>(queries, others, added, (sizes, lead))?,
-        CpuStorage::F64(_) => run::<f64>(queries, others, added, (sizes, lead))?,
+        CpuStorage::F32(_) => run::<f32>(queries, others, added, (sizes, counts))?,
+        CpuStorage::F64(_) => run::<f64>(queries, others, added, (sizes, counts))?,
         _ => return Err(unsupported(OP, queries.0)),
     };
     Ok((out, (sizes.batch, sizes.queries, sizes.width()).into()))
 }
 
-/// Gradients of queries and of keys with values, or of the packed three.
+/// Gradients of queries, or of the packed three, of keys with values, and of a bias that wants one.
 fn backward(
     queries: &Tensor,
     others: Option<&Tensor>,
     added: Option<&Tensor>,
     grad: &Tensor,
-    at: (Sizes, Lead),
-) -> Result<(Tensor, Option<Tensor>)> {
+    at: (Sizes, Counts),
+) -> Result<[Option<Tensor>; 3]> {
     fn run<T: Real>(
         queries: &Tensor,
         others: Option<&Tensor>,
         added: Option<&Tensor>,
         grad: &Tensor,
-        (sizes, lead): (Sizes, Lead),
-    ) -> Result<(Tensor, Option<Tensor>)> {
+        (sizes, counts): (Sizes, Counts),
+    ) -> Result<[Option<Tensor>; 3]> {
         // Where an input is absent another one stands for it, and is not read.
         let tensors = [queries, others.unwrap_or(queries), added.unwrap_or(queries), grad];
-        let (dq, dkv) = with_slices::<T, _, 4>(OP, tensors, |[q, kv, b, g]| {
-            let added = added.map(|_| bias(b, lead, sizes));
-            let packed = others.is_none();
-            let operands = Operands { queries: q, others: kv, packed, bias: added };
-            Ok(cpu::backward(operands, g, sizes))
+        let wanted = added.filter(|bias| bias.track_op());
+        let [dq, dkv, dbias] = with_slices::<T, _, 4>(OP, tensors, |[q, kv, values, g]| {
+            let bias = added.map(|_| Bias { values, counts });
+            let operands = Operands { queries: q, others: kv, packed: others.is_none(), bias };
+            Ok(cpu::backward(operands, g, sizes, wanted.is_some()))
         })?;
-        let device = queries.device();
-        let dkv = others.map(|kv| Tensor::from_vec(dkv, kv.shape(), device)).transpose()?;
-        Ok((Tensor::from_vec(dq, queries.shape(), device)?, dkv))
+        let tensor = |values: Vec<T>, like: Option<&Tensor>| {
+            let like = like.filter(|t| t.track_op());
+            like.map(|t| Tensor::from_vec(values, t.shape(), t.device())).transpose()
+        };
+        Ok([tensor(dq, Some(queries))?, tensor(dkv, others)?, tensor(dbias, wanted)?])
     }
     let grad = grad.contiguous()?;
     match queries.dtype() {
@@ -243,11 +232,12 @@ impl CustomOp1 for Packed {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        forward((s, l), None, None, (self.sizes, self.lead))
+        forward((s, l), None, None, (self.sizes, self.counts))
     }
 
     fn bwd(&self, qkv: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(backward(qkv, None, None, grad, (self.sizes, self.lead))?.0))
+        let [dqkv, ..] = backward(qkv, None, None, grad, (self.sizes, self.counts))?;
+        Ok(dqkv)
     }
 }
 
@@ -263,7 +253,7 @@ impl CustomOp2 for Packed {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        forward((s1, l1), None, Some((s2, l2)), (self.sizes, self.lead))
+        forward((s1, l1), None, Some((s2, l2)), (self.sizes, self.counts))
     }
 
     fn bwd(
@@ -273,8 +263,9 @@ impl CustomOp2 for Packed {
         _res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dqkv = backward(qkv, None, Some(bias), grad, (self.sizes, self.lead))?.0;
-        Ok((Some(dqkv), None))
+        let at = (self.sizes, self.counts);
+        let [dqkv, _, dbias] = backward(qkv, None, Some(bias), grad, at)?;
+        Ok((dqkv, dbias))
     }
 }
 
@@ -290,7 +281,7 @@ impl CustomOp2 for Cross {
         s2: &CpuStorage,
         l2: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        forward((s1, l1), Some((s2, l2)), None, (self.sizes, self.lead))
+        forward((s1, l1), Some((s2, l2)), None, (self.sizes, self.counts))
     }
 
     fn bwd(
@@ -300,8 +291,9 @@ impl CustomOp2 for Cross {
         _res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (dq, dkv) = backward(queries, Some(others), None, grad, (self.sizes, self.lead))?;
-        Ok((queries.track_op().then_some(dq), dkv.filter(|_| others.track_op())))
+        let at = (self.sizes, self.counts);
+        let [dq, dkv, _] = backward(queries, Some(others), None, grad, at)?;
+        Ok((dq, dkv))
     }
 }
 
@@ -319,7 +311,7 @@ impl CustomOp3 for Cross {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        forward((s1, l1), Some((s2, l2)), Some((s3, l3)), (self.sizes, self.lead))
+        forward((s1, l1), Some((s2, l2)), Some((s3, l3)), (self.sizes, self.counts))
     }
 
     fn bwd(
@@ -330,7 +322,8 @@ impl CustomOp3 for Cross {
         _res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (dq, dkv) = backward(queries, Some(others), Some(bias), grad, (self.sizes, self.lead))?;
-        Ok((queries.track_op().then_some(dq), dkv.filter(|_| others.track_op()), None))
+        let at = (self.sizes, self.counts);
+        let [dq, dkv, dbias] = backward(queries, Some(others), Some(bias), grad, at)?;
+        Ok((dq, dkv, dbias))
     }
 }

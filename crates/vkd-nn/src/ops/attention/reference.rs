@@ -46,6 +46,7 @@ fn attend(
     let (q, k, v) = (split(q)?, split(k)?, split(v)?);
     let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? / ((width / heads) as f64).sqrt())?;
     let scores = match bias {
+        Some(bias) if bias.rank() == 4 => scores.broadcast_add(bias)?,
         // A mask for each sample stands before the heads, a bias for each head after the samples.
         Some(bias) if bias.dim(1)? == 1 && bias.dim(0)? == batch => {
             scores.broadcast_add(&bias.unsqueeze(1)?)?

@@ -41,39 +41,68 @@ fn pixel<T: Real>(xs: &[T], filters: &[T], offsets: &[(usize, usize)], at: usize
     }
 }
 
+/// What `PIXELS` neighbours have under one tap: whole blocks of channels of its filter and of each pixel.
+struct Tap<'a, T> {
+    filter: &'a [[T; LANES]],
+    pixels: [&'a [[T; LANES]]; PIXELS],
+}
+
+impl<'a, T> Tap<'a, T> {
+    /// From the places of the first pixel and of the filter; the next pixel lies `step` further.
+    #[inline(always)]
+    fn of(
+        xs: &'a [T],
+        filters: &'a [T],
+        (x, f): (usize, usize),
+        (c, step): (usize, usize),
+    ) -> Self {
+        let mut pixels = [&[] as &[[T; LANES]]; PIXELS];
+        for (p, pixel) in pixels.iter_mut().enumerate() {
+            *pixel = xs[x + p * step..][..c].as_chunks().0;
+        }
+        Self { filter: filters[f..][..c].as_chunks().0, pixels }
+    }
+}
+
 /// Adds the convolution to `PIXELS` neighbours whose windows lie inside the image's columns, and returns the first channel
-/// that is left. `taps` are the offsets of the first pixel's window and of their filters; the next one lies `step` further.
+/// that is left.
 #[inline(always)]
-fn pixels<T: Real>(
-    xs: &[T],
-    filters: &[T],
-    taps: &[(usize, usize)],
-    (c, step): (usize, usize),
-    out: &mut [T],
-) -> usize {
-    let mut at = 0;
-    while at + LANES <= c {
+fn pixels<T: Real>(taps: &[Tap<'_, T>], c: usize, out: &mut [T]) -> usize {
+    let blocks = c / LANES;
+    for block in 0..blocks {
         let mut sums = [[T::zero(); LANES]; PIXELS];
-        for &(x, f) in taps {
-            let Some(f) = filters[f + at..].first_chunk::<LANES>() else { continue };
-            for p in 0..PIXELS {
-                let Some(x) = xs[x + p * step + at..].first_chunk::<LANES>() else { continue };
-                for l in 0..LANES {
-                    sums[p][l] += x[l] * f[l];
-                }
+        for tap in taps {
+            // One by one, or the sums leave the registers.
+            let [x0, x1, x2, x3] = &tap.pixels;
+            let found = (x0.get(block), x1.get(block), x2.get(block), x3.get(block));
+            let (Some(f), (Some(x0), Some(x1), Some(x2), Some(x3))) =
+                (tap.filter.get(block), found)
+            else {
+                continue;
+            };
+            for l in 0..LANES {
+                sums[0][l] += x0[l] * f[l];
+            }
+            for l in 0..LANES {
+                sums[1][l] += x1[l] * f[l];
+            }
+            for l in 0..LANES {
+                sums[2][l] += x2[l] * f[l];
+            }
+            for l in 0..LANES {
+                sums[3][l] += x3[l] * f[l];
             }
         }
         for p in 0..PIXELS {
             // As an array, or the stores go one by one.
-            if let Some(out) = out[p * c + at..].first_chunk_mut::<LANES>() {
+            if let Some(out) = out[p * c + block * LANES..].first_chunk_mut::<LANES>() {
                 for l in 0..LANES {
                     out[l] += sums[p][l];
                 }
             }
         }
-        at += LANES;
     }
-    at
+    blocks * LANES
 }
 
 /// The columns of a result whose windows lie inside the image's columns.
@@ -101,7 +130,7 @@ pub(super) fn forward<T: Real>(
     each(g.multiplications(), blocks(g, g.rows_of(512), out), |mut block| {
         block.start(bias);
         let image = &xs[block.image * g.input_len()..][..g.input_len()];
-        let mut offsets = vec![];
+        let (mut offsets, mut shared) = (vec![], vec![]);
         vectorized(
             #[inline(always)]
             || {
@@ -114,7 +143,11 @@ pub(super) fn forward<T: Real>(
                         let out = &mut row[x * c..(x + count) * c];
                         let mut at = 0;
                         if many {
-                            at = pixels(image, &filters, &offsets, (c, step), out);
+                            shared.clear();
+                            for &tap in &offsets {
+                                shared.push(Tap::of(image, &filters, tap, (c, step)));
+                            }
+                            at = pixels(&shared, c, out);
                         }
                         for (p, out) in out.chunks_exact_mut(c).enumerate() {
                             if at < c {
@@ -199,17 +232,31 @@ fn row_grad<T: Real>(g: &Geometry, xs: &[T], grad: &[T], y: usize, c: usize, par
                 let taps = TAPS.min(kw - j);
                 let mut sums = [[T::zero(); LANES]; TAPS];
                 if lanes == LANES && taps == TAPS {
+                    // Three of their own, or they leave the registers.
+                    let (mut s0, mut s1, mut s2) =
+                        ([T::zero(); LANES], [T::zero(); LANES], [T::zero(); LANES]);
                     for x in first..end {
                         let start = x * w.stride[1] + j * w.dilation[1] - w.padding[1];
-                        let Some(d) = grad[x * c + at..].first_chunk::<LANES>() else { continue };
-                        for (t, sums) in sums.iter_mut().enumerate() {
-                            let from = (start + t * w.dilation[1]) * c + at;
-                            let Some(x) = xs[from..].first_chunk::<LANES>() else { continue };
-                            for l in 0..LANES {
-                                sums[l] += x[l] * d[l];
-                            }
+                        let (from, step) = (start * c + at, w.dilation[1] * c);
+                        let (Some(d), Some(x0), Some(x1), Some(x2)) = (
+                            grad[x * c + at..].first_chunk::<LANES>(),
+                            xs[from..].first_chunk::<LANES>(),
+                            xs[from + step..].first_chunk::<LANES>(),
+                            xs[from + 2 * step..].first_chunk::<LANES>(),
+                        ) else {
+                            continue;
+                        };
+                        for l in 0..LANES {
+                            s0[l] += x0[l] * d[l];
+                        }
+                        for l in 0..LANES {
+                            s1[l] += x1[l] * d[l];
+                        }
+                        for l in 0..LANES {
+                            s2[l] += x2[l] * d[l];
                         }
                     }
+                    sums = [s0, s1, s2];
                 }
                 let whole = lanes == LANES && taps == TAPS;
                 let outer = if whole { 0..first } else { 0..cols };

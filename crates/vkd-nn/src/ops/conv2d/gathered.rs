@@ -48,7 +48,8 @@ fn runs(
     }
 }
 
-/// Overwrites `windows` with those of one group in `rows` result rows from `first` on.
+/// Overwrites `windows` with those of one group in `rows` result rows from `first` on. What lies outside the image must be
+/// zero there already; it lies at the same places for every image and group.
 fn gather<T: Real>(
     g: &Geometry,
     image: &[T],
@@ -56,9 +57,6 @@ fn gather<T: Real>(
     [first, rows]: [usize; 2],
     windows: &mut [T],
 ) {
-    if g.window.padding != [0, 0] {
-        windows.fill(T::zero());
-    }
     runs(g, group, first, rows, |from, to, len| {
         let (to, from) = (&mut windows[to..to + len], &image[from..from + len]);
         // A call of memcpy costs more than a few moves.
@@ -138,10 +136,13 @@ pub(super) fn weight_grad<T: Real>(
     par: Par,
 ) {
     let ([_, cols, o], [_, og], depth) = (g.output, g.group(), g.depth());
-    let mut windows = vec![];
+    let (mut windows, mut last) = (vec![], None);
     for &(image, first, rows) in units {
         let pixels = rows * cols;
-        windows.resize(pixels * depth, T::zero());
+        if last.replace((first, rows)) != Some((first, rows)) {
+            windows.clear();
+            windows.resize(pixels * depth, T::zero());
+        }
         let xs = &xs[image * g.input_len()..][..g.input_len()];
         let grad = &grad[image * g.output_len() + first * cols * o..][..pixels * o];
         for group in 0..g.groups {

@@ -9,7 +9,7 @@ pub(crate) mod reference;
 mod sliding;
 
 use super::window::{Window, addressable};
-use super::{dense, with_dtype};
+use super::{dense, in_native, native, same_dtype, with_dtype};
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail,
 };
@@ -49,7 +49,7 @@ impl Conv2dConfig {
 /// Convolution with bias.
 ///
 /// # Shapes
-/// - `xs`: `(B, H, W, C)`, channels last, any strides
+/// - `xs`: `(B, H, W, C)`, channels last, any strides; f32 or f64, or a half type [through f32](crate::ops)
 /// - `weight`: `(O, C / groups, kh, kw)`, PyTorch's
 /// - `bias`: `(O)`
 /// - output: `(B, H', W', O)`, contiguous, with `H' = (H + 2·padding − dilation·(kh − 1) − 1) / stride + 1`
@@ -64,7 +64,7 @@ impl Conv2dConfig {
 ///
 /// # Errors
 /// Other shapes, sizes of zero (but of batch and image), groups that don't divide the channels, a window larger than the
-/// padded image, a result that memory can't address, different dtypes, a dtype other than f32 and f64.
+/// padded image, a result that memory can't address, different dtypes, a dtype other than f64, f32, bf16 and f16.
 ///
 /// # Example
 /// ```
@@ -110,11 +110,14 @@ fn apply(
     relu: bool,
 ) -> Result<Tensor> {
     let op = Conv { geometry: geometry_of("conv2d", xs, weight, bias, config)?, relu };
-    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
-    match bias {
-        Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, op),
-        None => xs.apply_op2(&weight, op),
-    }
+    same_dtype("conv2d", xs, &[("weight", Some(weight)), ("bias", bias)])?;
+    in_native(xs, |xs| {
+        let (xs, weight) = (xs.contiguous()?, native(weight, xs)?);
+        match bias {
+            Some(bias) => xs.apply_op3(&weight, &native(bias, &xs)?, op),
+            None => xs.apply_op2(&weight, op),
+        }
+    })
 }
 
 /// The sizes of a convolution, checked.

@@ -4,7 +4,7 @@ pub(crate) mod reference;
 
 use super::conv2d::{Conv2dConfig, Geometry, PixelSums, WeightGrad, cpu};
 use super::window::addressable;
-use super::{dense, with_dtype};
+use super::{dense, in_native, native, same_dtype, with_dtype};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 /// Stride, padding and dilation of a transposed convolution as (rows, columns), and its groups.
@@ -61,7 +61,7 @@ impl ConvTranspose2dConfig {
 /// Transposed convolution with bias: the adjoint of [`crate::ops::conv2d`] in the images, as a layer.
 ///
 /// # Shapes
-/// - `xs`: `(B, H, W, C)`, channels last, any strides
+/// - `xs`: `(B, H, W, C)`, channels last, any strides; f32 or f64, or a half type [through f32](crate::ops)
 /// - `weight`: `(C, O / groups, kh, kw)`, PyTorch's
 /// - `bias`: `(O)`
 /// - output: `(B, H', W', O)`, contiguous, with
@@ -72,7 +72,7 @@ impl ConvTranspose2dConfig {
 ///
 /// # Errors
 /// Other shapes, an empty image, sizes of zero (but of the batch), groups that don't divide the channels, more padding
-/// than result, an output padding not below stride or dilation, different dtypes, a dtype other than f32 and f64.
+/// than result, an output padding not below stride or dilation, different dtypes, a dtype other than f64, f32, bf16 and f16.
 ///
 /// # Example
 /// ```
@@ -92,11 +92,14 @@ pub fn conv_transpose2d(
     config: ConvTranspose2dConfig,
 ) -> Result<Tensor> {
     let op = ConvTranspose { geometry: geometry_of(xs, weight, bias, config)? };
-    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
-    match bias {
-        Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, op),
-        None => xs.apply_op2(&weight, op),
-    }
+    same_dtype("conv_transpose2d", xs, &[("weight", Some(weight)), ("bias", bias)])?;
+    in_native(xs, |xs| {
+        let (xs, weight) = (xs.contiguous()?, native(weight, xs)?);
+        match bias {
+            Some(bias) => xs.apply_op3(&weight, &native(bias, &xs)?, op),
+            None => xs.apply_op2(&weight, op),
+        }
+    })
 }
 
 /// The sizes of the convolution from the result to `xs`, checked.

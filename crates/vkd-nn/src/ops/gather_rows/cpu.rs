@@ -3,8 +3,11 @@
 use crate::ops::{Real, for_chunks};
 
 /// The wanted rows, one after the other.
-pub(super) fn gather<T: Real>(table: &[T], wanted: &[usize], width: usize) -> Vec<T> {
-    let mut out = vec![T::zero(); wanted.len() * width];
+pub(super) fn gather<T>(table: &[T], wanted: &[usize], width: usize) -> Vec<T>
+where
+    T: Copy + Default + Send + Sync,
+{
+    let mut out = vec![T::default(); wanted.len() * width];
     for_chunks(&mut out, width, |i, row| {
         row.copy_from_slice(&table[wanted[i] * width..][..width]);
     });

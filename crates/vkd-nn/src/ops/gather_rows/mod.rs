@@ -3,7 +3,7 @@
 mod cpu;
 pub(crate) mod reference;
 
-use crate::ops::{Real, dense, unsupported};
+use crate::ops::{Real, dense, in_native, unsupported};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use std::sync::Arc;
 
@@ -12,12 +12,13 @@ const OP: &str = "gather_rows";
 /// The rows of `table` that `ids` names.
 ///
 /// # Shapes
-/// - `table`: `(V, C)`, any strides; f32 or f64 on the CPU, any float dtype through plain tensor ops
+/// - `table`: `(V, C)`, any strides; f32, f64, bf16 or f16
 /// - `ids`: any shape, u8, u32 or i64
 /// - output: the shape of `ids`, then C; contiguous
 ///
 /// # Gradient
-/// Flows to `table`: each row gets the sum over its places, added in their order, whatever the number of threads. Rows that
+/// Flows to `table`: each row gets the sum over its places, added in their order, whatever the number of threads, and in f32 for
+/// half types. Rows that
 /// are not named get zero.
 ///
 /// # Errors
@@ -37,7 +38,7 @@ pub fn gather_rows(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     };
     let wanted = wanted.iter().enumerate().map(in_table).collect::<Result<Vec<_>>>()?;
     let shape = Shape::from([ids.dims(), &[width]].concat());
-    if !matches!(table.dtype(), DType::F32 | DType::F64) || !table.device().is_cpu() {
+    if !table.device().is_cpu() {
         return reference::gather_rows(table, ids);
     }
     table.contiguous()?.apply_op1(GatherRows { wanted: wanted.into(), rows, width, shape })
@@ -63,25 +64,25 @@ impl CustomOp1 for GatherRows {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("{OP}: expected a contiguous table, got {layout:?}")
+        };
+        let Self { wanted, width, shape, .. } = self;
+        // Rows are moved, so every type is its own.
         let out = match storage {
-            CpuStorage::F32(_) => self.forward::<f32>(storage, layout)?,
-            CpuStorage::F64(_) => self.forward::<f64>(storage, layout)?,
+            CpuStorage::F32(t) => CpuStorage::F32(cpu::gather(&t[start..end], wanted, *width)),
+            CpuStorage::F64(t) => CpuStorage::F64(cpu::gather(&t[start..end], wanted, *width)),
+            CpuStorage::BF16(t) => CpuStorage::BF16(cpu::gather(&t[start..end], wanted, *width)),
+            CpuStorage::F16(t) => CpuStorage::F16(cpu::gather(&t[start..end], wanted, *width)),
             _ => return Err(unsupported(OP, storage)),
         };
-        Ok((out, self.shape.clone()))
+        Ok((out, shape.clone()))
     }
 
     fn bwd(&self, _table: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let Self { wanted, rows, width, .. } = self;
         let op = ScatterRows { wanted: wanted.clone(), rows: *rows, width: *width };
-        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&op)?))
-    }
-}
-
-impl GatherRows {
-    fn forward<T: Real>(&self, storage: &CpuStorage, layout: &Layout) -> Result<CpuStorage> {
-        let table = dense::<T>(OP, storage, layout)?;
-        Ok(T::to_cpu_storage_owned(cpu::gather(table, &self.wanted, self.width)))
+        in_native(grad, |grad| grad.contiguous()?.apply_op1_no_bwd(&op)).map(Some)
     }
 }
 

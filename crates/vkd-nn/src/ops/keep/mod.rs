@@ -3,8 +3,8 @@
 mod cpu;
 pub(crate) mod reference;
 
-use crate::ops::{Real, dense, unsupported};
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, WithDType, bail};
+use crate::ops::{Real, dense, in_native, unsupported};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 use std::sync::Arc;
 
 /// `xs` with run `i` of `run` consecutive values times `scale` where `kept[i]`, and zero elsewhere, be it NaN.
@@ -15,10 +15,11 @@ pub(crate) fn keep(xs: &Tensor, kept: Vec<bool>, run: usize, scale: f64) -> Resu
     if kept.len() * run != xs.elem_count() {
         bail!("keep: expected {} draws of {run} values, got {}", xs.elem_count(), kept.len())
     }
-    if !matches!(xs.dtype(), DType::F32 | DType::F64) || !xs.device().is_cpu() {
+    if !xs.device().is_cpu() {
         return reference::keep(xs, &kept, run, scale);
     }
-    xs.contiguous()?.apply_op1(Keep { kept: kept.into(), run, scale })
+    let op = Keep { kept: kept.into(), run, scale };
+    in_native(xs, |xs| xs.contiguous()?.apply_op1(op))
 }
 
 #[derive(Clone)]

@@ -3,7 +3,7 @@
 pub(crate) mod cpu;
 pub(crate) mod reference;
 
-use super::{Activation, Real, dense, unsupported};
+use super::{Activation, Real, dense, in_native, native, same_dtype, unsupported};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use cpu::Widths;
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,7 @@ const OP: &str = "linear";
 /// `act(xs · weightᵀ + bias)` over the last dimension: one op, where product, bias and activation would be three.
 ///
 /// # Shapes
-/// - `xs`: `(.., C)`, any strides; f32 or f64
+/// - `xs`: `(.., C)`, any strides; f32 or f64, or a half type [through f32](crate::ops)
 /// - `weight`: `(D, C)`, `bias`: `(D)`
 /// - output: `(.., D)`, contiguous
 ///
@@ -23,11 +23,11 @@ const OP: &str = "linear";
 /// output until the backward pass, which multiplies by it and frees it; a second backward pass computes it again.
 ///
 /// # Numerics
-/// Sums run in the dtype of the values. The bias is the start of each sum. Column sums for the bias run over fixed
+/// Sums run in the dtype of the values, for half types in f32. The bias is the start of each sum. Column sums for the bias run over fixed
 /// blocks of rows; no bit depends on the number of threads.
 ///
 /// # Errors
-/// Other shapes, zero widths, different dtypes, a dtype other than f32 and f64.
+/// Other shapes, zero widths, different dtypes, a dtype other than f64, f32, bf16 and f16.
 ///
 /// # Example
 /// ```
@@ -51,27 +51,22 @@ pub fn linear(
     if xs.dims().last() != Some(&input) {
         bail!("{OP}: expected (.., {input}), got {:?}", xs.dims())
     }
-    let tensors = [Some(weight), bias];
-    for (name, t) in ["weight", "bias"].into_iter().zip(tensors) {
-        if let Some(t) = t
-            && t.dtype() != xs.dtype()
-        {
-            bail!("{OP}: expected a {name} of dtype {:?}, got {:?}", xs.dtype(), t.dtype())
-        }
+    if let Some(bias) = bias
+        && bias.dims() != [output]
+    {
+        bail!("{OP}: expected a bias ({output}), got {:?}", bias.dims())
     }
+    same_dtype(OP, xs, &[("weight", Some(weight)), ("bias", bias)])?;
     let tracked = xs.track_op() || weight.track_op() || bias.is_some_and(Tensor::track_op);
     let slopes = (tracked && activation != Activation::Identity).then(Slopes::default);
     let op = Linear { widths: Widths { input, output }, activation, slopes };
-    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
-    match bias {
-        Some(bias) => {
-            if bias.dims() != [output] {
-                bail!("{OP}: expected a bias ({output}), got {:?}", bias.dims())
-            }
-            xs.apply_op3(&weight, &bias.contiguous()?, op)
+    in_native(xs, |xs| {
+        let (xs, weight) = (xs.contiguous()?, native(weight, xs)?);
+        match bias {
+            Some(bias) => xs.apply_op3(&weight, &native(bias, &xs)?, op),
+            None => xs.apply_op2(&weight, op),
         }
-        None => xs.apply_op2(&weight, op),
-    }
+    })
 }
 
 /// Slopes of the activation, from the forward to the backward pass.

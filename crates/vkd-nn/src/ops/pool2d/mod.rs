@@ -4,7 +4,7 @@ mod cpu;
 pub(crate) mod reference;
 
 use super::window::{Window, addressable};
-use super::{dense, with_dtype};
+use super::{dense, in_native, with_dtype};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use cpu::Geometry;
 
@@ -59,7 +59,7 @@ impl Pool2dConfig {
 /// Largest value of each window.
 ///
 /// # Shapes
-/// - `xs`: `(B, H, W, C)`, channels last, any strides
+/// - `xs`: `(B, H, W, C)`, channels last, any strides; f32 or f64, or a half type [through f32](crate::ops)
 /// - output: `(B, H', W', C)`, contiguous, with `H' = (H + 2·padding − kernel) / stride + 1`, the quotient rounded up with
 ///   `ceil`
 ///
@@ -68,7 +68,7 @@ impl Pool2dConfig {
 ///
 /// # Errors
 /// Another rank, no channels or pixels, a zero kernel or stride, a padding above half the kernel, a kernel larger than the
-/// padded image, a dtype other than f32 and f64.
+/// padded image, a dtype other than f64, f32, bf16 and f16.
 ///
 /// # Example
 /// ```
@@ -81,7 +81,7 @@ impl Pool2dConfig {
 /// ```
 pub fn max_pool2d(xs: &Tensor, config: Pool2dConfig) -> Result<Tensor> {
     let op = MaxPool { geometry: config.geometry("max_pool2d", xs)? };
-    xs.contiguous()?.apply_op1(op)
+    in_native(xs, |xs| xs.contiguous()?.apply_op1(op))
 }
 
 /// Mean of each window, over its pixels inside the image or over those in the padding as well.
@@ -96,7 +96,7 @@ pub fn max_pool2d(xs: &Tensor, config: Pool2dConfig) -> Result<Tensor> {
 /// Those of [`max_pool2d`].
 pub fn avg_pool2d(xs: &Tensor, config: Pool2dConfig) -> Result<Tensor> {
     let op = AvgPool { geometry: config.geometry("avg_pool2d", xs)? };
-    xs.contiguous()?.apply_op1(op)
+    in_native(xs, |xs| xs.contiguous()?.apply_op1(op))
 }
 
 /// Mean over all pixels: `(B, H, W, C)` to `(B, C)`.

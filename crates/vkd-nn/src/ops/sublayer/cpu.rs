@@ -117,7 +117,7 @@ pub(super) fn backward<T: Real>(
             wanted[3].then_some(sums)
         }
         Body::Attention { .. } => {
-            inner = attention::backward(operands(&inner), &outer, plan.sizes()).0;
+            [inner, ..] = attention::backward(operands(&inner), &outer, plan.sizes(), false);
             wanted[3].then(|| column_sums(&inner, plan.inner))
         }
     };

@@ -7,7 +7,7 @@ mod cpu;
 pub(crate) mod reference;
 mod tokens;
 
-use super::{Activation, Real, dense, unsupported};
+use super::{Activation, Real, dense, in_native, native, unsupported};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 use cpu::{Kept, Parameters};
 use std::any::Any;
@@ -33,7 +33,8 @@ pub enum Body {
 /// of a pre-norm transformer in one op.
 ///
 /// # Shapes
-/// - `xs`: `(B, .., C)`, `(B, N, C)` for attention; any strides; f32 or f64
+/// - `xs`: `(B, .., C)`, `(B, N, C)` for attention; any strides; f32 or f64, or a half type
+///   [through f32](crate::ops)
 /// - `parameters`: gain `(C)` and shift `(C)` of the norm, `w_in` `(H, C)`, `b_in` `(H)`, `w_out` `(C, G)`, `b_out` `(C)`;
 ///   `G = H` for an MLP, `H = 3·C` and `G = C` for attention
 /// - `scale`: one factor for each of the B samples, as stochastic depth draws them; 1 where absent
@@ -49,7 +50,7 @@ pub enum Body {
 ///
 /// # Errors
 /// Other shapes, an `eps` that is not finite or under the smallest normal f32, heads that don't divide `C`, a scale that is
-/// not finite, different dtypes, a dtype other than f32 and f64.
+/// not finite, different dtypes, a dtype other than f64, f32, bf16 and f16.
 pub fn sublayer(
     xs: &Tensor,
     parameters: [&Tensor; 6],
@@ -58,16 +59,19 @@ pub fn sublayer(
     scale: Option<&[f64]>,
 ) -> Result<Tensor> {
     let plan = plan(xs, parameters, body, eps, scale)?;
-    let xs = xs.contiguous()?;
-    let mut dense = parameters.map(Clone::clone);
-    for parameter in &mut dense {
-        *parameter = parameter.contiguous()?;
-    }
-    let gradients = Gradients::default();
-    let (first, second) = (token(&dense[..3], 0, &gradients)?, token(&dense[3..], 3, &gradients)?);
-    let tracked = xs.track_op() || dense.iter().any(Tensor::track_op);
-    let kept = tracked.then(Slot::default);
-    xs.apply_op3(&first, &second, Sublayer { plan, parameters: dense, gradients, kept })
+    in_native(xs, |xs| {
+        let xs = xs.contiguous()?;
+        let mut dense = parameters.map(Clone::clone);
+        for parameter in &mut dense {
+            *parameter = native(parameter, &xs)?;
+        }
+        let gradients = Gradients::default();
+        let (first, second) =
+            (token(&dense[..3], 0, &gradients)?, token(&dense[3..], 3, &gradients)?);
+        let tracked = xs.track_op() || dense.iter().any(Tensor::track_op);
+        let kept = tracked.then(Slot::default);
+        xs.apply_op3(&first, &second, Sublayer { plan, parameters: dense, gradients, kept })
+    })
 }
 
 struct Plan {

@@ -4,7 +4,7 @@ mod cpu;
 pub(crate) mod reference;
 
 use super::window::addressable;
-use super::{dense, with_dtype};
+use super::{dense, in_native, with_dtype};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use cpu::{Geometry, Tap};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// The pixel nearest to each position of a result of `size` (rows, columns): pixel `⌊i·H / H'⌋`.
 ///
 /// # Shapes
-/// - `xs`: `(B, H, W, C)`, channels last, any strides
+/// - `xs`: `(B, H, W, C)`, channels last, any strides; f32 or f64, or a half type [through f32](crate::ops)
 /// - output: `(B, H', W', C)`, contiguous; any sizes, larger or smaller
 ///
 /// # Gradient
@@ -23,7 +23,7 @@ use std::sync::Arc;
 /// before.
 ///
 /// # Errors
-/// Another rank, an empty image or result, a result that memory can't address, a dtype other than f32 and f64.
+/// Another rank, an empty image or result, a result that memory can't address, a dtype other than f64, f32, bf16 and f16.
 ///
 /// # Example
 /// ```
@@ -35,7 +35,8 @@ use std::sync::Arc;
 /// ```
 pub fn upsample_nearest2d(xs: &Tensor, size: (usize, usize)) -> Result<Tensor> {
     let geometry = geometry("upsample_nearest2d", xs, size, nearest)?;
-    xs.contiguous()?.apply_op1(Resample { geometry: Arc::new(geometry) })
+    let op = Resample { geometry: Arc::new(geometry) };
+    in_native(xs, |xs| xs.contiguous()?.apply_op1(op))
 }
 
 /// Bilinear interpolation at the positions of a result of `size` (rows, columns).
@@ -58,7 +59,8 @@ pub fn upsample_bilinear2d(
 ) -> Result<Tensor> {
     let taps = if align_corners { linear_corners } else { linear_edges };
     let geometry = geometry("upsample_bilinear2d", xs, size, taps)?;
-    xs.contiguous()?.apply_op1(Resample { geometry: Arc::new(geometry) })
+    let op = Resample { geometry: Arc::new(geometry) };
+    in_native(xs, |xs| xs.contiguous()?.apply_op1(op))
 }
 
 /// The taps of an axis that goes from one length to another, both above zero.
