@@ -20,6 +20,10 @@ pub(crate) struct Args {
     /// Start anew in a folder that holds another run
     #[arg(long)]
     overwrite: bool,
+    /// Go on with the run in DIR, by its own recipe where none is named. Without this a run that was stopped goes on as
+    /// well, when it is started again as before
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "overwrite"])]
+    resume: Option<PathBuf>,
     /// How many arms train side by side, one thread each [default: the number of processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     jobs: Option<u64>,
@@ -27,10 +31,15 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
-    let recipe = args.recipe.load()?;
+    if let Some(dir) = &args.resume
+        && !dir.join("recipe.toml").exists()
+    {
+        bail!("{}: expected a run to resume, got no recipe.toml there", dir.display())
+    }
+    let recipe = args.recipe.load_for(args.resume.as_deref())?;
     let data = Dataset::open(&recipe.data)?;
     vkd_train::check(&recipe, &data)?;
-    let out = match &args.out {
+    let out = match args.resume.as_ref().or(args.out.as_ref()) {
         Some(out) => out.clone(),
         None => PathBuf::from("runs").join(format!("{}-seed{}", recipe.name, recipe.seed)),
     };
@@ -71,6 +80,7 @@ fn teacher(run: &RunFolder, data: &Dataset, progress: &Progress) -> Result<Teach
     let finished = run.teacher_report()?.is_some();
     let mut part = progress.part(TEACHER, run.recipe().teacher.steps);
     if !finished {
+        say_where_from(run, TEACHER, progress)?;
         train_in_process(run.dir(), TEACHER, |e| part.show(e))?;
     }
     // Checks the floor of a reused one too; trains nothing any more.
@@ -84,6 +94,18 @@ fn teacher(run: &RunFolder, data: &Dataset, progress: &Progress) -> Result<Teach
     };
     part.finish(&format!("test accuracy {:.4}{source}", accuracy(&report.metrics)));
     Ok(report)
+}
+
+/// Says from which checkpoint a part goes on, and which ones can't be read.
+fn say_where_from(run: &RunFolder, name: &str, progress: &Progress) -> Result<()> {
+    let (newest, passed_over) = run.checkpoints(name).newest()?;
+    for why in passed_over {
+        progress.line(&format!("{name:>16} warning: checkpoint passed over: {why}"));
+    }
+    if let Some(saved) = newest {
+        progress.line(&format!("{name:>16} goes on after step {}", saved.note.step));
+    }
+    Ok(())
 }
 
 /// Trains the arms, `jobs` at a time. After a failure no further arm starts; the first error is returned.
@@ -116,6 +138,7 @@ fn arm(run: &RunFolder, name: &str, progress: &Progress) -> Result<()> {
     let mut part = progress.part(name, run.recipe().training.steps);
     let finished = run.arm_report(name)?.is_some();
     if !finished {
+        say_where_from(run, name, progress)?;
         train_in_process(run.dir(), name, |e| part.show(e))?;
     }
     let Some(report) = run.arm_report(name)? else {

@@ -9,7 +9,7 @@ mod training;
 pub use arms::{ArmConfig, DistillConfig, LabelBudget, LossKind, ProjectorKind};
 pub use data::{DataConfig, DataKind};
 pub use networks::{StudentConfig, TeacherConfig};
-pub use training::TrainingConfig;
+pub use training::{OptimizerKind, ScheduleKind, TrainingConfig};
 
 use candle_core::{Result, bail};
 use overrides::{blame, located, set};
