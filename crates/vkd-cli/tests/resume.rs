@@ -169,7 +169,7 @@ fn a_dead_worker_is_named_and_its_work_is_not_lost() {
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("run");
     let mut child = distill(dir.path(), "run").stderr(Stdio::piped()).spawn().unwrap();
-    wait_for(&mut child, &run, 100);
+    wait_for(&mut child, &run, 80);
     let children = format!("/proc/{0}/task/{0}/children", child.id());
     // Arms are started from a thread of their own: the worker is the child of one of the parent's threads.
     let mut workers = std::fs::read_to_string(children).unwrap();
@@ -189,7 +189,7 @@ fn a_dead_worker_is_named_and_its_work_is_not_lost() {
     let whole = std::fs::read(&before).unwrap();
     let mut full = Command::new("sh");
     full.current_dir(dir.path())
-        .args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$@\"", "sh"])
+        .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$@\"", "sh"])
         .arg(env!("CARGO_BIN_EXE_vkd"))
         .args(["distill", "--resume", "run"]);
     let out = full.output().unwrap();

@@ -12,8 +12,8 @@ const KEY: &str = "vkd";
 /// What stands in the metadata beside the tensors.
 #[derive(Serialize, Deserialize)]
 struct Metadata {
-    /// CRC-32 of everything behind the header: a file of the right length may still hold other bits.
-    crc32: u32,
+    /// CRC-32C of everything behind the header: a file of the right length may still hold other bits.
+    crc32c: u32,
     note: serde_json::Value,
 }
 
@@ -28,8 +28,8 @@ pub fn save(
 ) -> Result<()> {
     // The checksum stands before what it sums over, so the tensors are laid out twice; their order does not depend
     // on the metadata.
-    let crc32 = crc32fast::hash(data(&serialize(tensors, None)?));
-    let metadata = serde_json::to_string(&Metadata { crc32, note: note.clone() })
+    let crc32c = crc32c::crc32c(data(&serialize(tensors, None)?));
+    let metadata = serde_json::to_string(&Metadata { crc32c, note: note.clone() })
         .map_err(candle_core::Error::wrap)?;
     // One key: the order of several would be a hash map's.
     let bytes = serialize(tensors, Some(HashMap::from([(KEY.to_owned(), metadata)])))?;
@@ -65,14 +65,14 @@ pub fn load(path: &Path) -> Result<(HashMap<String, Tensor>, serde_json::Value)>
             bail!("{name}: expected a whole safetensors file, got {} bytes: {e}", bytes.len())
         }
     };
-    let Some(Metadata { crc32, note }) = text.and_then(|t| serde_json::from_str(&t).ok()) else {
+    let Some(Metadata { crc32c, note }) = text.and_then(|t| serde_json::from_str(&t).ok()) else {
         bail!(
             "{name}: expected a checkpoint written by vkd, got a safetensors file without its note"
         )
     };
-    let got = crc32fast::hash(data(&bytes));
-    if got != crc32 {
-        bail!("{name}: expected the checksum {crc32:08x}, got {got:08x}: the file is damaged")
+    let got = crc32c::crc32c(data(&bytes));
+    if got != crc32c {
+        bail!("{name}: expected the checksum {crc32c:08x}, got {got:08x}: the file is damaged")
     }
     match candle_core::safetensors::load_buffer(&bytes, &Device::Cpu) {
         Ok(tensors) => Ok((tensors, note)),

@@ -77,7 +77,7 @@ impl<'a, 'b> EventLog<'a, 'b> {
         let stays = |row: &&[u8]| match serde_json::from_slice::<Event>(row) {
             Ok(event) => match event.kind {
                 EventKind::Step { .. } => event.step < step,
-                EventKind::Validation { .. } => event.step <= step,
+                _ => event.step <= step,
             },
             Err(_) => false,
         };

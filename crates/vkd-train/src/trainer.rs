@@ -109,8 +109,12 @@ pub fn train(
         guard.variables(&state, step)?;
         let note = Note { arm: arm.to_owned(), seed, step: state.step, seconds: seconds() };
         if to_validate {
-            let validation_accuracy = state.averaged(&validate)?;
-            emit(state.step, EventKind::Validation { validation_accuracy })?;
+            // An observer that measures the variables sees what was validated.
+            let validation_accuracy = state.averaged(|| {
+                let validation_accuracy = validate()?;
+                emit(state.step, EventKind::Validation { validation_accuracy })?;
+                Ok(validation_accuracy)
+            })?;
             if state.best.is_none_or(|best| validation_accuracy > best) {
                 state.best = Some(validation_accuracy);
                 guard.at(step, checkpoints.save_best(&state.tensors()?, &note))?;

@@ -42,29 +42,29 @@ pub struct TrainingConfig {
     /// Images a batch.
     pub batch: usize,
     /// Batches whose mean gradient makes one step: a step sees `accumulate * batch` images. Default 1.
-    #[serde(default = "one")]
+    #[serde(default = "one", skip_serializing_if = "is_one")]
     pub accumulate: u64,
     /// How many of them come from the labelled ones, where only few have labels and a teacher speaks for the rest.
     pub labelled: usize,
     /// Optimiser: `adamw` (default), `sgd` or `lamb`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub optimizer: OptimizerKind,
     /// Momentum of `sgd`; default 0.9.
-    #[serde(default = "momentum")]
+    #[serde(default = "momentum", skip_serializing_if = "is_momentum")]
     pub momentum: f64,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Where the learning rate ends; default 0.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub min_learning_rate: f64,
     /// How it falls: `cosine` (default), `linear` or `step`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub schedule: ScheduleKind,
     /// Steps at which `step` lowers the rate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub milestones: Vec<u64>,
     /// Factor of each milestone; default 0.1.
-    #[serde(default = "decay_factor")]
+    #[serde(default = "decay_factor", skip_serializing_if = "is_decay_factor")]
     pub decay_factor: f64,
     /// Weight decay of matrices and kernels; projector, biases, norms, tokens and positions have none.
     pub weight_decay: f64,
@@ -86,8 +86,29 @@ pub struct TrainingConfig {
     /// Steps between two checkpoints.
     pub checkpoint_every: u64,
     /// How many of the last checkpoints stay, the best one apart; default 2.
-    #[serde(default = "keep")]
+    #[serde(default = "keep", skip_serializing_if = "is_keep")]
     pub keep: usize,
+}
+
+/// A key that has its default is not written, so a key that comes later changes no older recipe.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn is_one(value: &u64) -> bool {
+    *value == one()
+}
+
+fn is_momentum(value: &f64) -> bool {
+    *value == momentum()
+}
+
+fn is_decay_factor(value: &f64) -> bool {
+    *value == decay_factor()
+}
+
+fn is_keep(value: &usize) -> bool {
+    *value == keep()
 }
 
 fn one() -> u64 {
