@@ -3,8 +3,8 @@
 use crate::batches::Batches;
 use crate::checkpoint;
 use crate::data::Dataset;
-use crate::networks::{STUDENT_TAP, TEACHER_TAP};
-use crate::recipe::{ArmConfig, LabelBudget, LossKind, ProjectorKind, Recipe};
+use crate::networks::{STUDENT_TAP, TEACHER_GRID, TEACHER_TAP};
+use crate::recipe::{ArmConfig, LabelBudget, LossKind, ProjectorKind, Recipe, TapNames};
 use candle_core::{DType, Device, Result, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -106,11 +106,11 @@ pub(crate) fn batches<'a>(
     Ok((Batches::new(data, labelled, from_labelled, rest, recipe.data.shift, recipe.seed)?, labels))
 }
 
-pub(crate) fn term_weights(arm: &ArmConfig) -> BTreeMap<String, f64> {
+pub(crate) fn term_weights(recipe: &Recipe, arm: &ArmConfig) -> BTreeMap<String, f64> {
     let mut terms = BTreeMap::from([("label".to_owned(), 1.)]);
-    for (name, weight) in
-        [("logits".to_owned(), arm.logits), (format!("feature.{STUDENT_TAP}"), arm.features)]
-    {
+    let features =
+        recipe.distill.tap.iter().map(|tap| (format!("feature.{}", tap.student), arm.features));
+    for (name, weight) in features.chain([("logits".to_owned(), arm.logits)]) {
         if weight > 0. {
             terms.insert(name, weight);
         }
@@ -118,17 +118,31 @@ pub(crate) fn term_weights(arm: &ArmConfig) -> BTreeMap<String, f64> {
     terms
 }
 
+/// The widths of the two sides of a tap.
+fn widths(recipe: &Recipe, names: &TapNames) -> Result<(usize, usize)> {
+    if names.student != STUDENT_TAP {
+        bail!("distill.tap: student: expected {STUDENT_TAP}, got {}", names.student)
+    }
+    if ![TEACHER_TAP, TEACHER_GRID].contains(&names.teacher.as_str()) {
+        bail!(
+            "distill.tap: teacher: expected {TEACHER_TAP} or {TEACHER_GRID}, got {}",
+            names.teacher
+        )
+    }
+    Ok((recipe.student.width, recipe.teacher.widths.last().copied().unwrap_or(0)))
+}
+
 pub(crate) fn distiller(recipe: &Recipe, arm: &ArmConfig, store: &VarStore) -> Result<Distiller> {
     let d = &recipe.distill;
-    let teacher_width = recipe.teacher.widths.last().copied().unwrap_or(0);
     let named = |key: &str, e: candle_core::Error| {
         candle_core::Error::Msg(format!("distill.{key}: {}", crate::plain(&e)))
     };
-    let tap = || -> Result<TapConfig> {
+    let tap = |names: &TapNames| -> Result<TapConfig> {
+        let (student_width, teacher_width) = widths(recipe, names)?;
         Ok(TapConfig {
-            student: STUDENT_TAP.to_owned(),
-            student_width: recipe.student.width,
-            teacher: TEACHER_TAP.to_owned(),
+            student: names.student.clone(),
+            student_width,
+            teacher: names.teacher.clone(),
             teacher_width,
             projector: match arm.projector {
                 ProjectorKind::Orthogonal => ProjectorConfig::Orthogonal(OrthogonalConfig::new(
@@ -153,8 +167,8 @@ pub(crate) fn distiller(recipe: &Recipe, arm: &ArmConfig, store: &VarStore) -> R
         })
     };
     // Built even where the arm has no feature term, so that a wrong name never rests in a recipe.
-    let tap = tap()?;
-    let taps = if arm.features > 0. { vec![tap] } else { vec![] };
+    let taps = d.tap.iter().map(tap).collect::<Result<Vec<_>>>()?;
+    let taps = if arm.features > 0. { taps } else { vec![] };
     let logits =
         (arm.logits > 0.).then_some(LogitLoss { temperature: d.temperature, weight: arm.logits });
     Distiller::new(taps, logits, store.builder().pp(PROJECTOR))

@@ -50,7 +50,8 @@ pub use folder::RunFolder;
 pub use networks::{STUDENT_TAP, TEACHER_TAP, student_network, teacher_network};
 pub use recipe::{
     ArmConfig, DataConfig, DataKind, DistillConfig, LabelBudget, LossKind, OptimizerKind,
-    ProjectorKind, Recipe, ScheduleKind, StudentConfig, TaskKind, TeacherConfig, TrainingConfig,
+    ProjectorKind, Recipe, ScheduleKind, StudentConfig, TapNames, TaskKind, TeacherConfig,
+    TrainingConfig,
 };
 pub use report::{ArmReport, Report, TeacherReport};
 pub use run::{train_arm, train_teacher};

@@ -165,7 +165,7 @@ pub fn train_arm(
     Student::save(&run.arm_path(name, "student.safetensors"), &card, &tensors)?;
     let report = ArmReport {
         name: name.to_owned(),
-        terms: term_weights(arm),
+        terms: term_weights(recipe, arm),
         labels,
         metrics: scores(|images| task.evaluate(images), data)?,
         projector_residual_max: outcome.residual,

@@ -169,6 +169,22 @@ fn finished_parts_are_reused_and_other_recipes_refused() -> Result<()> {
 }
 
 #[test]
+fn a_tap_is_chosen_by_name() -> Result<()> {
+    let (usual, named, grid) = (tempfile::tempdir()?, tempfile::tempdir()?, tempfile::tempdir()?);
+    let arms = r#"arms=["vkd"]"#;
+    let student = |dir: &tempfile::TempDir| std::fs::read(dir.path().join("student.safetensors"));
+    run(usual.path(), &[arms])?;
+    run(named.path(), &[arms, r#"distill.tap=[{student="tokens", teacher="pooled"}]"#])?;
+    let report = run(grid.path(), &[arms, r#"distill.tap=[{student="tokens", teacher="grid"}]"#])?;
+    assert_eq!(student(&usual)?, student(&named)?);
+    assert_eq!(report.arms[0].terms["feature.tokens"], 5.);
+    // Written and read back.
+    let again = RunFolder::open(grid.path())?;
+    assert_eq!(again.recipe().distill.tap[0].teacher, "grid");
+    Ok(())
+}
+
+#[test]
 fn a_teacher_below_its_floor_stops_the_run() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let message = says(run(folder.path(), &["teacher.floor=0.999"]));
@@ -253,6 +269,15 @@ fn sizes_that_do_not_fit_are_refused_before_training() -> Result<()> {
         ("student.heads=3", "heads: expected a divisor of the width 4, got 3"),
         ("student.patch=3", "patch: expected a divisor of the image size 8, got 3"),
         ("distill.map=cailey", "cailey"),
+        (
+            r#"distill.tap=[{student="tokens", teacher="deep"}]"#,
+            "expected pooled or grid, got deep",
+        ),
+        (r#"distill.tap=[{student="head", teacher="grid"}]"#, "expected tokens, got head"),
+        (
+            r#"distill.tap=[{student="tokens", teacher="grid"}, {student="tokens", teacher="pooled"}]"#,
+            "expected one tap on tokens, got two",
+        ),
         ("distill.teacher_normalizer=batch", "batch"),
         ("distill.beta=0", "beta"),
         ("data.labels=500", "at most the 200 training images, got 500"),

@@ -1,6 +1,7 @@
 //! The method, and the arms of a comparison.
 
 use super::not_negative;
+use crate::networks::{STUDENT_TAP, TEACHER_TAP};
 use candle_core::Result;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,29 @@ pub struct DistillConfig {
     pub teacher_normalizer: String,
     /// Normaliser of the projected student's features.
     pub student_normalizer: String,
+    /// Which features are matched, each pair with a projector of its own and the arm's weight; by default the student's
+    /// patch tokens and the teacher's pooled features.
+    #[serde(default = "usual_tap", skip_serializing_if = "is_usual_tap")]
+    pub tap: Vec<TapNames>,
+}
+
+/// A tap of the student and the one of the teacher that it is matched to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TapNames {
+    /// The student's.
+    pub student: String,
+    /// The teacher's.
+    pub teacher: String,
+}
+
+fn usual_tap() -> Vec<TapNames> {
+    vec![TapNames { student: STUDENT_TAP.to_owned(), teacher: TEACHER_TAP.to_owned() }]
+}
+
+/// A key that has its default is not written, so that it changes no older recipe.
+fn is_usual_tap(tap: &[TapNames]) -> bool {
+    tap == usual_tap()
 }
 
 /// Distance between features.
