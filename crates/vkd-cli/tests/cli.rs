@@ -59,6 +59,11 @@ fn distil_eval_predict() {
     // Inside its run folder a student knows its data.
     let line = good(dir.path(), &["eval", "runs/tiny-seed4/student.safetensors"]);
     assert!(line.contains(&format!("accuracy {accuracy:.4} on 1547 test images")), "{line}");
+    assert!(line.contains("calibration error") && line.contains("recall"), "{line}");
+    let json = good(dir.path(), &["eval", "runs/tiny-seed4/student.safetensors", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["accuracy"], &json["images"]), (&accuracy.into(), &1547.into()));
+    assert_eq!(json["confusion"][9].as_array().map(Vec::len), Some(10));
     let none = "runs/tiny-seed4/arms/none/student.safetensors";
     let line = good(dir.path(), &["eval", none, "--split", "validation"]);
     assert!(line.contains("on 50 validation images"), "{line}");

@@ -46,6 +46,7 @@ mod classification;
 mod distiller;
 mod features;
 mod projector;
+mod published;
 mod task;
 mod teacher;
 
@@ -54,6 +55,7 @@ pub use classification::ClassificationTask;
 pub use distiller::{Distiller, FeatureLoss, LogitLoss, TapConfig};
 pub use features::{FeatureMap, Layout, Network, NetworkOutput};
 pub use projector::{Projector, ProjectorConfig};
+pub use published::{PUBLISHED_PARAMETER, PublishedProjector};
 pub use task::{Batch, DistillTask, Phase, StepOutput};
 pub use teacher::Teacher;
 pub use vkd_loss::{Term, weighted_sum};

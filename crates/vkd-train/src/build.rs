@@ -119,39 +119,48 @@ pub(crate) fn term_weights(arm: &ArmConfig) -> BTreeMap<String, f64> {
 }
 
 pub(crate) fn distiller(recipe: &Recipe, arm: &ArmConfig, store: &VarStore) -> Result<Distiller> {
-    let d = &recipe.distill;
+    let d = arm.method(&recipe.distill);
     let teacher_width = recipe.teacher.widths.last().copied().unwrap_or(0);
-    let named = |key: &str, e: candle_core::Error| {
-        candle_core::Error::Msg(format!("distill.{key}: {}", crate::plain(&e)))
+    let named = |key: &str, own: bool, e: candle_core::Error| {
+        let table = if own { "arm" } else { "distill" };
+        candle_core::Error::Msg(format!("{table}.{key}: {}", crate::plain(&e)))
     };
-    let tap = || -> Result<TapConfig> {
-        Ok(TapConfig {
-            student: STUDENT_TAP.to_owned(),
-            student_width: recipe.student.width,
-            teacher: TEACHER_TAP.to_owned(),
-            teacher_width,
-            projector: match arm.projector {
-                ProjectorKind::Orthogonal => ProjectorConfig::Orthogonal(OrthogonalConfig::new(
-                    d.map.parse().map_err(|e| named("map", e))?,
-                    recipe.seed,
-                )),
-                ProjectorKind::Linear => ProjectorConfig::Linear,
-            },
-            student_normalizer: d
-                .student_normalizer
-                .parse()
-                .map_err(|e| named("student_normalizer", e))?,
-            teacher_normalizer: d
-                .teacher_normalizer
-                .parse()
-                .map_err(|e| named("teacher_normalizer", e))?,
-            loss: match d.loss {
-                LossKind::SmoothL1 => FeatureLoss::SmoothL1 { beta: d.beta },
-                LossKind::Mse => FeatureLoss::Mse,
-            },
-            weight: arm.features,
-        })
-    };
+    let tap =
+        || -> Result<TapConfig> {
+            let map = d.map.parse().map_err(|e| named("map", arm.map.is_some(), e))?;
+            Ok(TapConfig {
+                student: STUDENT_TAP.to_owned(),
+                student_width: recipe.student.width,
+                teacher: TEACHER_TAP.to_owned(),
+                teacher_width,
+                projector: match arm.projector {
+                    ProjectorKind::Orthogonal => {
+                        ProjectorConfig::Orthogonal(OrthogonalConfig::new(map, recipe.seed))
+                    }
+                    ProjectorKind::Linear => ProjectorConfig::Linear,
+                    ProjectorKind::Mlp => {
+                        ProjectorConfig::Mlp { hidden: arm.hidden.unwrap_or(teacher_width) }
+                    }
+                    ProjectorKind::AsPublished => ProjectorConfig::Published { seed: recipe.seed },
+                    ProjectorKind::None => ProjectorConfig::Identity,
+                },
+                student_normalizer: d.student_normalizer.parse().map_err(|e| {
+                    named("student_normalizer", arm.student_normalizer.is_some(), e)
+                })?,
+                teacher_normalizer: d.teacher_normalizer.parse().map_err(|e| {
+                    named("teacher_normalizer", arm.teacher_normalizer.is_some(), e)
+                })?,
+                loss: match d.loss {
+                    LossKind::SmoothL1 => FeatureLoss::SmoothL1 { beta: d.beta },
+                    LossKind::Mse => FeatureLoss::Mse,
+                    LossKind::Spkd => FeatureLoss::Spkd,
+                    LossKind::Pkt => FeatureLoss::Pkt,
+                    LossKind::RkdDistance => FeatureLoss::RkdDistance,
+                    LossKind::RkdAngle => FeatureLoss::RkdAngle,
+                },
+                weight: arm.features,
+            })
+        };
     // Built even where the arm has no feature term, so that a wrong name never rests in a recipe.
     let tap = tap()?;
     let taps = if arm.features > 0. { vec![tap] } else { vec![] };

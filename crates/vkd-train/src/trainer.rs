@@ -8,7 +8,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vkd_nn::{AdamW, AdamWConfig, Context, VarStore, cosine};
-use vkd_tasks::{Batch, DistillTask, StepOutput};
+use vkd_tasks::{Batch, DistillTask, PUBLISHED_PARAMETER, StepOutput};
 
 /// Settings of one [`train`] call.
 pub struct TrainerConfig {
@@ -35,8 +35,12 @@ pub struct TrainerConfig {
 }
 
 /// Whether weight decay applies to a variable: matrices and kernels of the networks. Not the projector (decay would work
-/// against the frame's parameter), nor biases, norms, tokens and positions, as in DeiT and the published V_kD code.
+/// against the frame's parameter), nor biases, norms, tokens and positions, as in DeiT and the published V_kD code. The
+/// published code's own projector decays, as it did there: that is its flaw.
 pub fn decays(name: &str, rank: usize) -> bool {
+    if name.starts_with("projector.") && name.ends_with(PUBLISHED_PARAMETER) {
+        return true;
+    }
     let free = ["projector.", "student.cls_token", "student.pos_embed"];
     rank > 1 && !free.iter().any(|prefix| name.starts_with(prefix))
 }

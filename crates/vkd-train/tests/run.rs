@@ -117,7 +117,14 @@ fn a_run_leaves_what_its_page_promises() -> Result<()> {
     let path = folder.path().join("student.safetensors");
     let data = Dataset::open(&recipe(&[])?.data)?;
     let student = Student::load(&path, &Device::Cpu)?;
-    assert_eq!(evaluate_student(&student, &data, &data.test)?, report.arms[3].metrics["accuracy"]);
+    let found = evaluate_student(&student, &data, &data.test)?;
+    let metrics = &report.arms[3].metrics;
+    assert_eq!(
+        (found.accuracy, found.top5_accuracy),
+        (metrics["accuracy"], metrics["top5_accuracy"])
+    );
+    // The saved student computes its softmax inputs as the trained one did.
+    assert_eq!(found.calibration_error, metrics["calibration_error"]);
     let tensors = candle_core::safetensors::load(&path, &Device::Cpu)?;
     assert!(tensors.keys().all(|k| !k.contains("projector") && !k.contains("student.")));
     // Every row of the metrics reads back; the vkd arm has a residual and three terms.
@@ -137,6 +144,52 @@ fn a_run_leaves_what_its_page_promises() -> Result<()> {
     }
     // The recipe on disk is complete: read back, it is the same.
     assert_eq!(run.recipe(), &recipe(&[])?);
+    Ok(())
+}
+
+/// Every kind of projector and loss that an arm can have trains, with its own settings in place of the shared ones.
+#[test]
+fn arms_differ_in_what_they_name() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let common = "labels = \"few\"\nfeatures = 2.0";
+    let kinds = [
+        ("mlp", "projector = \"mlp\"\nhidden = 5"),
+        ("bare", "teacher_normalizer = \"identity\"\nmap = \"householder\"\nloss = \"mse\""),
+        ("published", "projector = \"as_published\""),
+        ("spkd", "projector = \"none\"\nloss = \"spkd\""),
+        ("pkt", "projector = \"none\"\nloss = \"pkt\""),
+        ("rkd", "projector = \"none\"\nloss = \"rkd_distance\""),
+        ("angle", "projector = \"none\"\nloss = \"rkd_angle\""),
+    ];
+    let tables = kinds.map(|(name, table)| format!("\n[arm.{name}]\n{common}\n{table}\n"));
+    let names = kinds.map(|(name, _)| format!("{name:?}")).join(", ");
+    let set = [format!("arms=[{names}]")];
+    let recipe = Recipe::parse(&format!("{TINY}{}", tables.concat()), "arms.toml", &set)?;
+    let data = Dataset::open(&recipe.data)?;
+    check(&recipe, &data)?;
+    let run = RunFolder::create(folder.path(), recipe, false)?;
+    train_teacher(&run, &data, &mut |_| Ok(()))?;
+    for (name, _) in kinds {
+        let mut last = None;
+        let report = train_arm(&run, &data, name, &mut |e| {
+            if let EventKind::Step { terms, residual, .. } = &e.kind {
+                last = Some((terms["feature.tokens"], *residual));
+            }
+            Ok(())
+        })?;
+        let (_, state) = (report.terms["feature.tokens"], last);
+        let residual = state.and_then(|(_, residual)| residual);
+        match name {
+            "bare" => assert!(residual.is_some_and(|r| r <= 1e-6), "{name}: {residual:?}"),
+            // Zero after the first update, and it stays zero.
+            "published" => assert_eq!(residual, Some(1.)),
+            _ => assert_eq!(residual, None, "{name}"),
+        }
+        let path = run.arm_path(name, "student.safetensors");
+        assert!(evaluate_student(&Student::load(&path, &Device::Cpu)?, &data, &data.test).is_ok());
+    }
+    let (state, _) = checkpoint::load(&run.arm_path("mlp", "checkpoint.safetensors"))?;
+    assert_eq!(state["projector.tokens.hidden.weight"].dims(), [5, 4]);
     Ok(())
 }
 

@@ -71,6 +71,9 @@ fn describe(page: &Page, term: &str) -> (String, String, String) {
         let unit = match distill.loss {
             LossKind::SmoothL1 => format!("smooth-L1, β = {} (no unit)", distill.beta),
             LossKind::Mse => "mean squared difference (no unit)".to_owned(),
+            LossKind::Spkd | LossKind::Pkt | LossKind::RkdDistance | LossKind::RkdAngle => {
+                "loss on relations (no unit)".to_owned()
+            }
         };
         (format!("Loss on the teacher's features ({tap})"), unit, batch.to_owned())
     } else {

@@ -140,7 +140,7 @@ impl Recipe {
         self.data.check()?;
         self.teacher.check()?;
         self.training.check()?;
-        self.arm.iter().try_for_each(|(name, arm)| arm.check(name))
+        self.arm.iter().try_for_each(|(name, arm)| arm.check(name, &self.distill))
     }
 }
 
