@@ -29,8 +29,10 @@ mod event;
 mod folder;
 pub mod metrics;
 mod networks;
+mod probe;
 mod recipe;
 mod report;
+mod result;
 mod run;
 mod score;
 mod trainer;
@@ -47,6 +49,7 @@ pub use recipe::{
     StudentConfig, TaskKind, TeacherConfig, TrainingConfig,
 };
 pub use report::{ArmReport, Report, TeacherReport};
+pub use result::{ArmResult, RunFacts, fingerprint};
 pub use run::{train_arm, train_teacher};
 pub use score::evaluate_student;
 pub use trainer::{TrainerConfig, decays, train};

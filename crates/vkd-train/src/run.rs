@@ -6,9 +6,10 @@ use crate::build::{
 };
 use crate::checkpoint;
 use crate::data::Dataset;
-use crate::event::{EventLog, Observer};
+use crate::event::{Event, EventKind, EventLog, Observer};
 use crate::folder::{RunFolder, named};
 use crate::networks::{student_network, teacher_network};
+use crate::probe::Probe;
 use crate::recipe::TEACHER;
 use crate::report::{ArmReport, TeacherReport};
 use crate::score::{score, scores};
@@ -144,8 +145,24 @@ pub fn train_arm(
     std::fs::create_dir_all(&folder).map_err(|e| named(&folder, &e))?;
     let validate = || score(|images| task.evaluate(images), data, &data.validation);
     let mut log = EventLog::create(run, name, observer)?;
+    let again = match training.term_gradients {
+        true => Some(self::batches(recipe, arm, data)?.0),
+        false => None,
+    };
+    let mut probe = Probe { task: &task, data, store: &store, seed: recipe.seed, batches: again };
+    let mut observe = |event: &Event| {
+        log.write(event)?;
+        if let EventKind::Validation { .. } = event.kind {
+            let geometry = probe.measure(event.step)?;
+            if !geometry.is_empty() {
+                let kind = EventKind::Geometry { geometry };
+                log.write(&Event { kind, ..event.clone() })?;
+            }
+        }
+        Ok(())
+    };
     let residual =
-        train(&task, &store, &trainer, |step| batches.get(step), validate, &mut |e| log.write(e))?;
+        train(&task, &store, &trainer, |step| batches.get(step), validate, &mut observe)?;
     let prefix = format!("{STUDENT}.");
     let tensors: BTreeMap<_, _> = store
         .tensors()

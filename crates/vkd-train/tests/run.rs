@@ -95,6 +95,17 @@ fn the_same_seed_gives_the_same_bits_and_another_does_not() -> Result<()> {
     run(&b, &[arms])?;
     run(&c, &[arms, "seed=1"])?;
     let bytes = |dir: &Path| std::fs::read(dir.join("student.safetensors"));
+    // Looking at the terms' gradients changes no bit, and each term has one.
+    let d = folder.path().join("d");
+    run(&d, &[arms, "training.term_gradients=true"])?;
+    assert_eq!(bytes(&a)?, bytes(&d)?);
+    let last = RunFolder::open(&d)?.part_events("vkd")?.pop();
+    let Some(EventKind::Geometry { geometry }) = last.map(|e| e.kind) else {
+        panic!("no geometry")
+    };
+    for term in ["label", "logits", "feature.tokens"] {
+        assert!(geometry[&format!("gradient.{term}")] > 0., "{geometry:?}");
+    }
     assert_eq!(bytes(&a)?, bytes(&b)?);
     assert_ne!(bytes(&a)?, bytes(&c)?);
     assert!(report.arms[0].projector_residual_max.is_some_and(|r| r <= 1e-6));
@@ -135,6 +146,16 @@ fn a_run_leaves_what_its_page_promises() -> Result<()> {
         .filter(|e| e.arm == "vkd" && matches!(e.kind, EventKind::Step { .. }))
         .count();
     assert_eq!(steps, 6);
+    // Each of its two validations comes with the features' geometry, before any projector.
+    let ranks: Vec<f64> = events
+        .iter()
+        .filter(|e| e.arm == "vkd")
+        .filter_map(|e| match &e.kind {
+            EventKind::Geometry { geometry } => Some(geometry["rank.tokens"]),
+            _ => None,
+        })
+        .collect();
+    assert!(ranks.len() == 2 && ranks.iter().all(|r| (1. ..=4.).contains(r)), "{ranks:?}");
     assert!(events.iter().any(|e| e.arm == "teacher"));
     // The checkpoint holds projector and optimiser beside the student.
     let (state, note) = checkpoint::load(&run.arm_path("vkd", "checkpoint.safetensors"))?;

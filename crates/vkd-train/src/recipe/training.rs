@@ -28,6 +28,9 @@ pub struct TrainingConfig {
     pub evaluate_every: u64,
     /// Steps between two checkpoints.
     pub checkpoint_every: u64,
+    /// Whether each validation logs the length of every term's gradient: one more backward pass a term.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub term_gradients: bool,
 }
 
 impl TrainingConfig {
