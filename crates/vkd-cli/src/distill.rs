@@ -1,12 +1,12 @@
 //! `vkd distill`: a teacher, its arms, a table and a report.
 
+use crate::machine::processors;
+use crate::pool;
 use crate::progress::Progress;
 use crate::recipe_args::RecipeArgs;
 use crate::worker::{TEACHER, train_in_process};
 use candle_core::{Result, bail};
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use vkd_train::{Dataset, Recipe, Report, RunFolder, TeacherReport, train_teacher};
 
@@ -37,8 +37,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let run = RunFolder::create(&out, recipe, args.overwrite)?;
     let progress = Progress::new();
     progress.line(&summary(run.recipe(), &data, &out));
-    let teacher = teacher(&run, &data, &progress)?;
-    arms(&run, &progress, args.jobs.map_or(processors(), |j| j as usize))?;
+    let teacher = teacher(&run, &data, TEACHER, &progress)?;
+    let jobs = args.jobs.map_or(processors(), |j| j as usize);
+    pool::for_each(&run.recipe().arms, jobs, |name| arm(&run, name, name, &progress))?;
     let report = run.finish(&data.name, started.elapsed().as_secs_f64())?;
     crate::report::write(&run, &report, data.test.len())?;
     crate::print(&format!(
@@ -48,10 +49,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         run.path("student.safetensors").display(),
         run.path("report.html").display()
     ))
-}
-
-fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 fn summary(recipe: &Recipe, data: &Dataset, out: &std::path::Path) -> String {
@@ -67,9 +64,15 @@ fn summary(recipe: &Recipe, data: &Dataset, out: &std::path::Path) -> String {
     )
 }
 
-fn teacher(run: &RunFolder, data: &Dataset, progress: &Progress) -> Result<TeacherReport> {
+/// Trains or reuses the teacher, which progress shows as `label`.
+pub(crate) fn teacher(
+    run: &RunFolder,
+    data: &Dataset,
+    label: &str,
+    progress: &Progress,
+) -> Result<TeacherReport> {
     let finished = run.teacher_report()?.is_some();
-    let mut part = progress.part(TEACHER, run.recipe().teacher.steps);
+    let mut part = progress.part(label, run.recipe().teacher.steps);
     if !finished {
         train_in_process(run.dir(), TEACHER, |e| part.show(e))?;
     }
@@ -86,34 +89,9 @@ fn teacher(run: &RunFolder, data: &Dataset, progress: &Progress) -> Result<Teach
     Ok(report)
 }
 
-/// Trains the arms, `jobs` at a time. After a failure no further arm starts; the first error is returned.
-fn arms(run: &RunFolder, progress: &Progress, jobs: usize) -> Result<()> {
-    let names = &run.recipe().arms;
-    let jobs = jobs.min(names.len());
-    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || {
-        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(e) = arm(run, name, progress) {
-                next.store(names.len(), Ordering::Relaxed);
-                if let Ok(mut failures) = failures.lock() {
-                    failures.push(vkd_train::plain(&e));
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(work);
-        }
-    });
-    match failures.into_inner().unwrap_or_default().first() {
-        Some(message) => bail!("{message}"),
-        None => Ok(()),
-    }
-}
-
-fn arm(run: &RunFolder, name: &str, progress: &Progress) -> Result<()> {
-    let mut part = progress.part(name, run.recipe().training.steps);
+/// Trains or reuses one arm, which progress shows as `label`.
+pub(crate) fn arm(run: &RunFolder, name: &str, label: &str, progress: &Progress) -> Result<()> {
+    let mut part = progress.part(label, run.recipe().training.steps);
     let finished = run.arm_report(name)?.is_some();
     if !finished {
         train_in_process(run.dir(), name, |e| part.show(e))?;

@@ -62,6 +62,8 @@ impl Part {
                     bar.set_message(format!("loss {loss:.3} ({}){validation}", terms.join(", ")));
                 }
             }
+            // For the log and the report.
+            EventKind::Geometry { .. } => {}
             EventKind::Validation { validation_accuracy } => {
                 self.validation = Some(*validation_accuracy);
                 match &self.bar {

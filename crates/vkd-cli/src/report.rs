@@ -1,4 +1,4 @@
-//! `report.html`: one page about a run, complete in itself.
+//! `report.html`: one page about a run, complete in itself; [`grid`] is the one about a comparison.
 //!
 //! Invariants: no script, no font and no picture from elsewhere; every string that comes from outside passes
 //! [`html::escape`]; a value that is not finite is left out of the plots and shown as a dash in the table.
@@ -6,7 +6,9 @@
 mod arms;
 mod axis;
 mod curves;
+pub(crate) mod grid;
 mod html;
+pub(crate) mod markdown;
 mod plot;
 #[cfg(test)]
 mod tests;

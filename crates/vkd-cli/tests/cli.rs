@@ -122,6 +122,45 @@ fn bad_input_is_named_and_nothing_panics() {
 }
 
 #[test]
+fn a_grid_is_built_in_parts_and_never_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    let grid = |arms: &str, seeds: &str, more: &[&str]| {
+        let words = ["compare", TINY, "--arms", arms, "--seeds", seeds, "--results", "kept"];
+        let out = vkd(at, &[&words, more].concat());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        (text(&out.stdout), text(&out.stderr))
+    };
+    let (table, log) = grid("none,vkd", "2", &[]);
+    assert!(log.contains("0 of 4 runs found in kept, 4 to train"), "{log}");
+    assert!(table.contains("| vkd − none ") && table.contains("n = 2 (seed 0, 1)"), "{table}");
+    assert!(table.contains("6 steps of 10 images (effective batch), 60 images seen"), "{table}");
+    let files = |folder: &str| std::fs::read_dir(at.join(folder)).unwrap().count();
+    assert_eq!(files("kept"), 4);
+    let page = std::fs::read_to_string(at.join("runs/tiny-compare/report.html")).unwrap();
+    assert!(page.contains("class=\"band\"") && page.contains("effective batch"));
+    // Another arm and seed: only what is missing is trained, and the numbers of the rest stay, even without their run folders.
+    std::fs::remove_dir_all(at.join("runs")).unwrap();
+    let (wider, log) = grid("none,logits,vkd", "3", &["--reference", "logits"]);
+    assert!(log.contains("4 of 9 runs found in kept, 5 to train"), "{log}");
+    assert!(wider.contains("| vkd − logits ") && wider.contains("| none − logits "), "{wider}");
+    let (again, log) = grid("none,vkd", "2", &[]);
+    assert!(log.contains("4 of 4 runs found") && !log.contains("validation"), "{log}");
+    assert_eq!(again, table);
+    // Other settings are another arm: nothing of the old is taken for it.
+    let (_, log) = grid("none,vkd", "2", &["--set", "arm.vkd.features=6", "--out", "other"]);
+    assert!(log.contains("2 of 4 runs found"), "{log}");
+    // A folder with both can't be summed up, and says what differs.
+    let mixed = bad(at, &["compare", "--from", "kept"]);
+    assert!(mixed.contains("differ: arm.features is "), "{mixed}");
+    let kept = good(at, &["compare", "--from", "kept", "--arms", "none,logits", "--out", "page"]);
+    assert!(kept.contains("| logits − none ") && at.join("page/report.md").exists(), "{kept}");
+    assert!(bad(at, &["compare", TINY, "--arms", "none,vkt"]).contains("got vkt"));
+    assert!(bad(at, &["compare", "--from", "nowhere"]).contains("nowhere"));
+}
+
+#[test]
 fn a_closed_pipe_is_no_fault() {
     let dir = tempfile::tempdir().unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_vkd"))
