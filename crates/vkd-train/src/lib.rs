@@ -35,6 +35,7 @@ mod report;
 mod result;
 mod run;
 mod score;
+mod tensorboard;
 mod trainer;
 
 pub use audit::gradient_audit;
@@ -52,6 +53,7 @@ pub use report::{ArmReport, Report, TeacherReport};
 pub use result::{ArmResult, RunFacts, fingerprint};
 pub use run::{train_arm, train_teacher};
 pub use score::evaluate_student;
+pub use tensorboard::{TensorBoard, csv, scalars};
 pub use trainer::{TrainerConfig, decays, train};
 
 /// An error's text without the stack trace that candle attaches where `RUST_BACKTRACE` is set.
