@@ -1,14 +1,14 @@
 //! `vkd distill`: a teacher, its arms, a table and a report.
 
 use crate::machine::processors;
-use crate::pool;
-use crate::progress::Progress;
+use crate::progress::{Part, Progress};
 use crate::recipe_args::RecipeArgs;
 use crate::worker::{TEACHER, train_in_process};
+use crate::{dry_run, pool};
 use candle_core::{Result, bail};
 use std::path::PathBuf;
 use std::time::Instant;
-use vkd_train::{Dataset, Recipe, Report, RunFolder, TeacherReport, train_teacher};
+use vkd_train::{Dataset, Recipe, Report, RunFolder, TeacherReport, TensorBoard, train_teacher};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// How many arms train side by side, one thread each [default: the number of processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     jobs: Option<u64>,
+    /// Build everything, take one small step in memory, say what a run costs, and write nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -34,6 +37,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(out) => out.clone(),
         None => PathBuf::from("runs").join(format!("{}-seed{}", recipe.name, recipe.seed)),
     };
+    if args.dry_run {
+        return dry_run::run(&recipe, &data, &out, args.overwrite);
+    }
     let run = RunFolder::create(&out, recipe, args.overwrite)?;
     let progress = Progress::new();
     progress.line(&summary(run.recipe(), &data, &out));
@@ -74,7 +80,7 @@ pub(crate) fn teacher(
     let finished = run.teacher_report()?.is_some();
     let mut part = progress.part(label, run.recipe().teacher.steps);
     if !finished {
-        train_in_process(run.dir(), TEACHER, |e| part.show(e))?;
+        watched(run, TEACHER, &mut part)?;
     }
     // Checks the floor of a reused one too; trains nothing any more.
     let report = train_teacher(run, data, &mut |_| Ok(()))?;
@@ -89,12 +95,26 @@ pub(crate) fn teacher(
     Ok(report)
 }
 
+/// Trains one part in a process of its own; progress and TensorBoard see its events as they come.
+fn watched(run: &RunFolder, name: &str, part: &mut Part) -> Result<()> {
+    let mut board = TensorBoard::create(&run.path("tensorboard").join(name))?;
+    let mut fault = None;
+    train_in_process(run.dir(), name, |event| {
+        part.show(event);
+        // The first failed write is told at the end; training goes on.
+        if fault.is_none() {
+            fault = board.write(event).err();
+        }
+    })?;
+    fault.map_or(Ok(()), Err)
+}
+
 /// Trains or reuses one arm, which progress shows as `label`.
 pub(crate) fn arm(run: &RunFolder, name: &str, label: &str, progress: &Progress) -> Result<()> {
     let mut part = progress.part(label, run.recipe().training.steps);
     let finished = run.arm_report(name)?.is_some();
     if !finished {
-        train_in_process(run.dir(), name, |e| part.show(e))?;
+        watched(run, name, &mut part)?;
     }
     let Some(report) = run.arm_report(name)? else {
         bail!("arm {name}: expected a result from its process, got none")

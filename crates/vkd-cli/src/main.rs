@@ -3,6 +3,8 @@
 mod bake;
 mod compare;
 mod distill;
+mod doctor;
+mod dry_run;
 mod eval;
 mod grid;
 mod inspect;
@@ -33,6 +35,8 @@ enum Command {
     Distill(distill::Args),
     /// Train a grid of arms and seeds, or what is missing of it, and compare them
     Compare(compare::Args),
+    /// Check machine, data set and teacher for a recipe
+    Doctor(doctor::Args),
     /// Score a distilled student on a data set
     Eval(eval::Args),
     /// Classify images with a distilled student
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
     let run = || match Cli::parse().command {
         Command::Distill(args) => distill::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Bake(args) => bake::run(&args),

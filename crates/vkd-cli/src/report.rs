@@ -16,13 +16,15 @@ mod tests;
 use candle_core::Result;
 use html::{count, escape, seconds};
 use vkd_models::write_atomically;
-use vkd_train::{Event, Recipe, Report, RunFolder};
+use vkd_train::{Event, Recipe, Report, RunFolder, csv};
 
 const STYLE: &str = include_str!("report/report.css");
 
-/// Writes `report.html` into the run folder; `test_images` is the number behind every test accuracy.
+/// Writes `report.html` and `metrics.csv` into the run folder; `test_images` is the number behind every test accuracy.
 pub(crate) fn write(run: &RunFolder, report: &Report, test_images: usize) -> Result<()> {
-    let page = Page { report, recipe: run.recipe(), events: &run.events()?, test_images };
+    let events = run.events()?;
+    write_atomically(&run.path("metrics.csv"), csv(&events).as_bytes())?;
+    let page = Page { report, recipe: run.recipe(), events: &events, test_images };
     Ok(write_atomically(&run.path("report.html"), page.html()?.as_bytes())?)
 }
 

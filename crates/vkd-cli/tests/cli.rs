@@ -40,6 +40,9 @@ fn distil_eval_predict() {
         "student.json",
         "recipe.toml",
         "metrics.jsonl",
+        "metrics.csv",
+        "tensorboard/teacher",
+        "tensorboard/vkd",
         "report.json",
         "report.html",
     ] {
@@ -119,6 +122,28 @@ fn bad_input_is_named_and_nothing_panics() {
     std::fs::write(at.join("run/arms/none/result.json"), "{").unwrap();
     let broken = bad(at, &[&["distill", TINY], &none[..]].concat());
     assert!(broken.contains("result.json"), "{broken}");
+}
+
+#[test]
+fn a_dry_run_and_the_doctor_write_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    let text = good(at, &["distill", TINY, "--dry-run"]);
+    for part in ["6 steps of 10 images, 60 in all", "vkd  ", "5·feature.tokens", "runs/tiny-seed0"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let text = good(at, &["doctor", TINY]);
+    assert!(text.contains("ok       teacher") && !text.contains("PROBLEM"), "{text}");
+    let out = vkd(at, &["doctor", TINY, "--set", "data.kind=idx", "--set", "data.dir=absent"]);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(!out.status.success() && text.contains("PROBLEM  data: absent"), "{text}");
+    assert!(bad(at, &["distill", TINY, "--dry-run", "--set", "student.heads=3"]).contains("heads"));
+    assert_eq!(std::fs::read_dir(at).unwrap().count(), 0);
+    std::fs::create_dir(at.join("full")).unwrap();
+    std::fs::write(at.join("full/thesis.tex"), "years").unwrap();
+    let full = bad(at, &["distill", TINY, "--dry-run", "--out", "full"]);
+    assert!(full.contains("got another folder"), "{full}");
 }
 
 #[test]

@@ -17,7 +17,8 @@ use vkd_models::{card_path, write_atomically};
 /// teacher.jsonl            its events
 /// arms/NAME/student.safetensors, student.json, result.json, events.jsonl, checkpoint.safetensors
 /// student.safetensors, student.json      of the arm vkd, or of the first one where vkd did not run
-/// metrics.jsonl, report.json, report.html
+/// metrics.jsonl, metrics.csv, report.json, report.html
+/// tensorboard/PART/         event files of each part; new ones are added, none is removed
 /// ```
 pub struct RunFolder {
     dir: PathBuf,
@@ -25,7 +26,7 @@ pub struct RunFolder {
 }
 
 /// What a run writes at the top of its folder: all that `--overwrite` may remove.
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "recipe.toml",
     "teacher.safetensors",
     "teacher-checkpoint.safetensors",
@@ -33,6 +34,7 @@ const FILES: [&str; 9] = [
     "student.safetensors",
     "student.json",
     "metrics.jsonl",
+    "metrics.csv",
     "report.json",
     "report.html",
 ];

@@ -29,6 +29,7 @@ mod event;
 mod folder;
 pub mod metrics;
 mod networks;
+mod plan;
 mod probe;
 mod recipe;
 mod report;
@@ -45,6 +46,7 @@ pub use data::Dataset;
 pub use event::{Event, EventKind, Observer};
 pub use folder::RunFolder;
 pub use networks::{STUDENT_TAP, TEACHER_TAP, student_network, teacher_network};
+pub use plan::{ArmPlan, Plan, plan};
 pub use recipe::{
     ArmConfig, DataConfig, DataKind, DistillConfig, LabelBudget, LossKind, ProjectorKind, Recipe,
     StudentConfig, TaskKind, TeacherConfig, TrainingConfig,

@@ -62,7 +62,7 @@ fn arms(grid: &Grid) -> String {
         let time: Vec<f64> = grid.of(arm).map(|r| r.arm.seconds).collect();
         let time = Summary::of(&time).map_or("–".to_owned(), |s| seconds(s.mean));
         let cells = around(
-            ("loss".to_owned(), escape(&terms(any))),
+            ("loss".to_owned(), escape(&terms(&any.arm.terms))),
             ("labels".to_owned(), count(any.arm.labels)),
             scores,
             [("largest max|WᵀW−I|".to_owned(), residual), ("seconds a run".to_owned(), time)],

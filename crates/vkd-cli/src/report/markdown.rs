@@ -1,8 +1,7 @@
 //! The Markdown of a grid: for a page, a pull request or a terminal.
 
 use crate::grid::{Grid, Pair, Summary};
-use std::collections::BTreeSet;
-use vkd_train::ArmResult;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How a metric is written.
 #[derive(Clone, Copy)]
@@ -127,7 +126,7 @@ fn arms(grid: &Grid, metrics: &[Metric]) -> String {
     let mut rows = vec![header, teacher];
     for arm in &grid.arms {
         let Some(any) = grid.of(arm).next() else { continue };
-        let mut row = vec![arm.clone(), terms(any), any.arm.labels.to_string()];
+        let mut row = vec![arm.clone(), terms(&any.arm.terms), any.arm.labels.to_string()];
         row.extend(
             metrics.iter().map(|m| m.show(m.summary(grid.values(arm, m.key).into_values()))),
         );
@@ -139,9 +138,9 @@ fn arms(grid: &Grid, metrics: &[Metric]) -> String {
     table(&rows, 2)
 }
 
-/// The weighted terms, the label first.
-pub(crate) fn terms(result: &ArmResult) -> String {
-    let mut terms: Vec<(&String, &f64)> = result.arm.terms.iter().collect();
+/// The weighted terms as a sum, the label first.
+pub(crate) fn terms(weights: &BTreeMap<String, f64>) -> String {
+    let mut terms: Vec<(&String, &f64)> = weights.iter().collect();
     terms.sort_by_key(|(name, _)| (*name != "label", *name != "logits"));
     let term = |(name, weight): (&String, &f64)| match weight {
         1. => name.clone(),
@@ -207,6 +206,7 @@ fn table(cells: &[Vec<String>], first_number: usize) -> String {
 mod tests {
     use super::*;
     use crate::grid::tests::result;
+    use vkd_train::ArmResult;
 
     fn text(results: Vec<ArmResult>) -> String {
         markdown(&Grid::new(results, None, None).unwrap())
