@@ -99,7 +99,7 @@ fn confusion(found: &Evaluation, names: &[String]) -> String {
     });
     let mut wrong: Vec<_> = pairs.filter(|(n, l, p)| *n > 0 && l != p).collect();
     // The sort keeps classes in order where counts are equal.
-    wrong.sort_by(|a, b| b.0.cmp(&a.0));
+    wrong.sort_by_key(|(n, ..)| std::cmp::Reverse(*n));
     let mut text = "most frequent confusions (label, prediction, images):\n".to_owned();
     for (n, label, prediction) in wrong.iter().take(SHOWN) {
         text.push_str(&format!("  {} -> {}: {n}\n", names[*label], names[*prediction]));

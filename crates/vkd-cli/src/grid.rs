@@ -125,8 +125,8 @@ impl Grid {
         self.results().filter_map(value).filter(|(_, v)| v.is_finite()).collect()
     }
 
-    /// Differences of a metric: every arm minus the reference, `vkd` minus every other, and every arm minus the one listed
-    /// before it; each pair once.
+    /// Differences of a metric: every arm minus the reference, `vkd` minus every other, and along the paper's order every arm
+    /// minus the one before it; each pair once.
     pub(crate) fn pairs(&self, metric: &str) -> Vec<Pair> {
         let others = |arm: &str| {
             let arm = arm.to_owned();
@@ -137,7 +137,9 @@ impl Grid {
         if self.arms.iter().any(|arm| arm == "vkd") {
             wanted.extend(others("vkd").map(|arm| ("vkd", arm.as_str())));
         }
-        wanted.extend(self.arms.windows(2).map(|pair| (pair[1].as_str(), pair[0].as_str())));
+        let chain: Vec<&str> =
+            PAPER.into_iter().filter(|name| self.arms.iter().any(|arm| arm == name)).collect();
+        wanted.extend(chain.windows(2).map(|pair| (pair[1], pair[0])));
         let mut pairs: Vec<Pair> = Vec::new();
         for (left, right) in wanted {
             let known = |p: &Pair| {
@@ -194,12 +196,16 @@ fn difference(a: &ArmResult, b: &ArmResult) -> String {
     if found.is_empty() { String::new() } else { format!(": {}", found.join("; ")) }
 }
 
-/// Arms that people compare come first, in the paper's order, the rest by name.
+/// Arms in the order that the paper expects of their scores.
+const PAPER: [&str; 5] = ["none", "logits", "linear", "mlp", "vkd"];
+
+/// Those of the paper first, in its order, then what takes parts away from vkd, then the rest by name.
 fn usual(known: &BTreeSet<&String>) -> Vec<String> {
-    let first = ["none", "logits", "linear", "mlp", "vkd", "vkd-no-norm", "vkd-as-published"];
-    let mut arms: Vec<String> =
-        first.iter().map(|a| (*a).to_owned()).filter(|a| known.contains(a)).collect();
-    arms.extend(known.iter().filter(|a| !first.contains(&a.as_str())).map(|a| (*a).clone()));
+    let first = PAPER.into_iter().chain(["vkd-no-norm", "vkd-as-published"]);
+    let mut arms: Vec<String> = first.map(str::to_owned).filter(|a| known.contains(a)).collect();
+    let rest: Vec<String> =
+        known.iter().filter(|a| !arms.contains(a)).map(|a| (*a).clone()).collect();
+    arms.extend(rest);
     arms
 }
 
@@ -330,6 +336,7 @@ pub(crate) mod tests {
         let arms = ["none", "logits", "linear", "vkd", "vkd-no-norm"];
         let all = arms.iter().map(|arm| result(arm, 0, 0.5)).collect();
         let grid = Grid::new(all, None, Some("logits")).unwrap();
+        assert_eq!(grid.arms, arms);
         let pairs: Vec<String> =
             grid.pairs("accuracy").iter().map(|p| format!("{}-{}", p.left, p.right)).collect();
         assert_eq!(

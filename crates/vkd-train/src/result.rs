@@ -251,7 +251,9 @@ impl ArmResult {
             return Err(wrong(&format!("expected schema 1 or 2, got {}", value["schema"])));
         }
         let result: Self = serde_json::from_value(value).map_err(|e| wrong(&e))?;
-        let settings = serde_json::to_string(&result.settings).map_err(Error::wrap)?;
+        // The text as it stands, a line of its own: numbers that were read and written again may differ in the last digit.
+        let settings = text.lines().find_map(|line| line.strip_prefix("\"settings\": "));
+        let settings = settings.unwrap_or_default().trim_end_matches(',');
         let hash = hex(Sha256::new_with_prefix(settings));
         if hash != result.fingerprint {
             return Err(wrong(&format!(

@@ -39,7 +39,8 @@ fn arms(grid: &Grid) -> String {
         .collect();
     let dash = |name: &str| (name.to_owned(), "–".to_owned());
     let around = |loss: (String, String), labels, scores: Vec<_>, tail: [(String, String); 2]| {
-        [vec![loss, labels], scores, tail.to_vec()].concat()
+        // As on the page of a run.
+        [vec![labels, loss], scores, tail.to_vec()].concat()
     };
     let first = around(
         dash("loss"),
@@ -71,7 +72,7 @@ fn arms(grid: &Grid) -> String {
         rows.push_str(&format!("<tr><th>{key}{}</th>{}</tr>\n", escape(arm), tds(&cells)));
     }
     format!(
-        "<section>\n<h2>Arms</h2>\n<div class=\"scroll\">\n<table>\n<thead>\n<tr><th>arm</th><th>loss</th><th>labels</th>{heads}\
+        "<section>\n<h2>Arms</h2>\n<div class=\"scroll\">\n<table>\n<thead>\n<tr><th>arm</th><th>labels</th><th>loss</th>{heads}\
          <th>largest max|WᵀW−I|</th><th>seconds a run</th></tr>\n</thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n\
          <ul class=\"notes\">\n<li>Mean ± sample standard deviation over {} seeds; a seed draws the labelled images, the \
          networks' first weights and the order of the images. The test images are the same for all.</li>\n\
@@ -84,6 +85,8 @@ fn arms(grid: &Grid) -> String {
 fn tds(cells: &[(String, String)]) -> String {
     let cell = |(label, value): &(String, String)| {
         let class = if label == "loss" { " class=\"loss\"" } else { "" };
+        // A mean and its spread stay on one line.
+        let value = value.replace(" ± ", "\u{a0}±\u{a0}");
         format!("<td{class} data-label=\"{}\"><div>{value}</div></td>", escape(label))
     };
     cells.iter().map(cell).collect()
@@ -123,7 +126,7 @@ fn pairs(grid: &Grid) -> String {
          <th>mean difference</th><th>95 % interval</th><th>from −{reach:.1} to +{reach:.1}</th><th>n</th>\
          <th>seeds for / equal / against</th></tr>\n</thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n\
          <ul class=\"notes\">\n<li>Both arms of a difference have the same seed: the same labels, first weights and batches. The \
-         interval is of the mean over seeds, by Student's t; one that holds zero shows no difference. With {} intervals about one \
+         interval is of the mean over seeds, by Student's t; one that holds zero leaves open which arm is better. With {} intervals about one \
          in twenty misses the truth by chance: none is widened for that.</li>\n</ul>\n</section>\n",
         escape(metric.name),
         pairs.len()
@@ -277,10 +280,10 @@ mod tests {
         });
         let page = page(all.collect());
         assert!(page.contains("d&lt;i&gt;gits") && page.contains("&lt;b&gt; − none"));
-        assert!(page.contains("79.00 ± 1.00") && page.contains("<th>seed 2</th>"));
+        assert!(page.contains("79.00\u{a0}±\u{a0}1.00") && page.contains("<th>seed 2</th>"));
         // A band for each arm, and the interval of each pair.
         assert_eq!(page.matches("class=\"band\"").count(), 4);
-        assert!(page.contains("logits − none") && page.contains("8.000 ± 0.000"));
+        assert!(page.contains("logits − none") && page.contains("8.000\u{a0}±\u{a0}0.000"));
         assert!(page.contains("vkd compare"));
     }
 
