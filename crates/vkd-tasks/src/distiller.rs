@@ -61,6 +61,18 @@ pub struct LogitLoss {
     pub weight: f64,
 }
 
+/// What the logits' term measures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogitDistance {
+    /// [`vkd_loss::kl`], as [`LogitLoss`] says.
+    #[default]
+    Kl,
+    /// [`vkd_loss::baselines::dist`] with weights of 1.
+    Dist,
+    /// [`vkd_loss::baselines::logit_standardization`].
+    Standardized,
+}
+
 struct Tap {
     config: TapConfig,
     projector: Projector,
@@ -70,6 +82,7 @@ struct Tap {
 pub struct Distiller {
     taps: Vec<Tap>,
     logits: Option<LogitLoss>,
+    distance: LogitDistance,
     adapter: Box<dyn FeatureAdapter>,
 }
 
@@ -113,7 +126,14 @@ impl Distiller {
             )?;
             built.push(Tap { config, projector });
         }
-        Ok(Self { taps: built, logits, adapter: Box::new(ClassificationAdapter) })
+        let distance = LogitDistance::default();
+        Ok(Self { taps: built, logits, distance, adapter: Box::new(ClassificationAdapter) })
+    }
+
+    /// With another distance of the logits than the KL divergence.
+    pub fn with_logit_distance(mut self, distance: LogitDistance) -> Self {
+        self.distance = distance;
+        self
     }
 
     /// Checks that two networks fit, from one output of each (any batch will do).
@@ -154,7 +174,17 @@ impl Distiller {
         let mut terms = Vec::new();
         if let Some(LogitLoss { temperature, weight }) = self.logits {
             let logits = student.distillation_logits.as_ref().unwrap_or(&student.logits);
-            let value = vkd_loss::kl(logits, &teacher.logits, temperature, Reduction::Mean)?;
+            let (target, mean) = (&teacher.logits, Reduction::Mean);
+            let value = match self.distance {
+                LogitDistance::Kl => vkd_loss::kl(logits, target, temperature, mean)?,
+                LogitDistance::Dist => {
+                    let config = baselines::DistConfig { temperature, ..Default::default() };
+                    baselines::dist(logits, target, config)?
+                }
+                LogitDistance::Standardized => {
+                    baselines::logit_standardization(logits, target, temperature, mean)?
+                }
+            };
             terms.push(Term { name: "logits".to_owned(), weight, value });
         }
         for tap in &self.taps {

@@ -52,7 +52,7 @@ mod teacher;
 
 pub use adapter::{ClassificationAdapter, FeatureAdapter};
 pub use classification::ClassificationTask;
-pub use distiller::{Distiller, FeatureLoss, LogitLoss, TapConfig};
+pub use distiller::{Distiller, FeatureLoss, LogitDistance, LogitLoss, TapConfig};
 pub use features::{FeatureMap, Layout, Network, NetworkOutput};
 pub use projector::{Projector, ProjectorConfig};
 pub use published::{PUBLISHED_PARAMETER, PublishedProjector};

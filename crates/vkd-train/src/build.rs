@@ -4,14 +4,14 @@ use crate::batches::Batches;
 use crate::checkpoint;
 use crate::data::Dataset;
 use crate::networks::{STUDENT_TAP, TEACHER_TAP};
-use crate::recipe::{ArmConfig, LabelBudget, LossKind, ProjectorKind, Recipe};
+use crate::recipe::{ArmConfig, LabelBudget, LogitLossKind, LossKind, ProjectorKind, Recipe};
 use candle_core::{DType, Device, Result, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
 use vkd_models::{Cnn, CnnConfig, StudentCard, Vit, VitConfig};
 use vkd_nn::VarStore;
 use vkd_ortho::OrthogonalConfig;
-use vkd_tasks::{Distiller, FeatureLoss, LogitLoss, ProjectorConfig, TapConfig};
+use vkd_tasks::{Distiller, FeatureLoss, LogitDistance, LogitLoss, ProjectorConfig, TapConfig};
 
 /// Variables of the student in the run's store; the prefix is dropped from the exported file.
 pub(crate) const STUDENT: &str = "student";
@@ -166,5 +166,10 @@ pub(crate) fn distiller(recipe: &Recipe, arm: &ArmConfig, store: &VarStore) -> R
     let taps = if arm.features > 0. { vec![tap] } else { vec![] };
     let logits =
         (arm.logits > 0.).then_some(LogitLoss { temperature: d.temperature, weight: arm.logits });
-    Distiller::new(taps, logits, store.builder().pp(PROJECTOR))
+    let distance = match arm.logit_loss {
+        None | Some(LogitLossKind::Kl) => LogitDistance::Kl,
+        Some(LogitLossKind::Dist) => LogitDistance::Dist,
+        Some(LogitLossKind::LogitStandardization) => LogitDistance::Standardized,
+    };
+    Ok(Distiller::new(taps, logits, store.builder().pp(PROJECTOR))?.with_logit_distance(distance))
 }

@@ -48,8 +48,8 @@ pub use folder::RunFolder;
 pub use networks::{STUDENT_TAP, TEACHER_TAP, student_network, teacher_network};
 pub use plan::{ArmPlan, Plan, plan};
 pub use recipe::{
-    ArmConfig, DataConfig, DataKind, DistillConfig, LabelBudget, LossKind, ProjectorKind, Recipe,
-    StudentConfig, TaskKind, TeacherConfig, TrainingConfig,
+    ArmConfig, DataConfig, DataKind, DistillConfig, LabelBudget, LogitLossKind, LossKind,
+    ProjectorKind, Recipe, StudentConfig, TaskKind, TeacherConfig, TrainingConfig,
 };
 pub use report::{ArmReport, Report, TeacherReport};
 pub use result::{ArmResult, RunFacts, fingerprint};

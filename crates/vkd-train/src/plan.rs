@@ -98,13 +98,22 @@ fn arm(
         sample_ids: batch.sample_ids.iter().take(trial).copied().collect(),
     };
     task.check(&batch.images)?;
-    let (started, mut loss) = (Instant::now(), 0.);
-    for phase in task.phases() {
-        let ctx = Context::train(recipe.seed, 0, batch.sample_ids.clone());
-        let output = task.step(&batch, phase, &ctx)?;
-        let grads = output.loss.backward()?;
-        loss += output.loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        gradient_audit(&store.parameters(), &grads)?;
+    let (mut loss, mut fastest) = (0., f64::INFINITY);
+    // The first time pays for thread pools and first pages; where a step is short it is taken again.
+    for _ in 0..3 {
+        let started = Instant::now();
+        loss = 0.;
+        for phase in task.phases() {
+            let ctx = Context::train(recipe.seed, 0, batch.sample_ids.clone());
+            let output = task.step(&batch, phase, &ctx)?;
+            let grads = output.loss.backward()?;
+            loss += output.loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            gradient_audit(&store.parameters(), &grads)?;
+        }
+        fastest = fastest.min(started.elapsed().as_secs_f64());
+        if fastest > 0.5 {
+            break;
+        }
     }
     if !loss.is_finite() {
         return Err(Error::Msg(format!("expected a finite loss at the first step, got {loss}")));
@@ -119,7 +128,7 @@ fn arm(
         student_parameters,
         projector_parameters: parameters - student_parameters,
         state_bytes: (4 * parameters + buffers) * DType::F32.size_in_bytes(),
-        trial_seconds: started.elapsed().as_secs_f64(),
+        trial_seconds: fastest,
         loss,
     })
 }

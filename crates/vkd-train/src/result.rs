@@ -118,6 +118,9 @@ fn method(recipe: &Recipe, config: &ArmConfig, settings: &mut BTreeMap<String, V
     if config.logits > 0. {
         put("arm.logits", json!(config.logits));
         put("distill.temperature", json!(method.temperature));
+        if let Some(kind) = config.logit_loss {
+            put("arm.logit_loss", json!(kind));
+        }
     }
     if config.features > 0. {
         put("arm.features", json!(config.features));

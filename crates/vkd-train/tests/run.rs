@@ -180,6 +180,8 @@ fn arms_differ_in_what_they_name() -> Result<()> {
         ("spkd", "projector = \"none\"\nloss = \"spkd\""),
         ("pkt", "projector = \"none\"\nloss = \"pkt\""),
         ("rkd", "projector = \"none\"\nloss = \"rkd_distance\""),
+        ("dist", "logits = 1.0\nlogit_loss = \"dist\""),
+        ("standard", "logits = 1.0\nlogit_loss = \"logit_standardization\""),
         ("angle", "projector = \"none\"\nloss = \"rkd_angle\""),
     ];
     let tables = kinds.map(|(name, table)| format!("\n[arm.{name}]\n{common}\n{table}\n"));
@@ -201,7 +203,9 @@ fn arms_differ_in_what_they_name() -> Result<()> {
         let (_, state) = (report.terms["feature.tokens"], last);
         let residual = state.and_then(|(_, residual)| residual);
         match name {
-            "bare" => assert!(residual.is_some_and(|r| r <= 1e-6), "{name}: {residual:?}"),
+            "bare" | "dist" | "standard" => {
+                assert!(residual.is_some_and(|r| r <= 1e-6), "{name}: {residual:?}")
+            }
             // Zero after the first update, and it stays zero.
             "published" => assert_eq!(residual, Some(1.)),
             _ => assert_eq!(residual, None, "{name}"),

@@ -67,7 +67,10 @@ fn describe(page: &Page, term: &str) -> (String, String, String) {
     } else if term == "logits" {
         (
             "Loss on the teacher's logits".to_owned(),
-            format!("KL divergence × T² (nats), T = {}", distill.temperature),
+            match page.recipe.arm.values().any(|arm| arm.logit_loss.is_some()) {
+                true => format!("the arm's loss on logits, T = {}", distill.temperature),
+                false => format!("KL divergence × T² (nats), T = {}", distill.temperature),
+            },
             batch.to_owned(),
         )
     } else if let Some(tap) = term.strip_prefix("feature.") {

@@ -48,6 +48,18 @@ impl LossKind {
     }
 }
 
+/// Distance between logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogitLossKind {
+    /// KL divergence, times the squared temperature.
+    Kl,
+    /// DIST, arXiv:2205.10536: correlations over classes and over samples.
+    Dist,
+    /// KL divergence of standardised logits, arXiv:2403.01427.
+    LogitStandardization,
+}
+
 /// One arm of the comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -66,6 +78,9 @@ pub struct ArmConfig {
     /// Width between the two layers of `projector = "mlp"`; by default the teacher's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden: Option<usize>,
+    /// What the term on the logits measures; by default the KL divergence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logit_loss: Option<LogitLossKind>,
     /// In place of `distill.loss`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<LossKind>,

@@ -6,7 +6,7 @@ mod networks;
 mod overrides;
 mod training;
 
-pub use arms::{ArmConfig, DistillConfig, LabelBudget, LossKind, ProjectorKind};
+pub use arms::{ArmConfig, DistillConfig, LabelBudget, LogitLossKind, LossKind, ProjectorKind};
 pub use data::{DataConfig, DataKind};
 pub use networks::{StudentConfig, TeacherConfig};
 pub use training::TrainingConfig;
