@@ -78,7 +78,7 @@ pub(crate) fn teacher(
     progress: &Progress,
 ) -> Result<TeacherReport> {
     let finished = run.teacher_report()?.is_some();
-    let mut part = progress.part(label, run.recipe().teacher.steps);
+    let mut part = progress.part(label, run.recipe().teacher.steps, run.recipe().teacher.batch);
     if !finished {
         watched(run, TEACHER, &mut part)?;
     }
@@ -111,7 +111,7 @@ fn watched(run: &RunFolder, name: &str, part: &mut Part) -> Result<()> {
 
 /// Trains or reuses one arm, which progress shows as `label`.
 pub(crate) fn arm(run: &RunFolder, name: &str, label: &str, progress: &Progress) -> Result<()> {
-    let mut part = progress.part(label, run.recipe().training.steps);
+    let mut part = progress.part(label, run.recipe().training.steps, run.recipe().training.batch);
     let finished = run.arm_report(name)?.is_some();
     if !finished {
         watched(run, name, &mut part)?;

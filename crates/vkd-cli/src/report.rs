@@ -14,7 +14,8 @@ mod plot;
 mod tests;
 
 use candle_core::Result;
-use html::{count, escape, seconds};
+pub(crate) use html::count;
+use html::{escape, seconds};
 use vkd_models::write_atomically;
 use vkd_train::{Event, Recipe, Report, RunFolder, csv};
 

@@ -87,9 +87,13 @@ pub fn fingerprint(
     for table in ["task", "data", "student", "training"] {
         flatten(table, &whole[table], &mut settings);
     }
-    for unimportant in
-        ["data.dir", "training.log_every", "training.checkpoint_every", "training.term_gradients"]
-    {
+    for unimportant in [
+        "data.dir",
+        "training.log_every",
+        "training.checkpoint_every",
+        "training.keep",
+        "training.term_gradients",
+    ] {
         settings.remove(unimportant);
     }
     let mut labels = Sha256::new();
