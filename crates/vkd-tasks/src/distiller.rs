@@ -5,7 +5,7 @@ use crate::{
 };
 use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use vkd_loss::Reduction;
+use vkd_loss::{Reduction, baselines, geometry};
 use vkd_norm::{Context, Normalizer};
 
 /// Distance between the projected student and the normalised teacher.
@@ -18,6 +18,15 @@ pub enum FeatureLoss {
     },
     /// Mean squared difference, as on the paper's poster.
     Mse,
+    /// [`vkd_loss::baselines::spkd`] with rows of Euclidean size one; like the next three it compares relations within the
+    /// batch, so the two widths may differ.
+    Spkd,
+    /// [`vkd_loss::baselines::pkt`], the form of its code.
+    Pkt,
+    /// [`vkd_loss::baselines::rkd_distance`].
+    RkdDistance,
+    /// [`vkd_loss::baselines::rkd_angle`]; its cost grows with the cube of the batch.
+    RkdAngle,
 }
 
 /// One tap: which features are matched, and how.
@@ -52,6 +61,18 @@ pub struct LogitLoss {
     pub weight: f64,
 }
 
+/// What the logits' term measures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogitDistance {
+    /// [`vkd_loss::kl`], as [`LogitLoss`] says.
+    #[default]
+    Kl,
+    /// [`vkd_loss::baselines::dist`] with weights of 1.
+    Dist,
+    /// [`vkd_loss::baselines::logit_standardization`].
+    Standardized,
+}
+
 struct Tap {
     config: TapConfig,
     projector: Projector,
@@ -61,6 +82,7 @@ struct Tap {
 pub struct Distiller {
     taps: Vec<Tap>,
     logits: Option<LogitLoss>,
+    distance: LogitDistance,
     adapter: Box<dyn FeatureAdapter>,
 }
 
@@ -104,7 +126,14 @@ impl Distiller {
             )?;
             built.push(Tap { config, projector });
         }
-        Ok(Self { taps: built, logits, adapter: Box::new(ClassificationAdapter) })
+        let distance = LogitDistance::default();
+        Ok(Self { taps: built, logits, distance, adapter: Box::new(ClassificationAdapter) })
+    }
+
+    /// With another distance of the logits than the KL divergence.
+    pub fn with_logit_distance(mut self, distance: LogitDistance) -> Self {
+        self.distance = distance;
+        self
     }
 
     /// Checks that two networks fit, from one output of each (any batch will do).
@@ -145,7 +174,17 @@ impl Distiller {
         let mut terms = Vec::new();
         if let Some(LogitLoss { temperature, weight }) = self.logits {
             let logits = student.distillation_logits.as_ref().unwrap_or(&student.logits);
-            let value = vkd_loss::kl(logits, &teacher.logits, temperature, Reduction::Mean)?;
+            let (target, mean) = (&teacher.logits, Reduction::Mean);
+            let value = match self.distance {
+                LogitDistance::Kl => vkd_loss::kl(logits, target, temperature, mean)?,
+                LogitDistance::Dist => {
+                    let config = baselines::DistConfig { temperature, ..Default::default() };
+                    baselines::dist(logits, target, config)?
+                }
+                LogitDistance::Standardized => {
+                    baselines::logit_standardization(logits, target, temperature, mean)?
+                }
+            };
             terms.push(Term { name: "logits".to_owned(), weight, value });
         }
         for tap in &self.taps {
@@ -174,7 +213,40 @@ impl Distiller {
                 vkd_loss::smooth_l1(&student, &target, beta, Reduction::Mean)
             }
             FeatureLoss::Mse => vkd_loss::mse(&student, &target, Reduction::Mean),
+            FeatureLoss::Spkd => baselines::spkd(&student, &target, baselines::RowNorm::L2),
+            FeatureLoss::Pkt => baselines::pkt(&student, &target, baselines::Form::Code),
+            FeatureLoss::RkdDistance => baselines::rkd_distance(&student, &target, Reduction::Mean),
+            FeatureLoss::RkdAngle => baselines::rkd_angle(&student, &target, Reduction::Mean),
         }
+    }
+
+    /// How the student's features lie and how like the teacher's they are, before any projector, for the log: `rank.TAP` and
+    /// `teacher_rank.TAP`, the effective ranks, and `cka.TAP`, each where it is defined (features that are the same for all
+    /// images have none).
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check).
+    pub fn geometry(
+        &self,
+        student: &NetworkOutput,
+        teacher: &NetworkOutput,
+    ) -> Result<Vec<(String, f64)>> {
+        self.check(student, teacher)?;
+        let mut found = Vec::new();
+        for Tap { config, .. } in &self.taps {
+            let student = self.adapter.adapt(student.tap("student", &config.student)?)?;
+            let teacher = self.adapter.adapt(teacher.tap("teacher", &config.teacher)?)?;
+            let values = [
+                ("rank", geometry::effective_rank(&student)),
+                ("teacher_rank", geometry::effective_rank(&teacher)),
+                ("cka", geometry::linear_cka(&student, &teacher)),
+            ];
+            let named = |(name, v): (&str, Result<f64>)| {
+                Some((format!("{name}.{}", config.student), v.ok()?))
+            };
+            found.extend(values.into_iter().filter_map(named));
+        }
+        Ok(found)
     }
 
     /// Largest `max|WᵀW − I|` of the orthogonal projectors, in f64; `None` without one.

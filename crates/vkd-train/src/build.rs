@@ -4,14 +4,16 @@ use crate::batches::Batches;
 use crate::checkpoint;
 use crate::data::Dataset;
 use crate::networks::{STUDENT_TAP, TEACHER_GRID, TEACHER_TAP};
-use crate::recipe::{ArmConfig, LabelBudget, LossKind, ProjectorKind, Recipe, TapNames};
+use crate::recipe::{
+    ArmConfig, LabelBudget, LogitLossKind, LossKind, ProjectorKind, Recipe, TapNames,
+};
 use candle_core::{DType, Device, Result, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
 use vkd_models::{Cnn, CnnConfig, StudentCard, Vit, VitConfig};
 use vkd_nn::VarStore;
 use vkd_ortho::OrthogonalConfig;
-use vkd_tasks::{Distiller, FeatureLoss, LogitLoss, ProjectorConfig, TapConfig};
+use vkd_tasks::{Distiller, FeatureLoss, LogitDistance, LogitLoss, ProjectorConfig, TapConfig};
 
 /// Variables of the student in the run's store; the prefix is dropped from the exported file.
 pub(crate) const STUDENT: &str = "student";
@@ -133,43 +135,57 @@ fn widths(recipe: &Recipe, names: &TapNames) -> Result<(usize, usize)> {
 }
 
 pub(crate) fn distiller(recipe: &Recipe, arm: &ArmConfig, store: &VarStore) -> Result<Distiller> {
-    let d = &recipe.distill;
-    let named = |key: &str, e: candle_core::Error| {
-        candle_core::Error::Msg(format!("distill.{key}: {}", crate::plain(&e)))
+    let d = arm.method(&recipe.distill);
+    let named = |key: &str, own: bool, e: candle_core::Error| {
+        let table = if own { "arm" } else { "distill" };
+        candle_core::Error::Msg(format!("{table}.{key}: {}", crate::plain(&e)))
     };
-    let tap = |names: &TapNames| -> Result<TapConfig> {
-        let (student_width, teacher_width) = widths(recipe, names)?;
-        Ok(TapConfig {
-            student: names.student.clone(),
-            student_width,
-            teacher: names.teacher.clone(),
-            teacher_width,
-            projector: match arm.projector {
-                ProjectorKind::Orthogonal => ProjectorConfig::Orthogonal(OrthogonalConfig::new(
-                    d.map.parse().map_err(|e| named("map", e))?,
-                    recipe.seed,
-                )),
-                ProjectorKind::Linear => ProjectorConfig::Linear,
-            },
-            student_normalizer: d
-                .student_normalizer
-                .parse()
-                .map_err(|e| named("student_normalizer", e))?,
-            teacher_normalizer: d
-                .teacher_normalizer
-                .parse()
-                .map_err(|e| named("teacher_normalizer", e))?,
-            loss: match d.loss {
-                LossKind::SmoothL1 => FeatureLoss::SmoothL1 { beta: d.beta },
-                LossKind::Mse => FeatureLoss::Mse,
-            },
-            weight: arm.features,
-        })
-    };
+    let tap =
+        |names: &TapNames| -> Result<TapConfig> {
+            let (student_width, teacher_width) = widths(recipe, names)?;
+            let map = d.map.parse().map_err(|e| named("map", arm.map.is_some(), e))?;
+            Ok(TapConfig {
+                student: names.student.clone(),
+                student_width,
+                teacher: names.teacher.clone(),
+                teacher_width,
+                projector: match arm.projector {
+                    ProjectorKind::Orthogonal => {
+                        ProjectorConfig::Orthogonal(OrthogonalConfig::new(map, recipe.seed))
+                    }
+                    ProjectorKind::Linear => ProjectorConfig::Linear,
+                    ProjectorKind::Mlp => {
+                        ProjectorConfig::Mlp { hidden: arm.hidden.unwrap_or(teacher_width) }
+                    }
+                    ProjectorKind::AsPublished => ProjectorConfig::Published { seed: recipe.seed },
+                    ProjectorKind::None => ProjectorConfig::Identity,
+                },
+                student_normalizer: d.student_normalizer.parse().map_err(|e| {
+                    named("student_normalizer", arm.student_normalizer.is_some(), e)
+                })?,
+                teacher_normalizer: d.teacher_normalizer.parse().map_err(|e| {
+                    named("teacher_normalizer", arm.teacher_normalizer.is_some(), e)
+                })?,
+                loss: match d.loss {
+                    LossKind::SmoothL1 => FeatureLoss::SmoothL1 { beta: d.beta },
+                    LossKind::Mse => FeatureLoss::Mse,
+                    LossKind::Spkd => FeatureLoss::Spkd,
+                    LossKind::Pkt => FeatureLoss::Pkt,
+                    LossKind::RkdDistance => FeatureLoss::RkdDistance,
+                    LossKind::RkdAngle => FeatureLoss::RkdAngle,
+                },
+                weight: arm.features,
+            })
+        };
     // Built even where the arm has no feature term, so that a wrong name never rests in a recipe.
     let taps = d.tap.iter().map(tap).collect::<Result<Vec<_>>>()?;
     let taps = if arm.features > 0. { taps } else { vec![] };
     let logits =
         (arm.logits > 0.).then_some(LogitLoss { temperature: d.temperature, weight: arm.logits });
-    Distiller::new(taps, logits, store.builder().pp(PROJECTOR))
+    let distance = match arm.logit_loss {
+        None | Some(LogitLossKind::Kl) => LogitDistance::Kl,
+        Some(LogitLossKind::Dist) => LogitDistance::Dist,
+        Some(LogitLossKind::LogitStandardization) => LogitDistance::Standardized,
+    };
+    Ok(Distiller::new(taps, logits, store.builder().pp(PROJECTOR))?.with_logit_distance(distance))
 }

@@ -72,11 +72,14 @@ impl Checkpoints {
     /// A failed write, a full disk for one; nothing is removed then.
     pub fn save(&self, tensors: &BTreeMap<String, Tensor>, note: &Note) -> Result<()> {
         save(&self.path(note.step), tensors, note)?;
-        // At least the one just written.
-        for (_, path) in self.list()?.into_iter().skip(self.keep.max(1)) {
-            remove(&path)?;
-        }
-        Ok(())
+        self.prune(note.step)
+    }
+
+    /// Removes what is older than the ones to keep. A newer one than `step` is damaged and doesn't count: it will be
+    /// written anew.
+    pub(crate) fn prune(&self, step: u64) -> Result<()> {
+        let older = self.list()?.into_iter().filter(|(s, _)| *s <= step).skip(self.keep.max(1));
+        older.map(|(_, path)| path).try_for_each(|path| remove(&path))
     }
 
     /// Writes a state as the best one.
@@ -192,6 +195,8 @@ mod tests {
         }
         assert_eq!([0, 1, 2, 3].map(|i| files[i].exists()), [false, false, true, true]);
         std::fs::write(&files[3], "half")?;
+        // The damaged one takes no other's place.
+        Checkpoints::new(folder.path().join("a"), 1).prune(10)?;
         let (saved, passed_over) = all.newest()?;
         assert_eq!(saved.map(|s| s.note), Some(note(10)));
         assert!(passed_over[0].contains("checkpoint-1000000.safetensors"), "{passed_over:?}");

@@ -40,6 +40,12 @@ pub enum EventKind {
         /// Accuracy on the validation images.
         validation_accuracy: f64,
     },
+    /// Numbers about features and gradients that come with a validation.
+    Geometry {
+        /// By name: `rank.TAP` and `teacher_rank.TAP` (effective ranks), `cka.TAP`, `gradient.TERM` (length of the gradient of a
+        /// weighted term, where `training.term_gradients` is set).
+        geometry: BTreeMap<String, f64>,
+    },
 }
 
 /// Where events go. An error ends the run.

@@ -20,7 +20,8 @@ use vkd_models::{card_path, write_atomically};
 /// arms/NAME/student.safetensors, student.json, result.json, events.jsonl
 /// arms/NAME/checkpoint-000240.safetensors, best.safetensors      the last `training.keep` states and the best one
 /// student.safetensors, student.json      of the arm vkd, or of the first one where vkd did not run
-/// metrics.jsonl, report.json, report.html
+/// metrics.jsonl, metrics.csv, report.json, report.html
+/// tensorboard/PART/         event files of each part; new ones are added, none is removed
 /// ```
 pub struct RunFolder {
     dir: PathBuf,
@@ -28,13 +29,14 @@ pub struct RunFolder {
 }
 
 /// What a run writes at the top of its folder: all that `--overwrite` may remove.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "recipe.toml",
     "teacher.safetensors",
     "teacher.jsonl",
     "student.safetensors",
     "student.json",
     "metrics.jsonl",
+    "metrics.csv",
     "report.json",
     "report.html",
 ];

@@ -33,11 +33,15 @@ mod guard;
 pub mod metrics;
 mod networks;
 mod optimizer;
+mod plan;
+mod probe;
 mod recipe;
 mod report;
+mod result;
 mod run;
 mod score;
 mod state;
+mod tensorboard;
 mod trainer;
 
 pub use audit::gradient_audit;
@@ -48,14 +52,17 @@ pub use data::Dataset;
 pub use event::{Event, EventKind, Observer};
 pub use folder::RunFolder;
 pub use networks::{STUDENT_TAP, TEACHER_TAP, student_network, teacher_network};
+pub use plan::{ArmPlan, Plan, plan};
 pub use recipe::{
-    ArmConfig, DataConfig, DataKind, DistillConfig, LabelBudget, LossKind, OptimizerKind,
-    ProjectorKind, Recipe, ScheduleKind, StudentConfig, TapNames, TaskKind, TeacherConfig,
-    TrainingConfig,
+    ArmConfig, DataConfig, DataKind, DistillConfig, LabelBudget, LogitLossKind, LossKind,
+    OptimizerKind, ProjectorKind, Recipe, ScheduleKind, StudentConfig, TapNames, TaskKind,
+    TeacherConfig, TrainingConfig,
 };
 pub use report::{ArmReport, Report, TeacherReport};
+pub use result::{ArmResult, RunFacts, fingerprint};
 pub use run::{train_arm, train_teacher};
 pub use score::evaluate_student;
+pub use tensorboard::{TensorBoard, csv, scalars};
 pub use trainer::{Outcome, TrainerConfig, decays, train};
 
 /// An error's text without the stack trace that candle attaches where `RUST_BACKTRACE` is set.

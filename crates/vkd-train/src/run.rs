@@ -7,9 +7,10 @@ use crate::build::{
 use crate::checkpoint;
 use crate::checkpoints::{Checkpoints, Saved};
 use crate::data::Dataset;
-use crate::event::{Event, EventLog, Observer};
+use crate::event::{Event, EventKind, EventLog, Observer};
 use crate::folder::{RunFolder, named};
 use crate::networks::{student_network, teacher_network};
+use crate::probe::Probe;
 use crate::recipe::TEACHER;
 use crate::report::{ArmReport, TeacherReport};
 use crate::score::{score, scores};
@@ -92,7 +93,10 @@ fn take_up(
     std::fs::create_dir_all(checkpoints.dir()).map_err(|e| named(checkpoints.dir(), &e))?;
     checkpoints.sweep()?;
     let (newest, _) = checkpoints.newest()?;
-    log.cut(newest.as_ref().map_or(0, |saved| saved.note.step))?;
+    let step = newest.as_ref().map_or(0, |saved| saved.note.step);
+    // A kill may have come between a write and this.
+    checkpoints.prune(step)?;
+    log.cut(step)?;
     Ok((checkpoints, newest))
 }
 
@@ -154,8 +158,30 @@ pub fn train_arm(
         TrainerConfig { arm: name, seed: recipe.seed, training, checkpoints: &checkpoints };
     let batch = |number| batches.get(number);
     let validate = || score(|images| task.evaluate(images), data, &data.validation);
-    let log = &mut |e: &Event| log.write(e);
-    let outcome = train(&task, &store, &trainer, newest.as_ref(), batch, validate, log)?;
+    let again = match training.term_gradients {
+        true => Some(self::batches(recipe, arm, data)?.0),
+        false => None,
+    };
+    let mut probe = Probe {
+        task: &task,
+        data,
+        store: &store,
+        seed: recipe.seed,
+        accumulate: training.accumulate,
+        batches: again,
+    };
+    let observe = &mut |event: &Event| {
+        log.write(event)?;
+        if let EventKind::Validation { .. } = event.kind {
+            let geometry = probe.measure(event.step)?;
+            if !geometry.is_empty() {
+                let kind = EventKind::Geometry { geometry };
+                log.write(&Event { kind, ..event.clone() })?;
+            }
+        }
+        Ok(())
+    };
+    let outcome = train(&task, &store, &trainer, newest.as_ref(), batch, validate, observe)?;
     let prefix = format!("{STUDENT}.");
     let tensors: BTreeMap<_, _> = store
         .tensors()

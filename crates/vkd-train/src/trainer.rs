@@ -11,7 +11,7 @@ use candle_core::backprop::GradStore;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use vkd_nn::{Context, GradAccumulator, VarStore};
-use vkd_tasks::{Batch, DistillTask};
+use vkd_tasks::{Batch, DistillTask, PUBLISHED_PARAMETER};
 
 /// Settings of one [`train`] call.
 pub struct TrainerConfig<'a> {
@@ -35,8 +35,12 @@ pub struct Outcome {
 }
 
 /// Whether weight decay applies to a variable: matrices and kernels of the networks. Not the projector (decay would work
-/// against the frame's parameter), nor biases, norms, tokens and positions, as in DeiT and the published V_kD code.
+/// against the frame's parameter), nor biases, norms, tokens and positions, as in DeiT and the published V_kD code. The
+/// published code's own projector decays, as it did there: that is its flaw.
 pub fn decays(name: &str, rank: usize) -> bool {
+    if name.starts_with("projector.") && name.ends_with(PUBLISHED_PARAMETER) {
+        return true;
+    }
     let free = ["projector.", "student.cls_token", "student.pos_embed"];
     rank > 1 && !free.iter().any(|prefix| name.starts_with(prefix))
 }

@@ -6,7 +6,9 @@ mod networks;
 mod overrides;
 mod training;
 
-pub use arms::{ArmConfig, DistillConfig, LabelBudget, LossKind, ProjectorKind, TapNames};
+pub use arms::{
+    ArmConfig, DistillConfig, LabelBudget, LogitLossKind, LossKind, ProjectorKind, TapNames,
+};
 pub use data::{DataConfig, DataKind};
 pub use networks::{StudentConfig, TeacherConfig};
 pub use training::{OptimizerKind, ScheduleKind, TrainingConfig};
@@ -140,7 +142,7 @@ impl Recipe {
         self.data.check()?;
         self.teacher.check()?;
         self.training.check()?;
-        self.arm.iter().try_for_each(|(name, arm)| arm.check(name))
+        self.arm.iter().try_for_each(|(name, arm)| arm.check(name, &self.distill))
     }
 }
 

@@ -85,6 +85,9 @@ pub struct TrainingConfig {
     pub evaluate_every: u64,
     /// Steps between two checkpoints.
     pub checkpoint_every: u64,
+    /// Whether each validation logs the length of every term's gradient: one more backward pass a term.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub term_gradients: bool,
     /// How many of the last checkpoints stay, the best one apart; default 2.
     #[serde(default = "keep", skip_serializing_if = "is_keep")]
     pub keep: usize,
