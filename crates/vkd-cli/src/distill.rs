@@ -1,14 +1,14 @@
 //! `vkd distill`: a teacher, its arms, a table and a report.
 
-use crate::progress::Progress;
+use crate::machine::processors;
+use crate::progress::{Part, Progress};
 use crate::recipe_args::RecipeArgs;
 use crate::worker::{TEACHER, train_in_process};
+use crate::{dry_run, pool};
 use candle_core::{Result, bail};
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
-use vkd_train::{Dataset, Recipe, Report, RunFolder, TeacherReport, train_teacher};
+use vkd_train::{Dataset, Recipe, Report, RunFolder, TeacherReport, TensorBoard, train_teacher};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -20,25 +20,41 @@ pub(crate) struct Args {
     /// Start anew in a folder that holds another run
     #[arg(long)]
     overwrite: bool,
+    /// Go on with the run in DIR, by its own recipe where none is named. Without this a run that was stopped goes on as
+    /// well, when it is started again as before
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "overwrite"])]
+    resume: Option<PathBuf>,
     /// How many arms train side by side, one thread each [default: the number of processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     jobs: Option<u64>,
+    /// Build everything, take one small step in memory, say what a run costs, and write nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
-    let recipe = args.recipe.load()?;
+    if let Some(dir) = &args.resume
+        && !dir.join("recipe.toml").exists()
+    {
+        bail!("{}: expected a run to resume, got no recipe.toml there", dir.display())
+    }
+    let recipe = args.recipe.load_for(args.resume.as_deref())?;
     let data = Dataset::open(&recipe.data)?;
     vkd_train::check(&recipe, &data)?;
-    let out = match &args.out {
+    let out = match args.resume.as_ref().or(args.out.as_ref()) {
         Some(out) => out.clone(),
         None => PathBuf::from("runs").join(format!("{}-seed{}", recipe.name, recipe.seed)),
     };
+    if args.dry_run {
+        return dry_run::run(&recipe, &data, &out, args.overwrite);
+    }
     let run = RunFolder::create(&out, recipe, args.overwrite)?;
     let progress = Progress::new();
     progress.line(&summary(run.recipe(), &data, &out));
-    let teacher = teacher(&run, &data, &progress)?;
-    arms(&run, &progress, args.jobs.map_or(processors(), |j| j as usize))?;
+    let teacher = teacher(&run, &data, TEACHER, &progress)?;
+    let jobs = args.jobs.map_or(processors(), |j| j as usize);
+    pool::for_each(&run.recipe().arms, jobs, |name| arm(&run, name, name, &progress))?;
     let report = run.finish(&data.name, started.elapsed().as_secs_f64())?;
     crate::report::write(&run, &report, data.test.len())?;
     crate::print(&format!(
@@ -48,10 +64,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         run.path("student.safetensors").display(),
         run.path("report.html").display()
     ))
-}
-
-fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 fn summary(recipe: &Recipe, data: &Dataset, out: &std::path::Path) -> String {
@@ -67,11 +79,18 @@ fn summary(recipe: &Recipe, data: &Dataset, out: &std::path::Path) -> String {
     )
 }
 
-fn teacher(run: &RunFolder, data: &Dataset, progress: &Progress) -> Result<TeacherReport> {
+/// Trains or reuses the teacher, which progress shows as `label`.
+pub(crate) fn teacher(
+    run: &RunFolder,
+    data: &Dataset,
+    label: &str,
+    progress: &Progress,
+) -> Result<TeacherReport> {
     let finished = run.teacher_report()?.is_some();
-    let mut part = progress.part(TEACHER, run.recipe().teacher.steps);
+    let mut part = progress.part(label, run.recipe().teacher.steps, run.recipe().teacher.batch);
     if !finished {
-        train_in_process(run.dir(), TEACHER, |e| part.show(e))?;
+        say_where_from(run, TEACHER, label, progress)?;
+        watched(run, TEACHER, &mut part)?;
     }
     // Checks the floor of a reused one too; trains nothing any more.
     let report = train_teacher(run, data, &mut |_| Ok(()))?;
@@ -86,37 +105,39 @@ fn teacher(run: &RunFolder, data: &Dataset, progress: &Progress) -> Result<Teach
     Ok(report)
 }
 
-/// Trains the arms, `jobs` at a time. After a failure no further arm starts; the first error is returned.
-fn arms(run: &RunFolder, progress: &Progress, jobs: usize) -> Result<()> {
-    let names = &run.recipe().arms;
-    let jobs = jobs.min(names.len());
-    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || {
-        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Err(e) = arm(run, name, progress) {
-                next.store(names.len(), Ordering::Relaxed);
-                if let Ok(mut failures) = failures.lock() {
-                    failures.push(vkd_train::plain(&e));
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(work);
-        }
-    });
-    match failures.into_inner().unwrap_or_default().first() {
-        Some(message) => bail!("{message}"),
-        None => Ok(()),
+/// Says from which checkpoint a part goes on, and which ones can't be read.
+fn say_where_from(run: &RunFolder, name: &str, label: &str, progress: &Progress) -> Result<()> {
+    let (newest, passed_over) = run.checkpoints(name).newest()?;
+    for why in passed_over {
+        progress.line(&format!("{label:>16} warning: checkpoint passed over: {why}"));
     }
+    if let Some(saved) = newest {
+        progress.line(&format!("{label:>16} goes on after step {}", saved.note.step));
+    }
+    Ok(())
 }
 
-fn arm(run: &RunFolder, name: &str, progress: &Progress) -> Result<()> {
-    let mut part = progress.part(name, run.recipe().training.steps);
+/// Trains one part in a process of its own; progress and TensorBoard see its events as they come.
+fn watched(run: &RunFolder, name: &str, part: &mut Part) -> Result<()> {
+    let mut board = TensorBoard::create(&run.path("tensorboard").join(name))?;
+    let mut fault = None;
+    train_in_process(run.dir(), name, |event| {
+        part.show(event);
+        // The first failed write is told at the end; training goes on.
+        if fault.is_none() {
+            fault = board.write(event).err();
+        }
+    })?;
+    fault.map_or(Ok(()), Err)
+}
+
+/// Trains or reuses one arm, which progress shows as `label`.
+pub(crate) fn arm(run: &RunFolder, name: &str, label: &str, progress: &Progress) -> Result<()> {
+    let mut part = progress.part(label, run.recipe().training.steps, run.recipe().training.batch);
     let finished = run.arm_report(name)?.is_some();
     if !finished {
-        train_in_process(run.dir(), name, |e| part.show(e))?;
+        say_where_from(run, name, label, progress)?;
+        watched(run, name, &mut part)?;
     }
     let Some(report) = run.arm_report(name)? else {
         bail!("arm {name}: expected a result from its process, got none")

@@ -1,9 +1,10 @@
-//! `vkd eval`: the accuracy of a saved student.
+//! `vkd eval`: the scores of a saved student.
 
 use crate::recipe_args::RecipeArgs;
-use candle_core::{Device, Result, bail};
+use candle_core::{Device, Error, Result, bail};
 use std::path::{Path, PathBuf};
 use vkd_models::Student;
+use vkd_train::metrics::Evaluation;
 use vkd_train::{Dataset, evaluate_student};
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -22,6 +23,9 @@ pub(crate) struct Args {
     /// Which images
     #[arg(long, value_enum, default_value = "test")]
     split: Split,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -37,14 +41,70 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if indices.is_empty() {
         bail!("eval: expected {name} images, got none in {}", data.name)
     }
-    let accuracy = evaluate_student(&student, &data, indices)?;
+    let found = evaluate_student(&student, &data, indices)?;
+    if args.json {
+        return crate::print(&json(args, &found, &data, name)?);
+    }
     crate::print(&format!(
-        "{}: accuracy {accuracy:.4} on {} {name} images of {} (recipe {})\n",
+        "{}: accuracy {:.4} on {} {name} images of {} (recipe {})\n\
+         top 5 {:.4}, negative log likelihood {:.4}, expected calibration error {:.4} (15 bins)\n\n{}",
         args.student.display(),
-        indices.len(),
+        found.accuracy,
+        found.images,
         data.name,
-        recipe.name
+        recipe.name,
+        found.top5_accuracy,
+        found.negative_log_likelihood,
+        found.calibration_error,
+        confusion(&found, &data.class_names)
     ))
+}
+
+fn json(args: &Args, found: &Evaluation, data: &Dataset, split: &str) -> Result<String> {
+    let mut value = serde_json::to_value(found).map_err(Error::wrap)?;
+    value["student"] = args.student.display().to_string().into();
+    value["data"] = data.name.as_str().into();
+    value["split"] = split.into();
+    value["classes"] = data.class_names.clone().into();
+    Ok(format!("{value}\n"))
+}
+
+/// Most classes that a terminal shows as a matrix.
+const SHOWN: usize = 20;
+
+/// The confusion matrix, a row a label; of many classes only the pairs that are taken for each other most often.
+fn confusion(found: &Evaluation, names: &[String]) -> String {
+    let counts = &found.confusion;
+    if names.len() <= SHOWN {
+        let longest =
+            |least: usize| names.iter().map(|n| n.chars().count()).fold(least, usize::max);
+        let digits = counts.iter().flatten().max().map_or(1, |n| n.to_string().len());
+        let (first, width) = (longest(5), longest(digits));
+        let mut text = format!("{:>first$} ", "label");
+        names.iter().for_each(|name| text.push_str(&format!(" {name:>width$}")));
+        text.push_str("   recall\n");
+        for ((class, row), name) in counts.iter().enumerate().zip(names) {
+            text.push_str(&format!("{name:>first$} "));
+            row.iter().for_each(|n| text.push_str(&format!(" {n:>width$}")));
+            let all: u64 = row.iter().sum();
+            text.push_str(&match all {
+                0 => "        -\n".to_owned(),
+                all => format!("   {:.4}\n", row[class] as f64 / all as f64),
+            });
+        }
+        return text;
+    }
+    let pairs = counts.iter().enumerate().flat_map(|(label, row)| {
+        row.iter().enumerate().map(move |(prediction, n)| (*n, label, prediction))
+    });
+    let mut wrong: Vec<_> = pairs.filter(|(n, l, p)| *n > 0 && l != p).collect();
+    // The sort keeps classes in order where counts are equal.
+    wrong.sort_by_key(|(n, ..)| std::cmp::Reverse(*n));
+    let mut text = "most frequent confusions (label, prediction, images):\n".to_owned();
+    for (n, label, prediction) in wrong.iter().take(SHOWN) {
+        text.push_str(&format!("  {} -> {}: {n}\n", names[*label], names[*prediction]));
+    }
+    text
 }
 
 /// The folder of the run that a student lies in: `RUN/student.safetensors` or `RUN/arms/NAME/student.safetensors`.
@@ -52,4 +112,35 @@ fn run_of(student: &Path) -> Option<PathBuf> {
     let folder = student.parent()?;
     let candidates = [Some(folder), folder.parent().and_then(Path::parent)];
     candidates.into_iter().flatten().find(|f| f.join("recipe.toml").exists()).map(Path::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn evaluation(confusion: Vec<Vec<u64>>) -> Evaluation {
+        Evaluation {
+            images: 1,
+            accuracy: 0.,
+            top5_accuracy: 0.,
+            negative_log_likelihood: 0.,
+            calibration_error: 0.,
+            confusion,
+        }
+    }
+
+    #[test]
+    fn few_classes_are_a_matrix_and_many_a_list() {
+        let names = ["cat".to_owned(), "dog".to_owned()];
+        let text = confusion(&evaluation(vec![vec![12, 4], vec![0, 0]]), &names);
+        assert_eq!(
+            text,
+            "label  cat dog   recall\n  cat   12   4   0.7500\n  dog    0   0        -\n"
+        );
+        let names: Vec<String> = (0..30).map(|i| format!("c{i}")).collect();
+        let mut counts = vec![vec![0; 30]; 30];
+        (counts[3][4], counts[7][1], counts[5][5]) = (2, 9, 50);
+        let text = confusion(&evaluation(counts), &names);
+        assert!(text.ends_with("  c7 -> c1: 9\n  c3 -> c4: 2\n"), "{text}");
+    }
 }

@@ -1,9 +1,15 @@
 //! The vkd command line: distil a big network into a small one.
 
 mod bake;
+mod compare;
 mod distill;
+mod doctor;
+mod dry_run;
 mod eval;
+mod grid;
 mod inspect;
+mod machine;
+mod pool;
 mod predict;
 mod progress;
 mod recipe_args;
@@ -27,6 +33,10 @@ struct Cli {
 enum Command {
     /// Train a teacher and distil students from it; without arguments, on the embedded handwritten digits
     Distill(distill::Args),
+    /// Train a grid of arms and seeds, or what is missing of it, and compare them
+    Compare(compare::Args),
+    /// Check machine, data set and teacher for a recipe
+    Doctor(doctor::Args),
     /// Score a distilled student on a data set
     Eval(eval::Args),
     /// Classify images with a distilled student
@@ -61,6 +71,8 @@ fn main() -> ExitCode {
     }));
     let run = || match Cli::parse().command {
         Command::Distill(args) => distill::run(&args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Bake(args) => bake::run(&args),

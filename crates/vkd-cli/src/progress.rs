@@ -1,7 +1,9 @@
 //! Progress: bars on a terminal, plain lines elsewhere.
 
+use crate::report::count;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
+use std::time::Instant;
 use vkd_train::{Event, EventKind};
 
 /// Shows the parts of a run side by side.
@@ -14,6 +16,10 @@ pub(crate) struct Part {
     bar: Option<ProgressBar>,
     name: String,
     total: u64,
+    /// Images a step.
+    batch: usize,
+    /// When the first event came, and its step: a part that goes on does not begin at zero.
+    begun: Option<(Instant, u64)>,
     validation: Option<f64>,
 }
 
@@ -22,8 +28,8 @@ impl Progress {
         Self { bars: std::io::stderr().is_terminal().then(MultiProgress::new) }
     }
 
-    /// A part of `total` steps.
-    pub(crate) fn part(&self, name: &str, total: u64) -> Part {
+    /// A part of `total` steps of `batch` images.
+    pub(crate) fn part(&self, name: &str, total: u64, batch: usize) -> Part {
         let bar = self.bars.as_ref().map(|bars| {
             let bar = bars.add(ProgressBar::new(total));
             // The template is a constant of ours; the default is a bar as well.
@@ -36,7 +42,7 @@ impl Progress {
             bar.tick();
             bar
         });
-        Part { bar, name: name.to_owned(), total, validation: None }
+        Part { bar, name: name.to_owned(), total, batch, begun: None, validation: None }
     }
 
     /// A line of its own, above the bars.
@@ -51,6 +57,7 @@ impl Progress {
 impl Part {
     /// Shows an event.
     pub(crate) fn show(&mut self, event: &Event) {
+        let rate = self.rate(event.step);
         match &event.kind {
             EventKind::Step { loss, terms, .. } => {
                 if let Some(bar) = &self.bar {
@@ -59,19 +66,35 @@ impl Part {
                     let validation =
                         self.validation.map(|v| format!("  validation {v:.3}")).unwrap_or_default();
                     bar.set_position(event.step + 1);
-                    bar.set_message(format!("loss {loss:.3} ({}){validation}", terms.join(", ")));
+                    bar.set_message(format!(
+                        "{rate}loss {loss:.3} ({}){validation}",
+                        terms.join(", ")
+                    ));
                 }
             }
+            // For the log and the report.
+            EventKind::Geometry { .. } => {}
             EventKind::Validation { validation_accuracy } => {
                 self.validation = Some(*validation_accuracy);
                 match &self.bar {
                     Some(bar) => bar.set_position(event.step),
                     None => crate::note(&format!(
-                        "{:>16} {:>5}/{}  validation {validation_accuracy:.3}",
+                        "{:>16} {:>5}/{}  {rate}validation {validation_accuracy:.3}",
                         self.name, event.step, self.total
                     )),
                 }
             }
+        }
+    }
+
+    /// `1,234 images/s  `, nothing at first.
+    fn rate(&mut self, step: u64) -> String {
+        let (start, first) = *self.begun.get_or_insert_with(|| (Instant::now(), step));
+        let images = step.saturating_sub(first) as f64 * self.batch as f64;
+        let seconds = start.elapsed().as_secs_f64();
+        match images > 0. && seconds > 0. {
+            true => format!("{} images/s  ", count((images / seconds).round() as u64)),
+            false => String::new(),
         }
     }
 

@@ -22,16 +22,31 @@ pub(crate) struct RecipeArgs {
 
 impl RecipeArgs {
     pub(crate) fn load(&self) -> Result<Recipe> {
+        self.load_with(&[])
+    }
+
+    /// With further overrides.
+    pub(crate) fn load_with(&self, more: &[String]) -> Result<Recipe> {
+        let overrides = [self.overrides().as_slice(), more].concat();
         match &self.recipe {
-            None => Recipe::parse(DEFAULT, "the built-in recipe digits.toml", &self.overrides()),
-            Some(path) => self.read(path),
+            None => Recipe::parse(DEFAULT, "the built-in recipe digits.toml", &overrides),
+            Some(path) => Self::read(path, &overrides),
         }
+    }
+
+    /// The arguments again, as a shell takes them.
+    pub(crate) fn words(&self) -> Vec<String> {
+        let quoted = |word: &String| format!("'{}'", word.replace('\'', "'\\''"));
+        let recipe = self.recipe.iter().map(|path| path.display().to_string());
+        let set = self.set.iter().flat_map(|set| ["--set".to_owned(), quoted(set)]);
+        let seed = self.seed.iter().map(|seed| format!("--seed {seed}"));
+        recipe.chain(set).chain(seed).collect()
     }
 
     /// The named recipe, else the one of the run that `run` is the folder of, else the built-in one.
     pub(crate) fn load_for(&self, run: Option<&Path>) -> Result<Recipe> {
         match (&self.recipe, run) {
-            (None, Some(run)) => self.read(&run.join("recipe.toml")),
+            (None, Some(run)) => Self::read(&run.join("recipe.toml"), &self.overrides()),
             _ => self.load(),
         }
     }
@@ -40,9 +55,9 @@ impl RecipeArgs {
         self.set.iter().cloned().chain(self.seed.map(|s| format!("seed={s}"))).collect()
     }
 
-    fn read(&self, path: &Path) -> Result<Recipe> {
+    fn read(path: &Path, overrides: &[String]) -> Result<Recipe> {
         match std::fs::read_to_string(path) {
-            Ok(text) => Recipe::parse(&text, &path.display().to_string(), &self.overrides()),
+            Ok(text) => Recipe::parse(&text, &path.display().to_string(), overrides),
             Err(e) => bail!("{}: expected a recipe: {e}", path.display()),
         }
     }

@@ -1,4 +1,4 @@
-//! `report.html`: one page about a run, complete in itself.
+//! `report.html`: one page about a run, complete in itself; [`grid`] is the one about a comparison.
 //!
 //! Invariants: no script, no font and no picture from elsewhere; every string that comes from outside passes
 //! [`html::escape`]; a value that is not finite is left out of the plots and shown as a dash in the table.
@@ -6,21 +6,26 @@
 mod arms;
 mod axis;
 mod curves;
+pub(crate) mod grid;
 mod html;
+pub(crate) mod markdown;
 mod plot;
 #[cfg(test)]
 mod tests;
 
 use candle_core::Result;
-use html::{count, escape, seconds};
+pub(crate) use html::count;
+use html::{escape, seconds};
 use vkd_models::write_atomically;
-use vkd_train::{Event, Recipe, Report, RunFolder};
+use vkd_train::{Event, Recipe, Report, RunFolder, csv};
 
 const STYLE: &str = include_str!("report/report.css");
 
-/// Writes `report.html` into the run folder; `test_images` is the number behind every test accuracy.
+/// Writes `report.html` and `metrics.csv` into the run folder; `test_images` is the number behind every test accuracy.
 pub(crate) fn write(run: &RunFolder, report: &Report, test_images: usize) -> Result<()> {
-    let page = Page { report, recipe: run.recipe(), events: &run.events()?, test_images };
+    let events = run.events()?;
+    write_atomically(&run.path("metrics.csv"), csv(&events).as_bytes())?;
+    let page = Page { report, recipe: run.recipe(), events: &events, test_images };
     Ok(write_atomically(&run.path("report.html"), page.html()?.as_bytes())?)
 }
 

@@ -97,6 +97,16 @@ pub(crate) fn train_in_process(
     match end {
         Some(Message::Done) => Ok(()),
         Some(Message::Failed(text)) => bail!("{text}"),
-        _ => bail!("{part}: its process ended early ({status}): {}", complaints.trim()),
+        _ => {
+            let complaints = match complaints.trim() {
+                "" => String::new(),
+                text => format!(": {text}"),
+            };
+            bail!(
+                "{part}: its process ended early ({status}){complaints}; what it had saved is in {}, and the same command \
+                 goes on from there",
+                folder.display()
+            )
+        }
     }
 }

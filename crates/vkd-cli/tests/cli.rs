@@ -4,7 +4,6 @@
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../vkd-train/tests/tiny.toml");
 
@@ -40,6 +39,9 @@ fn distil_eval_predict() {
         "student.json",
         "recipe.toml",
         "metrics.jsonl",
+        "metrics.csv",
+        "tensorboard/teacher",
+        "tensorboard/vkd",
         "report.json",
         "report.html",
     ] {
@@ -59,6 +61,11 @@ fn distil_eval_predict() {
     // Inside its run folder a student knows its data.
     let line = good(dir.path(), &["eval", "runs/tiny-seed4/student.safetensors"]);
     assert!(line.contains(&format!("accuracy {accuracy:.4} on 1547 test images")), "{line}");
+    assert!(line.contains("calibration error") && line.contains("recall"), "{line}");
+    let json = good(dir.path(), &["eval", "runs/tiny-seed4/student.safetensors", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["accuracy"], &json["images"]), (&accuracy.into(), &1547.into()));
+    assert_eq!(json["confusion"][9].as_array().map(Vec::len), Some(10));
     let none = "runs/tiny-seed4/arms/none/student.safetensors";
     let line = good(dir.path(), &["eval", none, "--split", "validation"]);
     assert!(line.contains("on 50 validation images"), "{line}");
@@ -117,6 +124,67 @@ fn bad_input_is_named_and_nothing_panics() {
 }
 
 #[test]
+fn a_dry_run_and_the_doctor_write_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    let text = good(at, &["distill", TINY, "--dry-run"]);
+    for part in ["6 steps of 10 images, 60 in all", "vkd  ", "5·feature.tokens", "runs/tiny-seed0"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let text = good(at, &["doctor", TINY]);
+    assert!(text.contains("ok       teacher") && !text.contains("PROBLEM"), "{text}");
+    let out = vkd(at, &["doctor", TINY, "--set", "data.kind=idx", "--set", "data.dir=absent"]);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(!out.status.success() && text.contains("PROBLEM  data: absent"), "{text}");
+    assert!(bad(at, &["distill", TINY, "--dry-run", "--set", "student.heads=3"]).contains("heads"));
+    assert_eq!(std::fs::read_dir(at).unwrap().count(), 0);
+    std::fs::create_dir(at.join("full")).unwrap();
+    std::fs::write(at.join("full/thesis.tex"), "years").unwrap();
+    let full = bad(at, &["distill", TINY, "--dry-run", "--out", "full"]);
+    assert!(full.contains("got another folder"), "{full}");
+}
+
+#[test]
+fn a_grid_is_built_in_parts_and_never_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    let grid = |arms: &str, seeds: &str, more: &[&str]| {
+        let words = ["compare", TINY, "--arms", arms, "--seeds", seeds, "--results", "kept"];
+        let out = vkd(at, &[&words, more].concat());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        (text(&out.stdout), text(&out.stderr))
+    };
+    let (table, log) = grid("none,vkd", "2", &[]);
+    assert!(log.contains("0 of 4 runs found in kept, 4 to train"), "{log}");
+    assert!(table.contains("| vkd − none ") && table.contains("n = 2 (seed 0, 1)"), "{table}");
+    assert!(table.contains("6 steps of 10 images (effective batch), 60 images seen"), "{table}");
+    let files = |folder: &str| std::fs::read_dir(at.join(folder)).unwrap().count();
+    assert_eq!(files("kept"), 4);
+    let page = std::fs::read_to_string(at.join("runs/tiny-compare/report.html")).unwrap();
+    assert!(page.contains("class=\"band\"") && page.contains("effective batch"));
+    // Another arm and seed: only what is missing is trained, and the numbers of the rest stay, even without their run folders.
+    std::fs::remove_dir_all(at.join("runs")).unwrap();
+    let (wider, log) = grid("none,logits,vkd", "3", &["--reference", "logits"]);
+    assert!(log.contains("4 of 9 runs found in kept, 5 to train"), "{log}");
+    assert!(wider.contains("| vkd − logits ") && wider.contains("| none − logits "), "{wider}");
+    let (again, log) = grid("none,vkd", "2", &[]);
+    assert!(log.contains("4 of 4 runs found") && !log.contains("validation"), "{log}");
+    assert_eq!(again, table);
+    // Other settings are another arm: nothing of the old is taken for it.
+    let (_, log) = grid("none,vkd", "2", &["--set", "arm.vkd.features=6", "--out", "other"]);
+    assert!(log.contains("2 of 4 runs found"), "{log}");
+    // A folder with both can't be summed up, and says what differs.
+    let mixed = bad(at, &["compare", "--from", "kept"]);
+    assert!(mixed.contains("differ: arm.features is "), "{mixed}");
+    let kept = good(at, &["compare", "--from", "kept", "--arms", "none,logits", "--out", "page"]);
+    assert!(kept.contains("| logits − none ") && at.join("page/report.md").exists(), "{kept}");
+    assert!(bad(at, &["compare", TINY, "--arms", "none,vkt"]).contains("got vkt"));
+    assert!(bad(at, &["compare", "--from", "nowhere"]).contains("nowhere"));
+}
+
+#[test]
 fn a_closed_pipe_is_no_fault() {
     let dir = tempfile::tempdir().unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_vkd"))
@@ -130,44 +198,4 @@ fn a_closed_pipe_is_no_fault() {
     drop(child.stderr.take());
     assert!(child.wait().unwrap().success());
     assert!(dir.path().join("runs/tiny-seed0/report.html").exists());
-}
-
-#[test]
-fn a_killed_run_leaves_whole_files() {
-    let dir = tempfile::tempdir().unwrap();
-    let run = dir.path().join("run");
-    let set = ["arms=[\"none\"]", "training.checkpoint_every=1", "training.steps=20"];
-    let set: Vec<&str> = set.iter().flat_map(|s| ["--set", s]).collect();
-    good(dir.path(), &[&["distill", TINY, "--out", "run"], &set[..]].concat());
-    // The same recipe with endless steps, killed at several moments while it writes a checkpoint every step.
-    let text = std::fs::read_to_string(run.join("recipe.toml")).unwrap();
-    std::fs::write(run.join("recipe.toml"), text.replace("steps = 20", "steps = 1000000")).unwrap();
-    let checkpoint = run.join("arms/vkd/checkpoint.safetensors");
-    for pause in [150, 230, 310, 2000] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_vkd"))
-            .current_dir(dir.path())
-            .args(["worker", "run", "vkd"])
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(Duration::from_millis(pause));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        // A slow machine may not have come so far; the last pause is long.
-        if checkpoint.exists() {
-            assert!(
-                whole(&std::fs::read(&checkpoint).unwrap()),
-                "whole after a kill at {pause} ms"
-            );
-        }
-    }
-    assert!(checkpoint.exists(), "the longest pause reaches a checkpoint");
-}
-
-/// Whether a safetensors file ends where its header says.
-fn whole(bytes: &[u8]) -> bool {
-    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
-    let ends = json.as_object().unwrap().values().filter_map(|v| v["data_offsets"][1].as_u64());
-    ends.max() == Some((bytes.len() - 8 - header) as u64)
 }

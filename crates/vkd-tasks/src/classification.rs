@@ -58,6 +58,19 @@ impl ClassificationTask {
         }
     }
 
+    /// [`Distiller::geometry`] on `images` in evaluation mode; empty without a teacher or a tap.
+    ///
+    /// # Errors
+    /// Those of the networks and of [`Distiller::check`].
+    pub fn geometry(&self, images: &Tensor) -> Result<Vec<(String, f64)>> {
+        match &self.distillation {
+            Some((teacher, distiller)) => {
+                distiller.geometry(&self.evaluate(images)?, &teacher.forward(images)?)
+            }
+            None => Ok(Vec::new()),
+        }
+    }
+
     fn label_loss(
         &self,
         student: &NetworkOutput,

@@ -5,7 +5,7 @@ use crate::{
 };
 use candle_core::{DType, Device, Error, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use vkd_loss::Reduction;
+use vkd_loss::{Reduction, baselines, geometry};
 use vkd_norm::{Context, Normalizer};
 
 /// Distance between the projected student and the normalised teacher.
@@ -18,6 +18,15 @@ pub enum FeatureLoss {
     },
     /// Mean squared difference, as on the paper's poster.
     Mse,
+    /// [`vkd_loss::baselines::spkd`] with rows of Euclidean size one; like the next three it compares relations within the
+    /// batch, so the two widths may differ.
+    Spkd,
+    /// [`vkd_loss::baselines::pkt`], the form of its code.
+    Pkt,
+    /// [`vkd_loss::baselines::rkd_distance`].
+    RkdDistance,
+    /// [`vkd_loss::baselines::rkd_angle`]; its cost grows with the cube of the batch.
+    RkdAngle,
 }
 
 impl FeatureLoss {
@@ -25,6 +34,10 @@ impl FeatureLoss {
         match self {
             Self::SmoothL1 { beta } => vkd_loss::smooth_l1(student, teacher, beta, Reduction::Mean),
             Self::Mse => vkd_loss::mse(student, teacher, Reduction::Mean),
+            Self::Spkd => baselines::spkd(student, teacher, baselines::RowNorm::L2),
+            Self::Pkt => baselines::pkt(student, teacher, baselines::Form::Code),
+            Self::RkdDistance => baselines::rkd_distance(student, teacher, Reduction::Mean),
+            Self::RkdAngle => baselines::rkd_angle(student, teacher, Reduction::Mean),
         }
     }
 }
@@ -61,6 +74,18 @@ pub struct LogitLoss {
     pub weight: f64,
 }
 
+/// What the logits' term measures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogitDistance {
+    /// [`vkd_loss::kl`], as [`LogitLoss`] says.
+    #[default]
+    Kl,
+    /// [`vkd_loss::baselines::dist`] with weights of 1.
+    Dist,
+    /// [`vkd_loss::baselines::logit_standardization`].
+    Standardized,
+}
+
 struct Tap {
     config: TapConfig,
     projector: Projector,
@@ -70,6 +95,7 @@ struct Tap {
 pub struct Distiller {
     taps: Vec<Tap>,
     logits: Option<LogitLoss>,
+    distance: LogitDistance,
     adapter: Box<dyn FeatureAdapter>,
 }
 
@@ -105,7 +131,10 @@ impl Distiller {
                 bail!("distiller: expected one tap on {}, got two", config.student)
             }
             let name = |e| named(&config.student, e);
-            config.loss.between(&zero, &zero).map_err(name)?;
+            // The only loss with a number of its own; those on relations would want more rows.
+            if let FeatureLoss::SmoothL1 { .. } = config.loss {
+                config.loss.between(&zero, &zero).map_err(name)?;
+            }
             for (side, normalizer) in
                 [("student", &config.student_normalizer), ("teacher", &config.teacher_normalizer)]
             {
@@ -121,7 +150,14 @@ impl Distiller {
             built.push(Tap { config, projector });
         }
         let logits = logits.filter(|l| l.weight > 0.);
-        Ok(Self { taps: built, logits, adapter: Box::new(ClassificationAdapter) })
+        let distance = LogitDistance::default();
+        Ok(Self { taps: built, logits, distance, adapter: Box::new(ClassificationAdapter) })
+    }
+
+    /// With another distance of the logits than the KL divergence.
+    pub fn with_logit_distance(mut self, distance: LogitDistance) -> Self {
+        self.distance = distance;
+        self
     }
 
     /// Checks that two networks fit, from one output of each (any batch will do).
@@ -162,7 +198,17 @@ impl Distiller {
         let mut terms = Vec::new();
         if let Some(LogitLoss { temperature, weight }) = self.logits {
             let logits = student.distillation_logits.as_ref().unwrap_or(&student.logits);
-            let value = vkd_loss::kl(logits, &teacher.logits, temperature, Reduction::Mean)?;
+            let (target, mean) = (&teacher.logits, Reduction::Mean);
+            let value = match self.distance {
+                LogitDistance::Kl => vkd_loss::kl(logits, target, temperature, mean)?,
+                LogitDistance::Dist => {
+                    let config = baselines::DistConfig { temperature, ..Default::default() };
+                    baselines::dist(logits, target, config)?
+                }
+                LogitDistance::Standardized => {
+                    baselines::logit_standardization(logits, target, temperature, mean)?
+                }
+            };
             terms.push(Term { name: "logits".to_owned(), weight, value });
         }
         for tap in &self.taps {
@@ -196,6 +242,35 @@ impl Distiller {
         let student = c.student_normalizer.forward(&projected, ctx)?;
         let target = c.teacher_normalizer.forward(&target, ctx)?;
         c.loss.between(&student, &target)
+    }
+
+    /// How the student's features lie and how like the teacher's they are, before any projector, for the log: `rank.TAP` and
+    /// `teacher_rank.TAP`, the effective ranks, and `cka.TAP`, each where it is defined (features that are the same for all
+    /// images have none).
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check).
+    pub fn geometry(
+        &self,
+        student: &NetworkOutput,
+        teacher: &NetworkOutput,
+    ) -> Result<Vec<(String, f64)>> {
+        self.check(student, teacher)?;
+        let mut found = Vec::new();
+        for Tap { config, .. } in &self.taps {
+            let student = self.adapter.adapt(student.tap("student", &config.student)?)?;
+            let teacher = self.adapter.adapt(teacher.tap("teacher", &config.teacher)?)?;
+            let values = [
+                ("rank", geometry::effective_rank(&student)),
+                ("teacher_rank", geometry::effective_rank(&teacher)),
+                ("cka", geometry::linear_cka(&student, &teacher)),
+            ];
+            let named = |(name, v): (&str, Result<f64>)| {
+                Some((format!("{name}.{}", config.student), v.ok()?))
+            };
+            found.extend(values.into_iter().filter_map(named));
+        }
+        Ok(found)
     }
 
     /// Largest `max|WᵀW − I|` of the orthogonal projectors, in f64; `None` without one.

@@ -46,14 +46,16 @@ mod classification;
 mod distiller;
 mod features;
 mod projector;
+mod published;
 mod task;
 mod teacher;
 
 pub use adapter::{ClassificationAdapter, FeatureAdapter};
 pub use classification::ClassificationTask;
-pub use distiller::{Distiller, FeatureLoss, LogitLoss, TapConfig};
+pub use distiller::{Distiller, FeatureLoss, LogitDistance, LogitLoss, TapConfig};
 pub use features::{FeatureMap, Layout, Network, NetworkOutput};
 pub use projector::{Projector, ProjectorConfig};
+pub use published::{PUBLISHED_PARAMETER, PublishedProjector};
 pub use task::{Batch, DistillTask, Phase, StepOutput};
 pub use teacher::Teacher;
 pub use vkd_loss::{Term, weighted_sum};

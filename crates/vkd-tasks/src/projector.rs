@@ -1,5 +1,6 @@
 //! The choices of projector that a tap can compare.
 
+use crate::PublishedProjector;
 use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use vkd_ortho::{OrthogonalConfig, OrthogonalProjector, orthogonal};
@@ -16,6 +17,13 @@ pub enum ProjectorConfig {
         /// Width between the two.
         hidden: usize,
     },
+    /// None: the student's features as they are, for losses that compare relations and need no common width.
+    Identity,
+    /// The published classification code's, flaw included: see [`PublishedProjector`].
+    Published {
+        /// Seed of its base.
+        seed: u64,
+    },
 }
 
 /// A projector `(M, Cs)` to `(M, Ct)`, bias-free.
@@ -26,6 +34,10 @@ pub enum Projector {
     Linear(Tensor),
     /// Weights `(hidden, Cs)` and `(Ct, hidden)`.
     Mlp(Tensor, Tensor),
+    /// None.
+    Identity,
+    /// The published code's.
+    Published(PublishedProjector),
 }
 
 impl Projector {
@@ -66,6 +78,10 @@ impl Projector {
                     vb.get_with_hints((out_dim, *hidden), "weight", normal(inner / outer))?,
                 ))
             }
+            ProjectorConfig::Identity => Ok(Self::Identity),
+            ProjectorConfig::Published { seed } => {
+                Ok(Self::Published(PublishedProjector::new(in_dim, out_dim, *seed, vb)?))
+            }
         }
     }
 
@@ -73,7 +89,8 @@ impl Projector {
     pub fn residual(&self) -> Result<Option<f64>> {
         match self {
             Self::Orthogonal(projector) => Ok(Some(projector.residual()?)),
-            Self::Linear(_) | Self::Mlp(..) => Ok(None),
+            Self::Published(projector) => Ok(Some(projector.residual()?)),
+            Self::Linear(_) | Self::Mlp(..) | Self::Identity => Ok(None),
         }
     }
 }
@@ -84,6 +101,8 @@ impl Module for Projector {
             Self::Orthogonal(projector) => projector.forward(xs),
             Self::Linear(weight) => xs.matmul(&weight.t()?),
             Self::Mlp(hidden, weight) => xs.matmul(&hidden.t()?)?.relu()?.matmul(&weight.t()?),
+            Self::Identity => Ok(xs.clone()),
+            Self::Published(projector) => projector.forward(xs),
         }
     }
 }

@@ -3,15 +3,17 @@
 use crate::batches::Batches;
 use crate::checkpoint;
 use crate::data::Dataset;
-use crate::networks::{STUDENT_TAP, TEACHER_TAP};
-use crate::recipe::{ArmConfig, LabelBudget, LossKind, ProjectorKind, Recipe};
+use crate::networks::{STUDENT_TAP, TEACHER_GRID, TEACHER_TAP};
+use crate::recipe::{
+    ArmConfig, LabelBudget, LogitLossKind, LossKind, ProjectorKind, Recipe, TapNames,
+};
 use candle_core::{DType, Device, Result, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
 use vkd_models::{Cnn, CnnConfig, StudentCard, Vit, VitConfig};
 use vkd_nn::VarStore;
 use vkd_ortho::OrthogonalConfig;
-use vkd_tasks::{Distiller, FeatureLoss, LogitLoss, ProjectorConfig, TapConfig};
+use vkd_tasks::{Distiller, FeatureLoss, LogitDistance, LogitLoss, ProjectorConfig, TapConfig};
 
 /// Variables of the student in the run's store; the prefix is dropped from the exported file.
 pub(crate) const STUDENT: &str = "student";
@@ -106,11 +108,11 @@ pub(crate) fn batches<'a>(
     Ok((Batches::new(data, labelled, from_labelled, rest, recipe.data.shift, recipe.seed)?, labels))
 }
 
-pub(crate) fn term_weights(arm: &ArmConfig) -> BTreeMap<String, f64> {
+pub(crate) fn term_weights(recipe: &Recipe, arm: &ArmConfig) -> BTreeMap<String, f64> {
     let mut terms = BTreeMap::from([("label".to_owned(), 1.)]);
-    for (name, weight) in
-        [("logits".to_owned(), arm.logits), (format!("feature.{STUDENT_TAP}"), arm.features)]
-    {
+    let features =
+        recipe.distill.tap.iter().map(|tap| (format!("feature.{}", tap.student), arm.features));
+    for (name, weight) in features.chain([("logits".to_owned(), arm.logits)]) {
         if weight > 0. {
             terms.insert(name, weight);
         }
@@ -118,44 +120,72 @@ pub(crate) fn term_weights(arm: &ArmConfig) -> BTreeMap<String, f64> {
     terms
 }
 
+/// The widths of the two sides of a tap.
+fn widths(recipe: &Recipe, names: &TapNames) -> Result<(usize, usize)> {
+    if names.student != STUDENT_TAP {
+        bail!("distill.tap: student: expected {STUDENT_TAP}, got {}", names.student)
+    }
+    if ![TEACHER_TAP, TEACHER_GRID].contains(&names.teacher.as_str()) {
+        bail!(
+            "distill.tap: teacher: expected {TEACHER_TAP} or {TEACHER_GRID}, got {}",
+            names.teacher
+        )
+    }
+    Ok((recipe.student.width, recipe.teacher.widths.last().copied().unwrap_or(0)))
+}
+
 pub(crate) fn distiller(recipe: &Recipe, arm: &ArmConfig, store: &VarStore) -> Result<Distiller> {
-    let d = &recipe.distill;
-    let teacher_width = recipe.teacher.widths.last().copied().unwrap_or(0);
-    let named = |key: &str, e: candle_core::Error| {
-        candle_core::Error::Msg(format!("distill.{key}: {}", crate::plain(&e)))
+    let d = arm.method(&recipe.distill);
+    let named = |key: &str, own: bool, e: candle_core::Error| {
+        let table = if own { "arm" } else { "distill" };
+        candle_core::Error::Msg(format!("{table}.{key}: {}", crate::plain(&e)))
     };
-    let tap = || -> Result<TapConfig> {
-        Ok(TapConfig {
-            student: STUDENT_TAP.to_owned(),
-            student_width: recipe.student.width,
-            teacher: TEACHER_TAP.to_owned(),
-            teacher_width,
-            projector: match arm.projector {
-                ProjectorKind::Orthogonal => ProjectorConfig::Orthogonal(OrthogonalConfig::new(
-                    d.map.parse().map_err(|e| named("map", e))?,
-                    recipe.seed,
-                )),
-                ProjectorKind::Linear => ProjectorConfig::Linear,
-            },
-            student_normalizer: d
-                .student_normalizer
-                .parse()
-                .map_err(|e| named("student_normalizer", e))?,
-            teacher_normalizer: d
-                .teacher_normalizer
-                .parse()
-                .map_err(|e| named("teacher_normalizer", e))?,
-            loss: match d.loss {
-                LossKind::SmoothL1 => FeatureLoss::SmoothL1 { beta: d.beta },
-                LossKind::Mse => FeatureLoss::Mse,
-            },
-            weight: arm.features,
-        })
-    };
+    let tap =
+        |names: &TapNames| -> Result<TapConfig> {
+            let (student_width, teacher_width) = widths(recipe, names)?;
+            let map = d.map.parse().map_err(|e| named("map", arm.map.is_some(), e))?;
+            Ok(TapConfig {
+                student: names.student.clone(),
+                student_width,
+                teacher: names.teacher.clone(),
+                teacher_width,
+                projector: match arm.projector {
+                    ProjectorKind::Orthogonal => {
+                        ProjectorConfig::Orthogonal(OrthogonalConfig::new(map, recipe.seed))
+                    }
+                    ProjectorKind::Linear => ProjectorConfig::Linear,
+                    ProjectorKind::Mlp => {
+                        ProjectorConfig::Mlp { hidden: arm.hidden.unwrap_or(teacher_width) }
+                    }
+                    ProjectorKind::AsPublished => ProjectorConfig::Published { seed: recipe.seed },
+                    ProjectorKind::None => ProjectorConfig::Identity,
+                },
+                student_normalizer: d.student_normalizer.parse().map_err(|e| {
+                    named("student_normalizer", arm.student_normalizer.is_some(), e)
+                })?,
+                teacher_normalizer: d.teacher_normalizer.parse().map_err(|e| {
+                    named("teacher_normalizer", arm.teacher_normalizer.is_some(), e)
+                })?,
+                loss: match d.loss {
+                    LossKind::SmoothL1 => FeatureLoss::SmoothL1 { beta: d.beta },
+                    LossKind::Mse => FeatureLoss::Mse,
+                    LossKind::Spkd => FeatureLoss::Spkd,
+                    LossKind::Pkt => FeatureLoss::Pkt,
+                    LossKind::RkdDistance => FeatureLoss::RkdDistance,
+                    LossKind::RkdAngle => FeatureLoss::RkdAngle,
+                },
+                weight: arm.features,
+            })
+        };
     // Built even where the arm has no feature term, so that a wrong name never rests in a recipe.
-    let tap = tap()?;
-    let taps = if arm.features > 0. { vec![tap] } else { vec![] };
+    let taps = d.tap.iter().map(tap).collect::<Result<Vec<_>>>()?;
+    let taps = if arm.features > 0. { taps } else { vec![] };
     let logits =
         (arm.logits > 0.).then_some(LogitLoss { temperature: d.temperature, weight: arm.logits });
-    Distiller::new(taps, logits, store.builder().pp(PROJECTOR))
+    let distance = match arm.logit_loss {
+        None | Some(LogitLossKind::Kl) => LogitDistance::Kl,
+        Some(LogitLossKind::Dist) => LogitDistance::Dist,
+        Some(LogitLossKind::LogitStandardization) => LogitDistance::Standardized,
+    };
+    Ok(Distiller::new(taps, logits, store.builder().pp(PROJECTOR))?.with_logit_distance(distance))
 }

@@ -1,12 +1,21 @@
 //! Tensors with a note, written atomically.
 
 use candle_core::{Device, Result, Tensor, bail};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use vkd_models::write_atomically;
 
-/// Metadata key under which the note is kept.
-const NOTE: &str = "vkd";
+/// Metadata key under which note and checksum are kept.
+const KEY: &str = "vkd";
+
+/// What stands in the metadata beside the tensors.
+#[derive(Serialize, Deserialize)]
+struct Metadata {
+    /// CRC-32C of everything behind the header: a file of the right length may still hold other bits.
+    crc32c: u32,
+    note: serde_json::Value,
+}
 
 /// Writes `tensors` and a `note` (any JSON) to a safetensors file.
 ///
@@ -17,34 +26,54 @@ pub fn save(
     tensors: &BTreeMap<String, Tensor>,
     note: &serde_json::Value,
 ) -> Result<()> {
+    // The checksum stands before what it sums over, so the tensors are laid out twice; their order does not depend
+    // on the metadata.
+    let crc32c = crc32c::crc32c(data(&serialize(tensors, None)?));
+    let metadata = serde_json::to_string(&Metadata { crc32c, note: note.clone() })
+        .map_err(candle_core::Error::wrap)?;
     // One key: the order of several would be a hash map's.
-    let metadata = HashMap::from([(NOTE.to_owned(), note.to_string())]);
-    let bytes =
-        safetensors::serialize(tensors.iter(), Some(metadata)).map_err(candle_core::Error::wrap)?;
+    let bytes = serialize(tensors, Some(HashMap::from([(KEY.to_owned(), metadata)])))?;
     Ok(write_atomically(path, &bytes)?)
+}
+
+fn serialize(
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: Option<HashMap<String, String>>,
+) -> Result<Vec<u8>> {
+    safetensors::serialize(tensors.iter(), metadata).map_err(candle_core::Error::wrap)
+}
+
+/// A safetensors file behind its header: the header's length as eight bytes, the header, the data.
+fn data(file: &[u8]) -> &[u8] {
+    let Some((length, rest)) = file.split_first_chunk::<8>() else { return &[] };
+    usize::try_from(u64::from_le_bytes(*length)).ok().and_then(|n| rest.get(n..)).unwrap_or(&[])
 }
 
 /// Reads what [`save`] wrote.
 ///
 /// # Errors
-/// A file that is missing, truncated, or no checkpoint; the message names it.
+/// A file that is missing, truncated, changed since it was written, or no checkpoint; the message names it.
 pub fn load(path: &Path) -> Result<(HashMap<String, Tensor>, serde_json::Value)> {
     let name = path.display();
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) => bail!("{name}: expected a checkpoint: {e}"),
     };
-    let note = match safetensors::SafeTensors::read_metadata(&bytes) {
-        Ok((_, metadata)) => metadata.metadata().as_ref().and_then(|m| m.get(NOTE).cloned()),
+    let text = match safetensors::SafeTensors::read_metadata(&bytes) {
+        Ok((_, metadata)) => metadata.metadata().as_ref().and_then(|m| m.get(KEY).cloned()),
         Err(e) => {
             bail!("{name}: expected a whole safetensors file, got {} bytes: {e}", bytes.len())
         }
     };
-    let Some(note) = note.and_then(|n| serde_json::from_str(&n).ok()) else {
+    let Some(Metadata { crc32c, note }) = text.and_then(|t| serde_json::from_str(&t).ok()) else {
         bail!(
             "{name}: expected a checkpoint written by vkd, got a safetensors file without its note"
         )
     };
+    let got = crc32c::crc32c(data(&bytes));
+    if got != crc32c {
+        bail!("{name}: expected the checksum {crc32c:08x}, got {got:08x}: the file is damaged")
+    }
     match candle_core::safetensors::load_buffer(&bytes, &Device::Cpu) {
         Ok(tensors) => Ok((tensors, note)),
         Err(e) => bail!("{name}: {}", crate::plain(&e)),
@@ -68,6 +97,13 @@ mod tests {
         std::fs::write(&path, &whole[..whole.len() - 1])?;
         let message = load(&path).map(|_| ()).unwrap_err().to_string();
         assert!(message.contains("c.safetensors: expected a whole"), "{message}");
+        let mut flipped = whole;
+        if let Some(last) = flipped.last_mut() {
+            *last ^= 1;
+        }
+        std::fs::write(&path, &flipped)?;
+        let message = load(&path).map(|_| ()).unwrap_err().to_string();
+        assert!(message.contains("c.safetensors: expected the checksum"), "{message}");
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The folder of a run: what lies where, and what may be reused.
 
 use crate::checkpoint;
+use crate::checkpoints::{Checkpoints, unfinished};
 use crate::event::Event;
 use crate::recipe::{Recipe, TEACHER};
 use crate::report::{ArmReport, Report, TeacherReport};
@@ -15,9 +16,12 @@ use vkd_models::{card_path, write_atomically};
 /// recipe.toml              all values resolved
 /// teacher.safetensors      the teacher, with its scores in the metadata
 /// teacher.jsonl            its events
-/// arms/NAME/student.safetensors, student.json, result.json, events.jsonl, checkpoint.safetensors
+/// teacher/                 its checkpoints, until it is finished
+/// arms/NAME/student.safetensors, student.json, result.json, events.jsonl
+/// arms/NAME/checkpoint-000240.safetensors, best.safetensors      the last `training.keep` states and the best one
 /// student.safetensors, student.json      of the arm vkd, or of the first one where vkd did not run
-/// metrics.jsonl, report.json, report.html
+/// metrics.jsonl, metrics.csv, report.json, report.html
+/// tensorboard/PART/         event files of each part; new ones are added, none is removed
 /// ```
 pub struct RunFolder {
     dir: PathBuf,
@@ -28,27 +32,21 @@ pub struct RunFolder {
 const FILES: [&str; 9] = [
     "recipe.toml",
     "teacher.safetensors",
-    "teacher-checkpoint.safetensors",
     "teacher.jsonl",
     "student.safetensors",
     "student.json",
     "metrics.jsonl",
+    "metrics.csv",
     "report.json",
     "report.html",
 ];
 /// What a run writes for each arm.
-const ARM_FILES: [&str; 5] = [
-    "student.safetensors",
-    "student.json",
-    "result.json",
-    "events.jsonl",
-    "checkpoint.safetensors",
-];
+const ARM_FILES: [&str; 4] = ["student.safetensors", "student.json", "result.json", "events.jsonl"];
 const ARMS: &str = "arms";
 
 impl RunFolder {
-    /// Creates the folder, or takes up one of the same recipe: finished parts are then reused. Which arms are chosen
-    /// may differ; every other value counts. Files that the recipe only names (`data.dir`, `teacher.checkpoint`) are taken to
+    /// Creates the folder, or takes up one of the same recipe: finished parts are then reused, and unfinished ones go on from
+    /// their last checkpoint. Which arms are chosen may differ; every other value counts. Files that the recipe only names (`data.dir`, `teacher.checkpoint`) are taken to
     /// be what they were.
     ///
     /// # Errors
@@ -68,15 +66,17 @@ impl RunFolder {
                     difference(&run.recipe, &other.recipe)?
                 )
             }
-        } else if dir.is_dir() && std::fs::read_dir(dir)?.next().is_some() {
+        } else if dir.is_dir() && holds_something(dir)? {
             bail!(
                 "{}: expected an empty folder or a run of this recipe, got a folder without recipe.toml; choose another \
                  --out or pass --overwrite",
                 dir.display()
             )
         }
-        std::fs::create_dir_all(run.path(ARMS)).map_err(|e| named(&run.path(ARMS), &e))?;
+        // The recipe first: a folder with anything else in it and no recipe is nobody's run.
+        std::fs::create_dir_all(dir).map_err(|e| named(dir, &e))?;
         write_atomically(&run.path("recipe.toml"), run.recipe.to_toml()?.as_bytes())?;
+        std::fs::create_dir_all(run.path(ARMS)).map_err(|e| named(&run.path(ARMS), &e))?;
         Ok(run)
     }
 
@@ -102,7 +102,9 @@ impl RunFolder {
                 _ => {}
             }
         }
+        self.remove_checkpoints(TEACHER)?;
         for arm in self.recipe.arm.keys() {
+            self.checkpoints(arm).remove()?;
             for name in ARM_FILES {
                 match std::fs::remove_file(self.arm_path(arm, name)) {
                     Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -137,12 +139,26 @@ impl RunFolder {
         self.dir.join(ARMS).join(arm).join(name)
     }
 
+    /// The checkpoints of `teacher` or of an arm.
+    pub fn checkpoints(&self, name: &str) -> Checkpoints {
+        let dir = if name == TEACHER { self.path(TEACHER) } else { self.arm_path(name, "") };
+        Checkpoints::new(dir, self.recipe.training.keep)
+    }
+
+    /// Removes all checkpoints of a part.
+    pub(crate) fn remove_checkpoints(&self, name: &str) -> Result<()> {
+        self.checkpoints(name).remove()?;
+        // Stays where something else lies in it.
+        std::fs::remove_dir(self.checkpoints(name).dir()).ok();
+        Ok(())
+    }
+
     pub(crate) fn teacher_path(&self) -> PathBuf {
         self.path("teacher.safetensors")
     }
 
     pub(crate) fn events_path(&self, name: &str) -> PathBuf {
-        if name == "teacher" {
+        if name == TEACHER {
             self.path("teacher.jsonl")
         } else {
             self.arm_path(name, "events.jsonl")
@@ -246,6 +262,16 @@ impl RunFolder {
         };
         text.lines().enumerate().map(parse).collect()
     }
+}
+
+/// Whether a folder has anything in it but what a killed write left behind.
+fn holds_something(dir: &Path) -> Result<bool> {
+    for entry in std::fs::read_dir(dir).map_err(|e| named(dir, &e))? {
+        if !unfinished(&entry.map_err(|e| named(dir, &e))?.file_name().to_string_lossy()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

@@ -18,38 +18,52 @@
 //! ```
 //!
 //! Invariants: every random draw is a function of the seed, a name, the step and the sample; every file but the growing event logs is either
-//! the old one or the whole new one; nothing of the test images decides anything before the report.
+//! the old one or the whole new one; a run that was killed goes on from its last checkpoint and ends at the same bits;
+//! nothing of the test images decides anything before the report.
 
 mod audit;
 mod batches;
 mod build;
 pub mod checkpoint;
+mod checkpoints;
 mod data;
 mod event;
 mod folder;
+mod guard;
 pub mod metrics;
 mod networks;
+mod optimizer;
+mod plan;
+mod probe;
 mod recipe;
 mod report;
+mod result;
 mod run;
 mod score;
+mod state;
+mod tensorboard;
 mod trainer;
 
 pub use audit::gradient_audit;
 pub use batches::{Batches, plain_images};
 pub use build::check;
+pub use checkpoints::{Checkpoints, Note, Saved};
 pub use data::Dataset;
 pub use event::{Event, EventKind, Observer};
 pub use folder::RunFolder;
 pub use networks::{STUDENT_TAP, TEACHER_TAP, student_network, teacher_network};
+pub use plan::{ArmPlan, Plan, plan};
 pub use recipe::{
-    ArmConfig, DataConfig, DataKind, DistillConfig, LabelBudget, LossKind, ProjectorKind, Recipe,
-    StudentConfig, TaskKind, TeacherConfig, TrainingConfig,
+    ArmConfig, DataConfig, DataKind, DistillConfig, LabelBudget, LogitLossKind, LossKind,
+    OptimizerKind, ProjectorKind, Recipe, ScheduleKind, StudentConfig, TapNames, TaskKind,
+    TeacherConfig, TrainingConfig,
 };
 pub use report::{ArmReport, Report, TeacherReport};
+pub use result::{ArmResult, RunFacts, fingerprint};
 pub use run::{train_arm, train_teacher};
 pub use score::evaluate_student;
-pub use trainer::{TrainerConfig, decays, train};
+pub use tensorboard::{TensorBoard, csv, scalars};
+pub use trainer::{Outcome, TrainerConfig, decays, train};
 
 /// An error's text without the stack trace that candle attaches where `RUST_BACKTRACE` is set.
 pub fn plain(error: &candle_core::Error) -> String {

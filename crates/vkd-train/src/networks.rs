@@ -9,6 +9,8 @@ use vkd_tasks::{FeatureMap, Layout, NetworkOutput};
 pub const STUDENT_TAP: &str = "tokens";
 /// The teacher's pooled features.
 pub const TEACHER_TAP: &str = "pooled";
+/// The teacher's last feature map.
+pub(crate) const TEACHER_GRID: &str = "grid";
 
 /// A ViT student with the tap `tokens`.
 pub fn student_network(vit: Vit) -> impl Fn(&Tensor, &Context) -> Result<NetworkOutput> {
@@ -25,7 +27,7 @@ pub fn teacher_network(cnn: Cnn) -> impl Fn(&Tensor, &Context) -> Result<Network
     move |images, _ctx| {
         let out = cnn.forward(images)?;
         Ok(NetworkOutput::new(out.logits)
-            .with_tap("grid", FeatureMap::new(out.grid, Layout::Grid)?)
+            .with_tap(TEACHER_GRID, FeatureMap::new(out.grid, Layout::Grid)?)
             .with_tap(TEACHER_TAP, FeatureMap::new(out.pooled, Layout::Pooled)?))
     }
 }

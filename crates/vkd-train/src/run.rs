@@ -5,22 +5,24 @@ use crate::build::{
     STUDENT, batches, build_teacher, distiller, given_teacher, student_card, term_weights,
 };
 use crate::checkpoint;
+use crate::checkpoints::{Checkpoints, Saved};
 use crate::data::Dataset;
-use crate::event::{EventLog, Observer};
+use crate::event::{Event, EventKind, EventLog, Observer};
 use crate::folder::{RunFolder, named};
 use crate::networks::{student_network, teacher_network};
+use crate::probe::Probe;
 use crate::recipe::TEACHER;
 use crate::report::{ArmReport, TeacherReport};
 use crate::score::{score, scores};
 use crate::trainer::{TrainerConfig, train};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
-use std::time::Instant;
 use vkd_models::{Student, Vit};
 use vkd_nn::{Context, VarStore};
 use vkd_tasks::{ClassificationTask, Network, Teacher};
 
-/// Trains the teacher, or takes the one that the folder or the recipe holds, scores it and checks its floor.
+/// Trains the teacher, or takes the one that the folder or the recipe holds, scores it and checks its floor. A training
+/// that was stopped goes on from its newest checkpoint.
 ///
 /// # Errors
 /// A validation accuracy below `teacher.floor`, a checkpoint that does not fit, and whatever training refuses.
@@ -42,6 +44,8 @@ pub fn train_teacher(
             None => fit_teacher(run, data, observer)?,
         },
     };
+    // Written whole; the states on the way there have no further use.
+    run.remove_checkpoints(TEACHER)?;
     let got = report.metrics.get("validation_accuracy").copied().unwrap_or(f64::NAN);
     // Negated so that NaN stops the run.
     if !(got >= config.floor) {
@@ -55,32 +59,45 @@ pub fn train_teacher(
 }
 
 fn fit_teacher(run: &RunFolder, data: &Dataset, observer: &mut Observer) -> Result<TeacherReport> {
-    let (recipe, started) = (run.recipe(), Instant::now());
+    let mut log = EventLog::open(run, TEACHER, observer)?;
+    // Finished while this one waited for the log.
+    if let Some(report) = run.teacher_report()? {
+        return Ok(report);
+    }
+    let recipe = run.recipe();
     let (store, cnn) = build_teacher(recipe, data)?;
     let config = &recipe.teacher;
     let task = ClassificationTask::new(teacher_network(cnn), None, config.smoothing)?;
     let mut batches =
         Batches::new(data, data.train.clone(), config.batch, 0, recipe.data.shift, recipe.seed)?;
-    let trainer = TrainerConfig {
-        arm: TEACHER.to_owned(),
-        seed: recipe.seed,
-        steps: config.steps,
-        learning_rate: config.learning_rate,
-        weight_decay: config.weight_decay,
-        warmup: recipe.training.warmup,
-        log_every: recipe.training.log_every,
-        evaluate_every: recipe.training.evaluate_every,
-        checkpoint_every: recipe.training.checkpoint_every,
-        checkpoint: run.path("teacher-checkpoint.safetensors"),
-    };
+    let training = &recipe.training.of_teacher(config);
+    let (checkpoints, newest) = take_up(run, TEACHER, &mut log)?;
+    let trainer =
+        TrainerConfig { arm: TEACHER, seed: recipe.seed, training, checkpoints: &checkpoints };
+    let batch = |number| batches.get(number);
     let validate = || score(|images| task.evaluate(images), data, &data.validation);
-    let mut log = EventLog::create(run, TEACHER, observer)?;
-    train(&task, &store, &trainer, |step| batches.get(step), validate, &mut |e| log.write(e))?;
+    let log = &mut |e: &Event| log.write(e);
+    let outcome = train(&task, &store, &trainer, newest.as_ref(), batch, validate, log)?;
     let metrics = scores(|images| task.evaluate(images), data)?;
-    let report = keep_teacher(run, metrics, &store, started.elapsed().as_secs_f64())?;
-    // Written whole above; the intermediate state has no further use.
-    std::fs::remove_file(&trainer.checkpoint).ok();
-    Ok(report)
+    keep_teacher(run, metrics, &store, outcome.seconds)
+}
+
+/// The checkpoints of a part and the newest that can be read, with the log cut back to it. Needs the log, which nobody else
+/// has at the same time.
+fn take_up(
+    run: &RunFolder,
+    name: &str,
+    log: &mut EventLog,
+) -> Result<(Checkpoints, Option<Saved>)> {
+    let checkpoints = run.checkpoints(name);
+    std::fs::create_dir_all(checkpoints.dir()).map_err(|e| named(checkpoints.dir(), &e))?;
+    checkpoints.sweep()?;
+    let (newest, _) = checkpoints.newest()?;
+    let step = newest.as_ref().map_or(0, |saved| saved.note.step);
+    // A kill may have come between a write and this.
+    checkpoints.prune(step)?;
+    log.cut(step)?;
+    Ok((checkpoints, newest))
 }
 
 /// Writes a teacher with its report.
@@ -103,7 +120,8 @@ fn load_teacher(run: &RunFolder, data: &Dataset) -> Result<Teacher> {
     Ok(Teacher::new(teacher_network(cnn)))
 }
 
-/// Trains one arm and writes its student, or takes the result that the folder holds.
+/// Trains one arm and writes its student, or takes the result that the folder holds. A training that was stopped goes on
+/// from its newest checkpoint and ends at the same bits; [`Checkpoints::newest`] tells before what that will be.
 ///
 /// # Errors
 /// An arm without a table, sizes that don't fit, a missing teacher, and whatever training refuses.
@@ -116,7 +134,14 @@ pub fn train_arm(
     if let Some(report) = run.arm_report(name)? {
         return Ok(report);
     }
-    let (recipe, started) = (run.recipe(), Instant::now());
+    let folder = run.arm_path(name, "");
+    std::fs::create_dir_all(&folder).map_err(|e| named(&folder, &e))?;
+    let mut log = EventLog::open(run, name, observer)?;
+    // Finished while this one waited for the log.
+    if let Some(report) = run.arm_report(name)? {
+        return Ok(report);
+    }
+    let recipe = run.recipe();
     let (arm, training) = (recipe.arm(name)?, &recipe.training);
     let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
     let card = student_card(recipe, data);
@@ -128,24 +153,35 @@ pub fn train_arm(
     let task = ClassificationTask::new(student_network(vit), distillation, training.smoothing)?;
     task.check(&plain_images(data, &data.train[..1], &card.preprocessing)?)?;
     let (mut batches, labels) = batches(recipe, arm, data)?;
-    let trainer = TrainerConfig {
-        arm: name.to_owned(),
-        seed: recipe.seed,
-        steps: training.steps,
-        learning_rate: training.learning_rate,
-        weight_decay: training.weight_decay,
-        warmup: training.warmup,
-        log_every: training.log_every,
-        evaluate_every: training.evaluate_every,
-        checkpoint_every: training.checkpoint_every,
-        checkpoint: run.arm_path(name, "checkpoint.safetensors"),
-    };
-    let folder = run.arm_path(name, "");
-    std::fs::create_dir_all(&folder).map_err(|e| named(&folder, &e))?;
+    let (checkpoints, newest) = take_up(run, name, &mut log)?;
+    let trainer =
+        TrainerConfig { arm: name, seed: recipe.seed, training, checkpoints: &checkpoints };
+    let batch = |number| batches.get(number);
     let validate = || score(|images| task.evaluate(images), data, &data.validation);
-    let mut log = EventLog::create(run, name, observer)?;
-    let residual =
-        train(&task, &store, &trainer, |step| batches.get(step), validate, &mut |e| log.write(e))?;
+    let again = match training.term_gradients {
+        true => Some(self::batches(recipe, arm, data)?.0),
+        false => None,
+    };
+    let mut probe = Probe {
+        task: &task,
+        data,
+        store: &store,
+        seed: recipe.seed,
+        accumulate: training.accumulate,
+        batches: again,
+    };
+    let observe = &mut |event: &Event| {
+        log.write(event)?;
+        if let EventKind::Validation { .. } = event.kind {
+            let geometry = probe.measure(event.step)?;
+            if !geometry.is_empty() {
+                let kind = EventKind::Geometry { geometry };
+                log.write(&Event { kind, ..event.clone() })?;
+            }
+        }
+        Ok(())
+    };
+    let outcome = train(&task, &store, &trainer, newest.as_ref(), batch, validate, observe)?;
     let prefix = format!("{STUDENT}.");
     let tensors: BTreeMap<_, _> = store
         .tensors()
@@ -155,12 +191,12 @@ pub fn train_arm(
     Student::save(&run.arm_path(name, "student.safetensors"), &card, &tensors)?;
     let report = ArmReport {
         name: name.to_owned(),
-        terms: term_weights(arm),
+        terms: term_weights(recipe, arm),
         labels,
         metrics: scores(|images| task.evaluate(images), data)?,
-        projector_residual_max: residual,
+        projector_residual_max: outcome.residual,
         parameters: tensors.values().map(Tensor::elem_count).sum(),
-        seconds: started.elapsed().as_secs_f64(),
+        seconds: outcome.seconds,
     };
     run.write_arm_report(&report)?;
     Ok(report)

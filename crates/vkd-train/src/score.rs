@@ -2,14 +2,14 @@
 
 use crate::batches::plain_images;
 use crate::data::Dataset;
-use crate::metrics::accuracy;
-use candle_core::{Device, Result, Tensor, bail};
+use crate::metrics::{Evaluation, Tally};
+use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeMap;
 use vkd_models::{Preprocessing, Student};
 use vkd_tasks::NetworkOutput;
 
 /// Images in one forward pass of an evaluation.
-const EVALUATION_BATCH: usize = 250;
+pub(crate) const EVALUATION_BATCH: usize = 250;
 
 /// Accuracy of the two-headed prediction on the given images.
 pub(crate) fn score(
@@ -17,41 +17,51 @@ pub(crate) fn score(
     data: &Dataset,
     indices: &[usize],
 ) -> Result<f64> {
-    score_logits(|images| forward(images)?.prediction(), data, indices, &data.preprocessing())
+    Ok(evaluate(|images| forward(images)?.prediction(), data, indices, &data.preprocessing())?
+        .accuracy)
 }
 
+/// What a report holds of a network: `accuracy`, `top5_accuracy`, `nll` and `calibration_error` of the test images and
+/// `validation_accuracy`.
 pub(crate) fn scores(
     forward: impl Fn(&Tensor) -> Result<NetworkOutput>,
     data: &Dataset,
 ) -> Result<BTreeMap<String, f64>> {
-    Ok(BTreeMap::from([
-        ("accuracy".to_owned(), score(&forward, data, &data.test)?),
-        ("validation_accuracy".to_owned(), score(&forward, data, &data.validation)?),
-    ]))
+    let predict = |images: &Tensor| forward(images)?.prediction();
+    let test = evaluate(predict, data, &data.test, &data.preprocessing())?;
+    let values = [
+        ("accuracy", test.accuracy),
+        ("top5_accuracy", test.top5_accuracy),
+        ("nll", test.negative_log_likelihood),
+        ("calibration_error", test.calibration_error),
+        ("validation_accuracy", score(&forward, data, &data.validation)?),
+    ];
+    Ok(values.map(|(name, value)| (name.to_owned(), value)).into())
 }
 
-fn score_logits(
+fn evaluate(
     logits: impl Fn(&Tensor) -> Result<Tensor>,
     data: &Dataset,
     indices: &[usize],
     preprocessing: &Preprocessing,
-) -> Result<f64> {
-    let mut hits = 0.;
+) -> Result<Evaluation> {
+    let mut tally = Tally::new(data.class_names.len());
     for chunk in indices.chunks(EVALUATION_BATCH) {
-        let labels: Vec<u32> = chunk.iter().map(|&i| u32::from(data.label(i))).collect();
-        let images = plain_images(data, chunk, preprocessing)?;
-        hits +=
-            accuracy(&logits(&images)?, &Tensor::new(labels, &Device::Cpu)?)? * chunk.len() as f64;
+        let labels: Vec<usize> = chunk.iter().map(|&i| usize::from(data.label(i))).collect();
+        tally.add(&logits(&plain_images(data, chunk, preprocessing)?)?, &labels)?;
     }
-    // Whole numbers again, so that a score does not depend on how the images were grouped.
-    Ok(hits.round() / indices.len() as f64)
+    tally.finish()
 }
 
-/// Accuracy of a saved student on the given images, with the student's own preprocessing.
+/// Scores of a saved student on the given images, with the student's own preprocessing.
 ///
 /// # Errors
-/// A student made for images of another size or for other classes.
-pub fn evaluate_student(student: &Student, data: &Dataset, indices: &[usize]) -> Result<f64> {
+/// A student made for images of another size or for other classes, or no images.
+pub fn evaluate_student(
+    student: &Student,
+    data: &Dataset,
+    indices: &[usize],
+) -> Result<Evaluation> {
     if student.card.model.image_size != data.size || student.card.class_names != data.class_names {
         bail!(
             "eval: expected a student for {0}x{0} images of {1}, got one for {2}x{2} images of the classes {3}",
@@ -61,5 +71,5 @@ pub fn evaluate_student(student: &Student, data: &Dataset, indices: &[usize]) ->
             student.card.class_names.join(", ")
         )
     }
-    score_logits(|images| student.logits(images), data, indices, &student.card.preprocessing)
+    evaluate(|images| student.logits(images), data, indices, &student.card.preprocessing)
 }

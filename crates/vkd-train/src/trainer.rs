@@ -1,126 +1,168 @@
 //! The training loop.
 
 use crate::audit::gradient_audit;
-use crate::checkpoint;
+use crate::checkpoints::{Checkpoints, Note, Saved};
 use crate::event::{Event, EventKind, Observer};
-use candle_core::{DType, Result, Tensor, bail};
-use serde_json::json;
+use crate::guard::{Guard, scalar};
+use crate::recipe::TrainingConfig;
+use crate::state::{PhaseState, State};
+use candle_core::Result;
+use candle_core::backprop::GradStore;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use vkd_nn::{AdamW, AdamWConfig, Context, VarStore, cosine};
-use vkd_tasks::{Batch, DistillTask, StepOutput};
+use std::time::Instant;
+use vkd_nn::{Context, GradAccumulator, VarStore};
+use vkd_tasks::{Batch, DistillTask, PUBLISHED_PARAMETER};
 
 /// Settings of one [`train`] call.
-pub struct TrainerConfig {
+pub struct TrainerConfig<'a> {
     /// `teacher`, or the name of an arm.
-    pub arm: String,
+    pub arm: &'a str,
     /// Seed of everything random in the layers.
     pub seed: u64,
-    /// Number of updates.
-    pub steps: u64,
-    /// Peak learning rate; cosine to zero.
-    pub learning_rate: f64,
-    /// Weight decay of the variables that [`decays`] accepts.
-    pub weight_decay: f64,
-    /// Steps of linear warm-up.
-    pub warmup: u64,
-    /// Steps between two step events.
-    pub log_every: u64,
-    /// Steps between two validations.
-    pub evaluate_every: u64,
-    /// Steps between two checkpoints.
-    pub checkpoint_every: u64,
+    /// Steps, rates and cadence; the batches are the caller's.
+    pub training: &'a TrainingConfig,
     /// Where checkpoints go.
-    pub checkpoint: PathBuf,
+    pub checkpoints: &'a Checkpoints,
+}
+
+/// What a training leaves beside its variables.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    /// Largest projector residual seen, final state included; `None` without an orthogonal projector.
+    pub residual: Option<f64>,
+    /// Seconds of training, those before earlier stops included.
+    pub seconds: f64,
 }
 
 /// Whether weight decay applies to a variable: matrices and kernels of the networks. Not the projector (decay would work
-/// against the frame's parameter), nor biases, norms, tokens and positions, as in DeiT and the published V_kD code.
+/// against the frame's parameter), nor biases, norms, tokens and positions, as in DeiT and the published V_kD code. The
+/// published code's own projector decays, as it did there: that is its flaw.
 pub fn decays(name: &str, rank: usize) -> bool {
+    if name.starts_with("projector.") && name.ends_with(PUBLISHED_PARAMETER) {
+        return true;
+    }
     let free = ["projector.", "student.cls_token", "student.pos_embed"];
     rank > 1 && !free.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Trains the variables of `store` on `task` and returns the largest projector residual seen, final state included.
+/// Trains the variables of `store` on `task`, from the start or `from` a checkpoint on.
 ///
-/// `batch` gives the batch of a step and `validate` the validation accuracy.
+/// `batch` gives the batch of a number, counted from zero: step `s` takes the `accumulate` batches from
+/// `s · accumulate` on. `validate` gives the validation accuracy of what the variables hold at the call. A training
+/// that was stopped and goes on from a checkpoint ends at the same bits as one that was not stopped, if both
+/// closures depend on nothing but their arguments and the variables.
+///
+/// With `ema_decay` the averages are what is validated, and what `store` holds in the end. Of an orthogonal projector
+/// the free parameter is averaged, not the weight: the map makes an orthonormal weight of every parameter, so the average's
+/// projector is orthonormal too.
 ///
 /// # Errors
 /// A variable that does not learn ([`gradient_audit`]), a loss term or a variable that is not finite (the first
-/// term is named, and the last good checkpoint), and whatever the parts refuse.
+/// term is named, and the last good checkpoint), a checkpoint that doesn't fit, and whatever the parts refuse.
 pub fn train(
     task: &dyn DistillTask,
     store: &VarStore,
     config: &TrainerConfig,
+    from: Option<&Saved>,
     mut batch: impl FnMut(u64) -> Result<Batch>,
     validate: impl Fn() -> Result<f64>,
     observer: &mut Observer,
-) -> Result<Option<f64>> {
-    let mut optimisers = Vec::new();
-    for phase in task.phases() {
-        let parameters: Vec<_> = store
-            .parameters()
-            .into_iter()
-            .filter(|(name, _)| name.starts_with(phase.prefix))
-            .collect();
-        let adamw = AdamWConfig { weight_decay: config.weight_decay, ..AdamWConfig::default() };
-        let optimiser =
-            AdamW::new(parameters.clone(), adamw, |name, var| decays(name, var.rank()))?;
-        optimisers.push((phase.clone(), parameters, optimiser));
+) -> Result<Outcome> {
+    let TrainerConfig { arm, seed, training, checkpoints } = *config;
+    let (started, before) = (Instant::now(), from.map_or(0., |s| s.note.seconds));
+    let seconds = || before + started.elapsed().as_secs_f64();
+    let mut state = State::new(task, store, training)?;
+    if let Some(saved) = from {
+        state.load(saved)?;
     }
-    let mut emit = |step, kind| observer(&Event { arm: config.arm.clone(), step, kind });
-    let mut worst = None;
-    let mut last_checkpoint = None;
-    for step in 0..config.steps {
-        let data = batch(step)?;
-        let ctx = Context::train(config.seed, step, data.sample_ids.clone());
-        let learning_rate = cosine(step, config.steps, config.warmup, config.learning_rate, 0.);
-        let residual = finite_residual(task, config, step, last_checkpoint)?;
-        worst = larger(worst, residual);
-        for (phase, parameters, optimiser) in &mut optimisers {
-            // A loss that meets NaN says in which tensor; where the run stands is added here.
-            let output = match task.step(&data, phase, &ctx) {
-                Ok(output) => output,
-                Err(e) => bail!(
-                    "{}: step {step}: {}; {}",
-                    config.arm,
-                    crate::plain(&e),
-                    kept(config, last_checkpoint)
-                ),
-            };
-            let terms = finite_terms(&output, config, step, last_checkpoint)?;
-            let grads = output.loss.backward()?;
+    let mut guard = Guard { arm, checkpoints, last: from.map(|s| s.note.step) };
+    let mut emit = |step, kind| observer(&Event { arm: arm.to_owned(), step, kind });
+    while state.step < training.steps {
+        let step = state.step;
+        let residual = guard.residual(task, step)?;
+        state.residual = larger(state.residual, residual);
+        let learning_rate = training.learning_rate_at(step);
+        let micro_batch = |i| {
+            let number = step * training.accumulate + i;
+            let data = batch(number)?;
+            let ctx = Context::train(seed, number, data.sample_ids.clone());
+            Ok((data, ctx))
+        };
+        let micro_batches: Vec<_> =
+            (0..training.accumulate).map(micro_batch).collect::<Result<_>>()?;
+        for phase in &mut state.phases {
+            let (grads, loss, terms) = gradients(task, phase, &micro_batches, &guard, step)?;
             if step == 0 {
-                gradient_audit(parameters, &grads)?;
+                gradient_audit(&phase.parameters, &grads)?;
             }
-            optimiser.step(&grads, learning_rate)?;
-            if step % config.log_every == 0 || step + 1 == config.steps {
-                let loss = scalar(&output.loss)?;
+            let update = phase.optimizer.update(&grads, learning_rate, training.clip_norm);
+            guard.at(step, update)?;
+            if step % training.log_every == 0 || step + 1 == training.steps {
                 emit(step, EventKind::Step { loss, terms, learning_rate, residual })?;
             }
         }
-        let done = step + 1;
-        // First, because it checks that the variables are finite.
-        if done % config.checkpoint_every == 0 || done == config.steps {
-            save(
-                store,
-                &optimisers.iter().map(|o| &o.2).collect::<Vec<_>>(),
-                config,
-                done,
-                last_checkpoint,
-            )?;
-            last_checkpoint = Some(done);
+        if let Some(ema) = &mut state.ema {
+            ema.update()?;
         }
-        if done % config.evaluate_every == 0 || done == config.steps {
-            emit(done, EventKind::Validation { validation_accuracy: validate()? })?;
+        state.step += 1;
+        let due = |every: u64| state.step % every == 0 || state.step == training.steps;
+        let (to_validate, to_save) = (due(training.evaluate_every), due(training.checkpoint_every));
+        if !(to_validate || to_save) {
+            continue;
+        }
+        guard.variables(&state, step)?;
+        let note = Note { arm: arm.to_owned(), seed, step: state.step, seconds: seconds() };
+        if to_validate {
+            // An observer that measures the variables sees what was validated.
+            let validation_accuracy = state.averaged(|| {
+                let validation_accuracy = validate()?;
+                emit(state.step, EventKind::Validation { validation_accuracy })?;
+                Ok(validation_accuracy)
+            })?;
+            if state.best.is_none_or(|best| validation_accuracy > best) {
+                state.best = Some(validation_accuracy);
+                guard.at(step, checkpoints.save_best(&state.tensors()?, &note))?;
+            }
+        }
+        // Last, so that it holds all of the step.
+        if to_save {
+            guard.at(step, checkpoints.save(&state.tensors()?, &note))?;
+            guard.last = Some(state.step);
         }
     }
-    let residual = finite_residual(task, config, config.steps, last_checkpoint)?;
-    Ok(larger(worst, residual))
+    let residual = larger(state.residual, guard.residual(task, training.steps)?);
+    state.settle()?;
+    // Of the averages, where those are the result.
+    let residual = larger(residual, guard.residual(task, training.steps)?);
+    Ok(Outcome { residual, seconds: seconds() })
 }
 
-fn scalar(value: &Tensor) -> Result<f64> {
-    value.to_dtype(DType::F64)?.to_scalar::<f64>()
+/// Gradients, loss and terms of one phase: means over the micro-batches.
+fn gradients(
+    task: &dyn DistillTask,
+    phase: &PhaseState,
+    micro_batches: &[(Batch, Context)],
+    guard: &Guard,
+    step: u64,
+) -> Result<(GradStore, f64, BTreeMap<String, f64>)> {
+    let share = 1. / micro_batches.len() as f64;
+    let mut sum = GradAccumulator::new(phase.parameters.clone());
+    let (mut loss, mut terms) = (0., BTreeMap::new());
+    for (data, ctx) in micro_batches {
+        // A loss that meets NaN says in which tensor; where the run stands is added here.
+        let output = guard.at(step, task.step(data, &phase.phase, ctx))?;
+        for (name, value) in guard.terms(&output, step)? {
+            *terms.entry(name).or_insert(0.) += share * value;
+        }
+        loss += share * scalar(&output.loss)?;
+        let grads = output.loss.backward()?;
+        // One alone is no sum.
+        if micro_batches.len() == 1 {
+            return Ok((grads, loss, terms));
+        }
+        sum.add(&grads, share)?;
+    }
+    Ok((sum.take(), loss, terms))
 }
 
 fn larger(a: Option<f64>, b: Option<f64>) -> Option<f64> {
@@ -128,85 +170,4 @@ fn larger(a: Option<f64>, b: Option<f64>) -> Option<f64> {
         (Some(a), Some(b)) => Some(a.max(b)),
         (a, b) => a.or(b),
     }
-}
-
-fn finite_residual(
-    task: &dyn DistillTask,
-    config: &TrainerConfig,
-    step: u64,
-    last_checkpoint: Option<u64>,
-) -> Result<Option<f64>> {
-    let place = || format!("{}: step {step}", config.arm);
-    match task.residual() {
-        Ok(Some(r)) if !r.is_finite() => {
-            bail!(
-                "{}: expected a finite max|WᵀW−I|, got {r}; {}",
-                place(),
-                kept(config, last_checkpoint)
-            )
-        }
-        Ok(residual) => Ok(residual),
-        // A projector whose parameter broke refuses to give a weight.
-        Err(e) => bail!("{}: {}; {}", place(), crate::plain(&e), kept(config, last_checkpoint)),
-    }
-}
-
-fn finite_terms(
-    output: &StepOutput,
-    config: &TrainerConfig,
-    step: u64,
-    last_checkpoint: Option<u64>,
-) -> Result<BTreeMap<String, f64>> {
-    let mut values = BTreeMap::new();
-    for term in &output.terms {
-        let value = scalar(&term.value)?;
-        // The weight can take a finite term out of range.
-        if !scalar(&(&term.value * term.weight)?)?.is_finite() {
-            bail!(
-                "{}: step {step}: expected a finite loss, got {} · {value} in the term {}; {}",
-                config.arm,
-                term.weight,
-                term.name,
-                kept(config, last_checkpoint)
-            )
-        }
-        values.insert(term.name.clone(), value);
-    }
-    Ok(values)
-}
-
-fn kept(config: &TrainerConfig, last_checkpoint: Option<u64>) -> String {
-    match last_checkpoint {
-        Some(step) => format!("{} holds the state after step {step}", config.checkpoint.display()),
-        None => "no checkpoint had been written yet".to_owned(),
-    }
-}
-
-fn save(
-    store: &VarStore,
-    optimisers: &[&AdamW],
-    config: &TrainerConfig,
-    step: u64,
-    last_checkpoint: Option<u64>,
-) -> Result<()> {
-    let mut tensors = store.tensors();
-    // A finite loss says nothing of the update that followed it.
-    for (name, tensor) in &tensors {
-        if !scalar(&tensor.abs()?.sum_all()?)?.is_finite() {
-            bail!(
-                "{}: step {step}: expected finite variables, got others in {name}; {}",
-                config.arm,
-                kept(config, last_checkpoint)
-            )
-        }
-    }
-    for optimiser in optimisers {
-        let (_, state) = optimiser.state()?;
-        tensors.extend(state.into_iter().map(|(name, t)| (format!("adamw.{name}"), t)));
-    }
-    checkpoint::save(
-        &config.checkpoint,
-        &tensors,
-        &json!({ "arm": config.arm, "step": step, "seed": config.seed }),
-    )
 }

@@ -95,6 +95,17 @@ fn the_same_seed_gives_the_same_bits_and_another_does_not() -> Result<()> {
     run(&b, &[arms])?;
     run(&c, &[arms, "seed=1"])?;
     let bytes = |dir: &Path| std::fs::read(dir.join("student.safetensors"));
+    // Looking at the terms' gradients changes no bit, and each term has one.
+    let d = folder.path().join("d");
+    run(&d, &[arms, "training.term_gradients=true"])?;
+    assert_eq!(bytes(&a)?, bytes(&d)?);
+    let last = RunFolder::open(&d)?.part_events("vkd")?.pop();
+    let Some(EventKind::Geometry { geometry }) = last.map(|e| e.kind) else {
+        panic!("no geometry")
+    };
+    for term in ["label", "logits", "feature.tokens"] {
+        assert!(geometry[&format!("gradient.{term}")] > 0., "{geometry:?}");
+    }
     assert_eq!(bytes(&a)?, bytes(&b)?);
     assert_ne!(bytes(&a)?, bytes(&c)?);
     assert!(report.arms[0].projector_residual_max.is_some_and(|r| r <= 1e-6));
@@ -117,7 +128,14 @@ fn a_run_leaves_what_its_page_promises() -> Result<()> {
     let path = folder.path().join("student.safetensors");
     let data = Dataset::open(&recipe(&[])?.data)?;
     let student = Student::load(&path, &Device::Cpu)?;
-    assert_eq!(evaluate_student(&student, &data, &data.test)?, report.arms[3].metrics["accuracy"]);
+    let found = evaluate_student(&student, &data, &data.test)?;
+    let metrics = &report.arms[3].metrics;
+    assert_eq!(
+        (found.accuracy, found.top5_accuracy),
+        (metrics["accuracy"], metrics["top5_accuracy"])
+    );
+    // The saved student computes its softmax inputs as the trained one did.
+    assert_eq!(found.calibration_error, metrics["calibration_error"]);
     let tensors = candle_core::safetensors::load(&path, &Device::Cpu)?;
     assert!(tensors.keys().all(|k| !k.contains("projector") && !k.contains("student.")));
     // Every row of the metrics reads back; the vkd arm has a residual and three terms.
@@ -128,15 +146,79 @@ fn a_run_leaves_what_its_page_promises() -> Result<()> {
         .filter(|e| e.arm == "vkd" && matches!(e.kind, EventKind::Step { .. }))
         .count();
     assert_eq!(steps, 6);
+    // Each of its two validations comes with the features' geometry, before any projector.
+    let ranks: Vec<f64> = events
+        .iter()
+        .filter(|e| e.arm == "vkd")
+        .filter_map(|e| match &e.kind {
+            EventKind::Geometry { geometry } => Some(geometry["rank.tokens"]),
+            _ => None,
+        })
+        .collect();
+    assert!(ranks.len() == 2 && ranks.iter().all(|r| (1. ..=4.).contains(r)), "{ranks:?}");
     assert!(events.iter().any(|e| e.arm == "teacher"));
     // The checkpoint holds projector and optimiser beside the student.
-    let (state, note) = checkpoint::load(&run.arm_path("vkd", "checkpoint.safetensors"))?;
+    let (state, note) = checkpoint::load(&run.checkpoints("vkd").path(6))?;
     assert_eq!(note["step"], 6);
-    for key in ["projector.tokens.raw", "projector.tokens.base", "adamw.student.head.weight.m"] {
+    for key in [
+        "model.projector.tokens.raw",
+        "model.projector.tokens.base",
+        "optimizer.student.student.head.weight.m",
+    ] {
         assert!(state.contains_key(key), "{key}");
     }
     // The recipe on disk is complete: read back, it is the same.
     assert_eq!(run.recipe(), &recipe(&[])?);
+    Ok(())
+}
+
+/// Every kind of projector and loss that an arm can have trains, with its own settings in place of the shared ones.
+#[test]
+fn arms_differ_in_what_they_name() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let common = "labels = \"few\"\nfeatures = 2.0";
+    let kinds = [
+        ("mlp", "projector = \"mlp\"\nhidden = 5"),
+        ("bare", "teacher_normalizer = \"identity\"\nmap = \"householder\"\nloss = \"mse\""),
+        ("published", "projector = \"as_published\""),
+        ("spkd", "projector = \"none\"\nloss = \"spkd\""),
+        ("pkt", "projector = \"none\"\nloss = \"pkt\""),
+        ("rkd", "projector = \"none\"\nloss = \"rkd_distance\""),
+        ("dist", "logits = 1.0\nlogit_loss = \"dist\""),
+        ("standard", "logits = 1.0\nlogit_loss = \"logit_standardization\""),
+        ("angle", "projector = \"none\"\nloss = \"rkd_angle\""),
+    ];
+    let tables = kinds.map(|(name, table)| format!("\n[arm.{name}]\n{common}\n{table}\n"));
+    let names = kinds.map(|(name, _)| format!("{name:?}")).join(", ");
+    let set = [format!("arms=[{names}]")];
+    let recipe = Recipe::parse(&format!("{TINY}{}", tables.concat()), "arms.toml", &set)?;
+    let data = Dataset::open(&recipe.data)?;
+    check(&recipe, &data)?;
+    let run = RunFolder::create(folder.path(), recipe, false)?;
+    train_teacher(&run, &data, &mut |_| Ok(()))?;
+    for (name, _) in kinds {
+        let mut last = None;
+        let report = train_arm(&run, &data, name, &mut |e| {
+            if let EventKind::Step { terms, residual, .. } = &e.kind {
+                last = Some((terms["feature.tokens"], *residual));
+            }
+            Ok(())
+        })?;
+        let (_, state) = (report.terms["feature.tokens"], last);
+        let residual = state.and_then(|(_, residual)| residual);
+        match name {
+            "bare" | "dist" | "standard" => {
+                assert!(residual.is_some_and(|r| r <= 1e-6), "{name}: {residual:?}")
+            }
+            // Zero after the first update, and it stays zero.
+            "published" => assert_eq!(residual, Some(1.)),
+            _ => assert_eq!(residual, None, "{name}"),
+        }
+        let path = run.arm_path(name, "student.safetensors");
+        assert!(evaluate_student(&Student::load(&path, &Device::Cpu)?, &data, &data.test).is_ok());
+    }
+    let (state, _) = checkpoint::load(&run.checkpoints("mlp").path(6))?;
+    assert_eq!(state["model.projector.tokens.hidden.weight"].dims(), [5, 4]);
     Ok(())
 }
 
@@ -161,6 +243,22 @@ fn finished_parts_are_reused_and_other_recipes_refused() -> Result<()> {
     );
     RunFolder::create(other.path(), recipe(&[])?, true)?;
     assert!(other.path().join("thesis.tex").exists());
+    Ok(())
+}
+
+#[test]
+fn a_tap_is_chosen_by_name() -> Result<()> {
+    let (usual, named, grid) = (tempfile::tempdir()?, tempfile::tempdir()?, tempfile::tempdir()?);
+    let arms = r#"arms=["vkd"]"#;
+    let student = |dir: &tempfile::TempDir| std::fs::read(dir.path().join("student.safetensors"));
+    run(usual.path(), &[arms])?;
+    run(named.path(), &[arms, r#"distill.tap=[{student="tokens", teacher="pooled"}]"#])?;
+    let report = run(grid.path(), &[arms, r#"distill.tap=[{student="tokens", teacher="grid"}]"#])?;
+    assert_eq!(student(&usual)?, student(&named)?);
+    assert_eq!(report.arms[0].terms["feature.tokens"], 5.);
+    // Written and read back.
+    let again = RunFolder::open(grid.path())?;
+    assert_eq!(again.recipe().distill.tap[0].teacher, "grid");
     Ok(())
 }
 
@@ -203,16 +301,18 @@ fn a_loss_that_breaks_names_its_term_and_keeps_the_last_good_state() -> Result<(
     assert!(message.starts_with("logits: step "), "{message}");
     let run = RunFolder::open(folder.path())?;
     assert!(run.arm_report("logits")?.is_none());
-    let path = run.arm_path("logits", "checkpoint.safetensors");
-    if path.exists() {
-        let (state, note) = checkpoint::load(&path)?;
-        for (name, tensor) in &state {
-            let sum = tensor.to_dtype(DType::F64)?.abs()?.sum_all()?.to_scalar::<f64>()?;
-            assert!(sum.is_finite(), "{name}");
+    let (newest, passed_over) = run.checkpoints("logits").newest()?;
+    assert!(passed_over.is_empty());
+    match newest {
+        Some(saved) => {
+            for (name, tensor) in &saved.tensors {
+                let sum = tensor.to_dtype(DType::F64)?.abs()?.sum_all()?.to_scalar::<f64>()?;
+                assert!(sum.is_finite(), "{name}");
+            }
+            let step = saved.note.step;
+            assert!(message.contains(&format!("the state after step {step}")), "{message}");
         }
-        assert!(message.contains(&format!("the state after step {}", note["step"])), "{message}");
-    } else {
-        assert!(message.contains("no checkpoint had been written yet"), "{message}");
+        None => assert!(message.contains("no checkpoint had been written yet"), "{message}"),
     }
     // The teacher, finished before, is whole.
     assert!(run.teacher_report()?.is_some());
@@ -247,6 +347,15 @@ fn sizes_that_do_not_fit_are_refused_before_training() -> Result<()> {
         ("student.heads=3", "heads: expected a divisor of the width 4, got 3"),
         ("student.patch=3", "patch: expected a divisor of the image size 8, got 3"),
         ("distill.map=cailey", "cailey"),
+        (
+            r#"distill.tap=[{student="tokens", teacher="deep"}]"#,
+            "expected pooled or grid, got deep",
+        ),
+        (r#"distill.tap=[{student="head", teacher="grid"}]"#, "expected tokens, got head"),
+        (
+            r#"distill.tap=[{student="tokens", teacher="grid"}, {student="tokens", teacher="pooled"}]"#,
+            "expected one tap on tokens, got two",
+        ),
         ("distill.teacher_normalizer=batch", "batch"),
         ("distill.beta=0", "beta"),
         ("data.labels=500", "at most the 200 training images, got 500"),

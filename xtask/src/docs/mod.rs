@@ -1,15 +1,12 @@
 //! `cargo xtask docs`: every table in the pages is made from a committed run file.
 //!
 //! A page is written by hand; between two marker lines stands what this command makes:
-//! `<!-- begin generated: KEY -->` and `<!-- end generated -->`. Keys: `runs/*` (every data set
+//! `<!-- begin generated: KEY -->` and `<!-- end generated -->`. Keys: `runs/*` (every grid
 //! under docs/results/runs), `runs/NAME` (one of them), `benchmarks/*`, `benchmarks/NAME`.
 //! A run file that no page shows is an error, so is a key that no file answers.
 
 mod fit;
 mod markers;
-mod report;
-mod runs;
-mod stats;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -21,7 +18,7 @@ use crate::{rows, shell};
 pub(crate) const COMMAND: Command = Command {
     name: "docs",
     summary: "Fill the result and benchmark tables of the pages from committed run files",
-    details: "Pages: README.md and docs/**/*.md. Sources: docs/results/runs/<data set>/**/*.json\n\
+    details: "Pages: README.md and docs/**/*.md. Sources: docs/results/runs/<grid>/*.json, through `vkd compare`,\n\
               and benches/results/*.json. Only text between markers changes.",
     flags: &[Flag { name: "--check", value: None, help: "write nothing; fail if a page differs" }],
     run: |args| {
@@ -95,20 +92,7 @@ fn blocks(root: &Path) -> Result<BTreeMap<String, String>> {
     let mut blocks = BTreeMap::new();
     for folder in folders(&root.join(RUNS))? {
         let name = file_name(&folder);
-        let paths = files(&folder, "json")?;
-        if paths.is_empty() {
-            return Err(format!("{RUNS}/{name} holds no .json"));
-        }
-        let mut reports = Vec::new();
-        for path in paths {
-            let place = relative(root, &path);
-            let report = serde_json::from_str(&read(&path)?)
-                .map_err(|error| error.to_string())
-                .and_then(|value| report::Report::new(&value))
-                .map_err(|message| format!("{place}: {message}"))?;
-            reports.push(report);
-        }
-        let text = runs::render(reports).map_err(|message| format!("{RUNS}/{name}: {message}"))?;
+        let text = comparison(root, &folder).map_err(|e| format!("{RUNS}/{name}: {e}"))?;
         blocks.insert(format!("runs/{name}"), text);
     }
     for path in files(&root.join(BENCHMARKS), "json")? {
@@ -117,6 +101,12 @@ fn blocks(root: &Path) -> Result<BTreeMap<String, String>> {
         blocks.insert(format!("benchmarks/{name}"), benchmark(&rows)?);
     }
     Ok(blocks)
+}
+
+/// What `vkd compare` says of the result files in a folder: the program that makes the reports makes the pages.
+fn comparison(root: &Path, folder: &Path) -> Result<String> {
+    let run = ["run", "--quiet", "--release", "--package", "vkd-cli", "--", "compare", "--from"];
+    shell::capture(shell::cargo(root).args(run).arg(folder))
 }
 
 fn benchmark(rows: &[serde_json::Value]) -> Result<String> {

@@ -194,15 +194,18 @@ fn loss(page: &Page, arm: &ArmReport) -> String {
     terms.sort_by_key(|(name, _)| (*name != "label", *name != "logits"));
     let terms: Vec<String> = terms.into_iter().map(term).collect();
     let projector = match page.recipe.arm(&arm.name) {
-        Ok(config) if config.features > 0. => match config.projector {
-            ProjectorKind::Linear => "<br><small>linear projector</small>".to_owned(),
-            ProjectorKind::Orthogonal => {
-                format!(
-                    "<br><small>orthogonal projector, {}</small>",
-                    escape(&page.recipe.distill.map)
-                )
-            }
-        },
+        Ok(config) if config.features > 0. => {
+            let kind = match config.projector {
+                ProjectorKind::Linear => "linear projector".to_owned(),
+                ProjectorKind::Mlp => "projector of two layers".to_owned(),
+                ProjectorKind::AsPublished => "projector of the published code".to_owned(),
+                ProjectorKind::None => "no projector".to_owned(),
+                ProjectorKind::Orthogonal => {
+                    format!("orthogonal projector, {}", config.method(&page.recipe.distill).map)
+                }
+            };
+            format!("<br><small>{}</small>", escape(&kind))
+        }
         _ => String::new(),
     };
     format!("{}{projector}", terms.join(" + "))

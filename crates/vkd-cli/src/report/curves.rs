@@ -16,6 +16,9 @@ pub(super) fn section(page: &Page) -> String {
     }
     figures.push_str(&learning_rate(page));
     figures.push_str(&residual(page));
+    for name in geometries(page) {
+        figures.push_str(&geometry(page, &name));
+    }
     format!("<section>\n<h2>Curves</h2>\n<div class=\"figures\">\n{figures}</div>\n</section>\n")
 }
 
@@ -30,7 +33,7 @@ fn validation(page: &Page) -> String {
         log: false,
         lines: lines(page, |kind| match kind {
             EventKind::Validation { validation_accuracy } => Some(100. * validation_accuracy),
-            EventKind::Step { .. } => None,
+            EventKind::Step { .. } | EventKind::Geometry { .. } => None,
         }),
         levels: levels.into_iter().collect(),
         note: "",
@@ -42,7 +45,7 @@ fn loss(page: &Page, term: &str) -> String {
     let (title, unit, note) = describe(page, term);
     let lines = lines(page, |kind| match kind {
         EventKind::Step { terms, .. } => terms.get(term).copied(),
-        EventKind::Validation { .. } => None,
+        EventKind::Validation { .. } | EventKind::Geometry { .. } => None,
     });
     let positive = || lines.iter().flat_map(|l| &l.points).map(|p| p.1).filter(|v| *v > 0.);
     let (low, high) = (positive().fold(f64::MAX, f64::min), positive().fold(0., f64::max));
@@ -64,13 +67,19 @@ fn describe(page: &Page, term: &str) -> (String, String, String) {
     } else if term == "logits" {
         (
             "Loss on the teacher's logits".to_owned(),
-            format!("KL divergence × T² (nats), T = {}", distill.temperature),
+            match page.recipe.arm.values().any(|arm| arm.logit_loss.is_some()) {
+                true => format!("the arm's loss on logits, T = {}", distill.temperature),
+                false => format!("KL divergence × T² (nats), T = {}", distill.temperature),
+            },
             batch.to_owned(),
         )
     } else if let Some(tap) = term.strip_prefix("feature.") {
         let unit = match distill.loss {
             LossKind::SmoothL1 => format!("smooth-L1, β = {} (no unit)", distill.beta),
             LossKind::Mse => "mean squared difference (no unit)".to_owned(),
+            LossKind::Spkd | LossKind::Pkt | LossKind::RkdDistance | LossKind::RkdAngle => {
+                "loss on relations (no unit)".to_owned()
+            }
         };
         (format!("Loss on the teacher's features ({tap})"), unit, batch.to_owned())
     } else {
@@ -81,7 +90,7 @@ fn describe(page: &Page, term: &str) -> (String, String, String) {
 fn learning_rate(page: &Page) -> String {
     let mut lines = lines(page, |kind| match kind {
         EventKind::Step { learning_rate, .. } => Some(*learning_rate),
-        EventKind::Validation { .. } => None,
+        EventKind::Validation { .. } | EventKind::Geometry { .. } => None,
     });
     lines.retain(|l| !l.points.is_empty());
     let same = lines.len() > 1 && lines.iter().all(|l| l.points == lines[0].points);
@@ -98,7 +107,7 @@ fn residual(page: &Page) -> String {
     let title = "Distance of the projector from orthogonality";
     let mut lines = lines(page, |kind| match kind {
         EventKind::Step { residual, .. } => *residual,
-        EventKind::Validation { .. } => None,
+        EventKind::Validation { .. } | EventKind::Geometry { .. } => None,
     });
     lines.retain(|l| !l.points.is_empty());
     if lines.is_empty() {
@@ -124,6 +133,34 @@ fn residual(page: &Page) -> String {
     .figure()
 }
 
+/// Names of the recorded geometry, of any arm.
+fn geometries(page: &Page) -> BTreeSet<String> {
+    let names = page.events.iter().flat_map(|e| match &e.kind {
+        EventKind::Geometry { geometry } => geometry.keys().cloned().collect(),
+        EventKind::Step { .. } | EventKind::Validation { .. } => vec![],
+    });
+    // The teacher stands still, so its rank is one number and no curve.
+    names.filter(|name| !name.starts_with("teacher_rank.")).collect()
+}
+
+fn geometry(page: &Page, name: &str) -> String {
+    let (kind, of) = name.split_once('.').unwrap_or((name, ""));
+    let (title, unit) = match kind {
+        "rank" => ("Effective rank of the student's features", "dimensions"),
+        "cka" => {
+            ("Alignment of student and teacher", "linear CKA (1: equal up to rotation and scale)")
+        }
+        "gradient" => ("Gradient of the weighted term", "Euclidean length over all variables"),
+        _ => (kind, ""),
+    };
+    let lines = lines(page, |event| match event {
+        EventKind::Geometry { geometry } => geometry.get(name).copied(),
+        EventKind::Step { .. } | EventKind::Validation { .. } => None,
+    });
+    let title = format!("{title} ({of})");
+    Plot { title: &title, unit, log: false, lines, levels: vec![], note: "" }.figure()
+}
+
 /// One line an arm of what `value` finds in its events.
 fn lines<'a>(page: &'a Page, value: impl Fn(&EventKind) -> Option<f64>) -> Vec<Line<'a>> {
     let arms = page.report.arms.iter().enumerate();
@@ -135,7 +172,7 @@ fn lines<'a>(page: &'a Page, value: impl Fn(&EventKind) -> Option<f64>) -> Vec<L
             .filter_map(|e| Some((e.step as f64, value(&e.kind)?)))
             .filter(|(_, v)| v.is_finite())
             .collect();
-        Line { name: &arm.name, pen: Pen::arm(i), points }
+        Line { name: &arm.name, pen: Pen::arm(i), points, band: Vec::new() }
     })
     .collect()
 }
@@ -146,7 +183,7 @@ fn terms(page: &Page) -> Vec<String> {
     let recorded = page.events.iter().filter(|e| page.report.arms.iter().any(|a| a.name == e.arm));
     let recorded = recorded.flat_map(|e| match &e.kind {
         EventKind::Step { terms, .. } => terms.keys().collect(),
-        EventKind::Validation { .. } => vec![],
+        EventKind::Validation { .. } | EventKind::Geometry { .. } => vec![],
     });
     let all: BTreeSet<&String> = weighted.chain(recorded).collect();
     let mut all: Vec<String> = all.into_iter().cloned().collect();

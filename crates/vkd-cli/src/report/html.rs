@@ -60,7 +60,7 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// A whole number with a comma after each three digits.
-pub(super) fn count(n: impl Display) -> String {
+pub(crate) fn count(n: impl Display) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {

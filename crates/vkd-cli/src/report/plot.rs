@@ -4,11 +4,12 @@ use super::axis::Axis;
 use super::html::{Pen, escape, scientific};
 use std::fmt::Write;
 
-/// A curve: `(step, value)` in the order of the steps.
+/// A curve: `(step, value)` in the order of the steps, and around it a band of `(step, low, high)` or none.
 pub(super) struct Line<'a> {
     pub(super) name: &'a str,
     pub(super) pen: Pen,
     pub(super) points: Vec<(f64, f64)>,
+    pub(super) band: Vec<(f64, f64, f64)>,
 }
 
 /// A dashed line at one height.
@@ -72,7 +73,9 @@ impl Plot<'_> {
     fn svg(&self, lines: &[&Line]) -> String {
         let points = || lines.iter().flat_map(|l| &l.points);
         let x = Axis::steps(points().map(|p| p.0).fold(0., f64::max));
+        let bands = || lines.iter().flat_map(|l| &l.band);
         let values = points().map(|p| p.1).chain(self.levels.iter().map(|l| l.value));
+        let values = values.chain(bands().flat_map(|b| [b.1, b.2]));
         let y = if self.log { Axis::log(values) } else { Axis::linear(values) };
         let widest = y.ticks.iter().map(|(_, label)| label.chars().count()).max().unwrap_or(0);
         let left = 10. + CHARACTER * widest as f64;
@@ -120,6 +123,20 @@ impl Plot<'_> {
                  <title>{}</title></line>\n",
                 Pen::LEVEL.attributes(),
                 escape(&level.name)
+            ));
+        }
+        // Below all lines.
+        for line in lines.iter().filter(|l| !l.band.is_empty()) {
+            let low = line.band.iter().map(|(step, low, _)| (*step, *low));
+            let high = line.band.iter().rev().map(|(step, _, high)| (*step, *high));
+            let around: Vec<String> = low
+                .chain(high)
+                .map(|(step, value)| format!("{:.1},{:.1}", at_x(step), at_y(value)))
+                .collect();
+            put(format_args!(
+                "<polygon class=\"band\" fill=\"{}\" points=\"{}\"/>\n",
+                line.pen.color,
+                around.join(" ")
             ));
         }
         for line in lines {

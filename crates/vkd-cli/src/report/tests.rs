@@ -48,7 +48,10 @@ fn events(arm: &str, steps: u64, residual: Option<f64>) -> Vec<Event> {
             let kind =
                 EventKind::Step { loss: 2., terms: terms.into(), learning_rate: 1e-3, residual };
             let validation = EventKind::Validation { validation_accuracy: 0.5 };
-            [event(i, kind), event(i + 1, validation)]
+            let geometry =
+                [("rank.tokens".to_owned(), 3.5), ("teacher_rank.tokens".to_owned(), 9.)];
+            let geometry = EventKind::Geometry { geometry: geometry.into() };
+            [event(i, kind), event(i + 1, validation), event(i + 1, geometry)]
         })
         .collect()
 }
@@ -61,7 +64,7 @@ fn page(report: &Report, events: &[Event]) -> String {
 }
 
 /// Every tag is closed in order, and no axis met a value that is not finite.
-fn check(page: &str) {
+pub(super) fn check(page: &str) {
     let (_, body) = page.split_once("</style>").unwrap();
     assert!(!body.contains("NaN") && !body.contains("inf"), "not finite");
     let mut open = vec!["html", "head"];
@@ -120,6 +123,9 @@ fn every_arm_appears_with_its_accuracy_and_colour() {
         assert!(page.contains(&format!("fill=\"{}\"", Pen::arm(i).color)));
     }
     assert!(page.contains("n = 597"));
+    assert!(
+        page.contains("Effective rank of the student's features".replace('\'', "&#39;").as_str())
+    );
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The method, and the arms of a comparison.
 
 use super::not_negative;
-use candle_core::Result;
+use crate::networks::{STUDENT_TAP, TEACHER_TAP};
+use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 /// Settings of the method.
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct DistillConfig {
     /// Temperature of the logits' divergence.
     pub temperature: f64,
-    /// Distance of the features: `smooth_l1` or `mse`.
+    /// Distance of the features: `smooth_l1` or `mse`; or a loss on relations, for arms with `projector = "none"`.
     pub loss: LossKind,
     /// Where smooth-L1 turns linear.
     pub beta: f64,
@@ -21,6 +22,29 @@ pub struct DistillConfig {
     pub teacher_normalizer: String,
     /// Normaliser of the projected student's features.
     pub student_normalizer: String,
+    /// Which features are matched, each pair with a projector of its own and the arm's weight; by default the student's
+    /// patch tokens and the teacher's pooled features.
+    #[serde(default = "usual_tap", skip_serializing_if = "is_usual_tap")]
+    pub tap: Vec<TapNames>,
+}
+
+/// A tap of the student and the one of the teacher that it is matched to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TapNames {
+    /// The student's.
+    pub student: String,
+    /// The teacher's.
+    pub teacher: String,
+}
+
+fn usual_tap() -> Vec<TapNames> {
+    vec![TapNames { student: STUDENT_TAP.to_owned(), teacher: TEACHER_TAP.to_owned() }]
+}
+
+/// A key that has its default is not written, so that it changes no older recipe.
+fn is_usual_tap(tap: &[TapNames]) -> bool {
+    tap == usual_tap()
 }
 
 /// Distance between features.
@@ -31,6 +55,33 @@ pub enum LossKind {
     SmoothL1,
     /// Mean squared difference.
     Mse,
+    /// Similarity-preserving distillation, arXiv:1907.09682.
+    Spkd,
+    /// Probabilistic knowledge transfer, arXiv:1803.10837.
+    Pkt,
+    /// Relational distillation of distances, arXiv:1904.05068.
+    RkdDistance,
+    /// Relational distillation of angles, of the same paper.
+    RkdAngle,
+}
+
+impl LossKind {
+    /// Whether it compares relations within the batch, so that the two widths may differ.
+    pub fn is_relational(self) -> bool {
+        !matches!(self, Self::SmoothL1 | Self::Mse)
+    }
+}
+
+/// Distance between logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogitLossKind {
+    /// KL divergence, times the squared temperature.
+    Kl,
+    /// DIST, arXiv:2205.10536: correlations over classes and over samples.
+    Dist,
+    /// KL divergence of standardised logits, arXiv:2403.01427.
+    LogitStandardization,
 }
 
 /// One arm of the comparison.
@@ -48,14 +99,54 @@ pub struct ArmConfig {
     /// Projector of the features.
     #[serde(default)]
     pub projector: ProjectorKind,
+    /// Width between the two layers of `projector = "mlp"`; by default the teacher's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<usize>,
+    /// What the term on the logits measures; by default the KL divergence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logit_loss: Option<LogitLossKind>,
+    /// In place of `distill.loss`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<LossKind>,
+    /// In place of `distill.map`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<String>,
+    /// In place of `distill.teacher_normalizer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher_normalizer: Option<String>,
+    /// In place of `distill.student_normalizer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub student_normalizer: Option<String>,
 }
 
 impl ArmConfig {
-    pub(super) fn check(&self, name: &str) -> Result<()> {
+    pub(super) fn check(&self, name: &str, distill: &DistillConfig) -> Result<()> {
         not_negative(&[
             (&format!("arm.{name}.logits"), self.logits),
             (&format!("arm.{name}.features"), self.features),
-        ])
+        ])?;
+        if self.hidden.is_some() && self.projector != ProjectorKind::Mlp {
+            bail!("arm.{name}.hidden: expected only with projector = \"mlp\"")
+        }
+        let loss = self.method(distill).loss;
+        if self.features > 0. && self.projector == ProjectorKind::None && !loss.is_relational() {
+            bail!(
+                "arm.{name}.projector: expected one, got none with a loss that compares rows of features"
+            )
+        }
+        Ok(())
+    }
+
+    /// The method as this arm has it: `distill` with the arm's own values in place.
+    pub fn method(&self, distill: &DistillConfig) -> DistillConfig {
+        let or = |own: &Option<String>, shared: &String| own.as_ref().unwrap_or(shared).clone();
+        DistillConfig {
+            loss: self.loss.unwrap_or(distill.loss),
+            map: or(&self.map, &distill.map),
+            teacher_normalizer: or(&self.teacher_normalizer, &distill.teacher_normalizer),
+            student_normalizer: or(&self.student_normalizer, &distill.student_normalizer),
+            ..distill.clone()
+        }
     }
 
     /// Whether the arm looks at the teacher at all.
@@ -83,4 +174,11 @@ pub enum ProjectorKind {
     Orthogonal,
     /// Unconstrained.
     Linear,
+    /// Two unconstrained layers with relu between.
+    Mlp,
+    /// The published classification code's: PyTorch's orthogonal parametrisation by Householder reflectors with weight decay
+    /// on its parameter, which zeroes it after the first step.
+    AsPublished,
+    /// None, for losses on relations.
+    None,
 }

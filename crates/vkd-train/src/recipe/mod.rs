@@ -6,10 +6,12 @@ mod networks;
 mod overrides;
 mod training;
 
-pub use arms::{ArmConfig, DistillConfig, LabelBudget, LossKind, ProjectorKind};
+pub use arms::{
+    ArmConfig, DistillConfig, LabelBudget, LogitLossKind, LossKind, ProjectorKind, TapNames,
+};
 pub use data::{DataConfig, DataKind};
 pub use networks::{StudentConfig, TeacherConfig};
-pub use training::TrainingConfig;
+pub use training::{OptimizerKind, ScheduleKind, TrainingConfig};
 
 use candle_core::{Result, bail};
 use overrides::{blame, located, set};
@@ -140,7 +142,7 @@ impl Recipe {
         self.data.check()?;
         self.teacher.check()?;
         self.training.check()?;
-        self.arm.iter().try_for_each(|(name, arm)| arm.check(name))
+        self.arm.iter().try_for_each(|(name, arm)| arm.check(name, &self.distill))
     }
 }
 

@@ -1,0 +1,246 @@
+//! `vkd doctor`: whether machine, data and teacher are fit for a recipe.
+
+use crate::dry_run::bytes;
+use crate::machine::{self, kibibytes};
+use crate::recipe_args::RecipeArgs;
+use candle_core::{Result, bail};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use vkd_train::{Dataset, Recipe};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+}
+
+/// The findings, line by line.
+#[derive(Default)]
+struct Findings {
+    text: String,
+    problems: usize,
+}
+
+impl Findings {
+    fn fine(&mut self, what: &str, found: &str) {
+        self.text.push_str(&format!("ok       {what}: {found}\n"));
+    }
+
+    fn note(&mut self, what: &str, found: &str) {
+        self.text.push_str(&format!("note     {what}: {found}\n"));
+    }
+
+    fn problem(&mut self, what: &str, found: &str) {
+        self.problems += 1;
+        self.text.push_str(&format!("PROBLEM  {what}: {found}\n"));
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut found = Findings::default();
+    machine(&mut found);
+    match args.recipe.load() {
+        Ok(recipe) => {
+            found.fine("recipe", &format!("{}, arms {}", recipe.name, recipe.arms.join(", ")));
+            data(&recipe, &mut found);
+        }
+        Err(e) => found.problem("recipe", &vkd_train::plain(&e)),
+    }
+    crate::print(&found.text)?;
+    match found.problems {
+        0 => Ok(()),
+        n => bail!("doctor: {n} problem{}", if n == 1 { "" } else { "s" }),
+    }
+}
+
+fn machine(found: &mut Findings) {
+    let commit = machine::commit().map(|c| format!(", commit {c}")).unwrap_or_default();
+    found.fine("vkd", &format!("{}{commit}", env!("CARGO_PKG_VERSION")));
+    found.fine("machine", &format!("{}, {}", machine::description(), std::env::consts::OS));
+    let memory = |key| kibibytes("/proc/meminfo", key).map(|n| bytes(n as f64));
+    match (memory("MemTotal"), memory("MemAvailable")) {
+        (Some(total), Some(free)) => found.fine("memory", &format!("{total}, {free} available")),
+        _ => found.note("memory", "not known on this system"),
+    }
+    found.fine("instructions", instructions());
+    let set = |name: &str| std::env::var(name).map_or("not set".to_owned(), |v| format!("={v}"));
+    found.fine(
+        "threads",
+        &format!(
+            "{} arms side by side with one thread each; alone {} (RAYON_NUM_THREADS {}, CANDLE_NUM_THREADS {})",
+            machine::processors(),
+            candle_core::utils::get_num_threads(),
+            set("RAYON_NUM_THREADS"),
+            set("CANDLE_NUM_THREADS")
+        ),
+    );
+    match candle_core::utils::cuda_is_available() {
+        true => found.fine("device", "CPU; CUDA is built in, though training runs on the CPU"),
+        false => found.fine("device", "CPU; built without CUDA"),
+    }
+}
+
+/// What the row kernels can use.
+#[cfg(target_arch = "x86_64")]
+fn instructions() -> &'static str {
+    match is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        true => "AVX2 and FMA",
+        false => "baseline x86-64: the row kernels run at about half their speed",
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn instructions() -> &'static str {
+    "those of the target"
+}
+
+fn data(recipe: &Recipe, found: &mut Findings) {
+    if let Some(dir) = &recipe.data.dir {
+        folders(dir, found);
+    }
+    let data = match Dataset::open(&recipe.data) {
+        Ok(data) => data,
+        Err(e) => return found.problem("data", &vkd_train::plain(&e)),
+    };
+    found.fine(
+        "data",
+        &format!(
+            "{}: {} training, {} validation, {} test images of {} classes",
+            data.name,
+            data.train.len(),
+            data.validation.len(),
+            data.test.len(),
+            data.class_names.len()
+        ),
+    );
+    for (part, indices) in
+        [("training", &data.train), ("validation", &data.validation), ("test", &data.test)]
+    {
+        let mut counts = vec![0usize; data.class_names.len()];
+        for &index in indices {
+            if let Some(count) = counts.get_mut(data.label(index) as usize) {
+                *count += 1;
+            }
+        }
+        let empty: Vec<&str> = data
+            .class_names
+            .iter()
+            .zip(&counts)
+            .filter(|(_, n)| **n == 0)
+            .map(|(name, _)| name.as_str())
+            .collect();
+        let (least, most) = (counts.iter().min().unwrap_or(&0), counts.iter().max().unwrap_or(&0));
+        match (empty.is_empty(), part) {
+            (true, _) => found.fine(part, &format!("{least} to {most} images a class")),
+            (false, "training") => found.problem(part, &format!("no image of {}", shown(&empty))),
+            (false, _) => found.note(part, &format!("no image of {}", shown(&empty))),
+        }
+    }
+    if recipe.data.labels < data.class_names.len() {
+        let (labels, classes) = (recipe.data.labels, data.class_names.len());
+        found.note("labels", &format!("{labels} for {classes} classes: some have none"));
+    }
+    match (vkd_train::check(recipe, &data), &recipe.teacher.checkpoint) {
+        (Err(e), _) => found.problem("networks", &vkd_train::plain(&e)),
+        (Ok(()), Some(path)) => found.fine("teacher", &format!("{} fits", path.display())),
+        (Ok(()), None) => found.fine("teacher", "is trained first; all sizes fit"),
+    }
+}
+
+/// The first few of many names.
+fn shown(names: &[&str]) -> String {
+    match names {
+        [first @ .., _, _] if names.len() > 6 => {
+            format!("{} and {} more", first[..4].join(", "), names.len() - 4)
+        }
+        _ => names.join(", "),
+    }
+}
+
+/// Pictures in the class folders below `dir`, if it has any: how many, of which classes none, which can't be read.
+fn folders(dir: &Path, found: &mut Findings) {
+    let entries = |dir: &Path| -> Vec<PathBuf> {
+        let read = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
+        let mut all: Vec<PathBuf> = read.collect();
+        all.sort();
+        all
+    };
+    // `train` and `val` with the classes below, or the classes themselves.
+    let mut classes: BTreeMap<PathBuf, usize> = BTreeMap::new();
+    let (mut broken, mut pending) = (Vec::new(), vec![(dir.to_owned(), 0)]);
+    while let Some((folder, depth)) = pending.pop() {
+        let (mut pictures, mut below) = (0, false);
+        for path in entries(&folder) {
+            if path.is_dir() {
+                below = true;
+                if depth < 2 {
+                    pending.push((path, depth + 1));
+                }
+            } else if depth > 0 && is_picture(&path) {
+                pictures += 1;
+                // The header only: all of a large set would take hours.
+                if image::image_dimensions(&path).is_err() {
+                    broken.push(path);
+                }
+            }
+        }
+        if depth > 0 && !below {
+            classes.insert(folder, pictures);
+        }
+    }
+    let name = |path: &Path| path.strip_prefix(dir).unwrap_or(path).display().to_string();
+    let pictures: usize = classes.values().sum();
+    if pictures == 0 && classes.is_empty() {
+        return;
+    }
+    found.fine("folders", &format!("{} class folders, {pictures} pictures", classes.len()));
+    let empty: Vec<String> =
+        classes.iter().filter(|(_, n)| **n == 0).map(|(path, _)| name(path)).collect();
+    if !empty.is_empty() {
+        let empty: Vec<&str> = empty.iter().map(String::as_str).collect();
+        found.problem("folders", &format!("{} empty: {}", empty.len(), shown(&empty)));
+    }
+    if !broken.is_empty() {
+        let names: Vec<String> = broken.iter().map(|path| name(path)).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        found.problem("pictures", &format!("{} can't be read: {}", names.len(), shown(&names)));
+    }
+}
+
+fn is_picture(path: &Path) -> bool {
+    let known = ["jpg", "jpeg", "png", "bmp", "webp"];
+    let extension = path.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
+    extension.is_some_and(|e| known.contains(&e.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_folders_and_broken_pictures_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        for class in ["train/cat", "train/dog", "val/cat"] {
+            std::fs::create_dir_all(dir.path().join(class)).unwrap();
+        }
+        let picture = image::GrayImage::new(4, 4);
+        picture.save(dir.path().join("train/cat/a.png")).unwrap();
+        picture.save(dir.path().join("val/cat/b.PNG")).unwrap();
+        std::fs::write(dir.path().join("train/cat/c.jpg"), "no picture").unwrap();
+        std::fs::write(dir.path().join("train/cat/notes.txt"), "left alone").unwrap();
+        let mut found = Findings::default();
+        folders(dir.path(), &mut found);
+        assert_eq!(found.problems, 2, "{}", found.text);
+        for part in [
+            "3 class folders, 3 pictures",
+            "folders: 1 empty: train/dog",
+            "1 can't be read: train/cat/c.jpg",
+        ] {
+            assert!(found.text.contains(part), "{part}: {}", found.text);
+        }
+        let mut none = Findings::default();
+        folders(&dir.path().join("train/cat"), &mut none);
+        assert!(none.text.is_empty(), "no class folders: another kind of data");
+        assert_eq!(shown(&["a", "b", "c", "d", "e", "f", "g"]), "a, b, c, d and 3 more");
+    }
+}

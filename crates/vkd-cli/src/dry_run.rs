@@ -1,0 +1,107 @@
+//! `vkd distill --dry-run`: what would be trained, checked by building it; nothing is written.
+
+use crate::machine::kibibytes;
+use crate::report::markdown::terms;
+use candle_core::{Result, bail};
+use std::path::Path;
+use vkd_train::{Dataset, Recipe, RunFolder, plan};
+
+/// Checks a recipe and says what it costs.
+pub(crate) fn run(recipe: &Recipe, data: &Dataset, out: &Path, overwrite: bool) -> Result<()> {
+    let place = place(recipe, out, overwrite)?;
+    let peak = || kibibytes("/proc/self/status", "VmHWM");
+    let before = peak();
+    let plan = plan(recipe, data)?;
+    let (training, after) = (&recipe.training, peak());
+    let images = training.steps * training.batch as u64;
+    let mut text = format!(
+        "{}: {} training, {} validation, {} test images, {} classes\n\
+         teacher: {} parameters, {}\n\
+         student: {} steps of {} images, {images} in all, {:.1} times the training images\n",
+        data.name,
+        data.train.len(),
+        data.validation.len(),
+        data.test.len(),
+        data.class_names.len(),
+        plan.teacher_parameters,
+        match &recipe.teacher.checkpoint {
+            Some(path) => format!("from {}, which fits", path.display()),
+            None => format!("{} steps of {} images", recipe.teacher.steps, recipe.teacher.batch),
+        },
+        training.steps,
+        training.batch,
+        images as f64 / data.train.len() as f64,
+    );
+    let scale = training.batch as f64 / plan.trial_images as f64;
+    text.push_str(&format!(
+        "\n{:<18} {:>6} {:>10} {:>10} {:>10} {:>9}  {}\n",
+        "arm", "labels", "student", "projector", "state", "s a run", "loss at first"
+    ));
+    for arm in &plan.arms {
+        let seconds = arm.trial_seconds * scale * training.steps as f64;
+        text.push_str(&format!(
+            "{:<18} {:>6} {:>10} {:>10} {:>10} {:>9}  {:.3} = {}\n",
+            arm.name,
+            arm.labels,
+            arm.student_parameters,
+            arm.projector_parameters,
+            bytes(arm.state_bytes as f64),
+            format!("~{seconds:.0}"),
+            arm.loss,
+            terms(&arm.terms)
+        ));
+    }
+    text.push_str(&format!(
+        "\nstudent, projector: trainable values; state: variables, gradients and the optimiser's moments. Seconds are {} times \
+         those of one step of {} images here, and rough.\n",
+        training.steps, plan.trial_images
+    ));
+    if let (Some(before), Some(after)) = (before, after) {
+        let step = after.saturating_sub(before) as f64;
+        text.push_str(&format!(
+            "memory: about {} a process: {} before, {} for a step of {} images (state and one arm's activations), taken to grow \
+             with the batch of {}\n",
+            bytes(before as f64 + step * scale.max(1.)),
+            bytes(before as f64),
+            bytes(step),
+            plan.trial_images,
+            training.batch
+        ));
+    }
+    text.push_str(&format!("{place}\nnothing was written\n"));
+    crate::print(&text)
+}
+
+/// What would become of the folder; the refusals are those of a real run.
+fn place(recipe: &Recipe, out: &Path, overwrite: bool) -> Result<String> {
+    let name = out.display();
+    let filled = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+    if out.join("recipe.toml").exists() && !overwrite {
+        let other = RunFolder::open(out)?;
+        let blank = |r: &Recipe| Recipe { arms: vec![], ..r.clone() };
+        if blank(other.recipe()) != blank(recipe) {
+            bail!(
+                "{name}: expected a run of this recipe, got one of another; choose another --out or pass --overwrite"
+            )
+        }
+        return Ok(format!("output: {name}, a run of this recipe: finished parts would be reused"));
+    }
+    if filled && !overwrite {
+        bail!(
+            "{name}: expected an empty folder or a run of this recipe, got another folder; choose another --out or pass --overwrite"
+        )
+    }
+    Ok(match filled {
+        true => format!("output: {name}, whose run would be started anew"),
+        false => format!("output: {name}, a new folder"),
+    })
+}
+
+/// A number of bytes for people.
+pub(crate) fn bytes(n: f64) -> String {
+    match n {
+        n if n < 1e6 => format!("{:.1} kB", n / 1e3),
+        n if n < 1e9 => format!("{:.1} MB", n / 1e6),
+        n => format!("{:.1} GB", n / 1e9),
+    }
+}

@@ -1,0 +1,366 @@
+//! A grid of results, arms by seeds: what may be compared with what, means, and paired differences.
+//!
+//! Invariants: every difference is one of two arms on the same seed; an interval is of the mean over seeds by Student's t and
+//! is not there for one seed; results of one arm with different settings never meet.
+
+use candle_core::{Result, bail};
+use statrs::distribution::{ContinuousCDF, StudentsT};
+use std::collections::{BTreeMap, BTreeSet};
+use vkd_train::ArmResult;
+
+/// Share of intervals that hold the true mean.
+pub(crate) const LEVEL: f64 = 0.95;
+
+/// Results by arm and seed, all of one task and data set.
+pub(crate) struct Grid {
+    /// Arms in the order of the report.
+    pub(crate) arms: Vec<String>,
+    /// The arm that others are compared with.
+    pub(crate) reference: String,
+    results: BTreeMap<(String, u64), ArmResult>,
+}
+
+/// Mean and spread of some values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Summary {
+    pub(crate) n: usize,
+    pub(crate) mean: f64,
+    /// Sample standard deviation; `None` for one value.
+    pub(crate) deviation: Option<f64>,
+    /// 95 % interval of the mean; `None` for one value.
+    pub(crate) interval: Option<(f64, f64)>,
+}
+
+/// One arm minus another, seed by seed.
+pub(crate) struct Pair {
+    pub(crate) left: String,
+    pub(crate) right: String,
+    pub(crate) difference: Summary,
+    /// Seeds where the left one is higher, equal, lower.
+    pub(crate) counts: [usize; 3],
+}
+
+impl Grid {
+    /// A grid of `results`. Without `arms` the order is the one in which arms that people compare are usually listed.
+    ///
+    /// # Errors
+    /// No results, two of an arm and seed, several tasks or data sets, an arm with two sets of settings, or a reference that
+    /// is not among the arms.
+    pub(crate) fn new(
+        results: Vec<ArmResult>,
+        arms: Option<Vec<String>>,
+        reference: Option<&str>,
+    ) -> Result<Self> {
+        let Some(first) = results.first().cloned() else {
+            bail!("compare: expected at least one result, got none")
+        };
+        let mut by_place: BTreeMap<(String, u64), ArmResult> = BTreeMap::new();
+        for result in results {
+            let name = result.arm.name.clone();
+            if (&result.task, &result.dataset) != (&first.task, &first.dataset) {
+                bail!(
+                    "compare: expected one task and data set, got {} on {} and {} on {}",
+                    first.task,
+                    first.dataset,
+                    result.task,
+                    result.dataset
+                )
+            }
+            let same = |r: &&ArmResult| r.arm.name == name;
+            if let Some(other) = by_place.values().find(same)
+                && (&other.fingerprint, &other.arm.terms)
+                    != (&result.fingerprint, &result.arm.terms)
+            {
+                bail!(
+                    "compare: expected one setting of arm {name}, got two: seeds {} and {} differ{}",
+                    other.seed,
+                    result.seed,
+                    difference(other, &result)
+                )
+            }
+            let seed = result.seed;
+            if by_place.insert((name.clone(), seed), result).is_some() {
+                bail!("compare: expected one result of arm {name} and seed {seed}, got two")
+            }
+        }
+        let known: BTreeSet<&String> = by_place.keys().map(|(arm, _)| arm).collect();
+        let arms = arms.unwrap_or_else(|| usual(&known));
+        let default = if arms.iter().any(|a| a == "none") { "none" } else { arms[0].as_str() };
+        let reference = reference.unwrap_or(default).to_owned();
+        if !arms.contains(&reference) {
+            bail!("compare: expected a reference among {}, got {reference}", arms.join(", "))
+        }
+        Ok(Self { arms, reference, results: by_place })
+    }
+
+    /// Any one of the results.
+    pub(crate) fn first(&self) -> Option<&ArmResult> {
+        self.results.values().next()
+    }
+
+    /// All results, arms in the report's order, then seeds.
+    pub(crate) fn results(&self) -> impl Iterator<Item = &ArmResult> {
+        self.arms.iter().flat_map(|arm| self.of(arm))
+    }
+
+    /// The results of an arm by seed.
+    pub(crate) fn of<'a>(&'a self, arm: &'a str) -> impl Iterator<Item = &'a ArmResult> {
+        self.results.values().filter(move |r| r.arm.name == arm)
+    }
+
+    /// Every seed of any arm.
+    pub(crate) fn seeds(&self) -> BTreeSet<u64> {
+        self.results.keys().map(|(_, seed)| *seed).collect()
+    }
+
+    /// A metric of an arm by seed; seeds without a finite one are left out.
+    pub(crate) fn values(&self, arm: &str, metric: &str) -> BTreeMap<u64, f64> {
+        let value = |r: &ArmResult| Some((r.seed, *r.arm.metrics.get(metric)?));
+        self.of(arm).filter_map(value).filter(|(_, v)| v.is_finite()).collect()
+    }
+
+    /// A metric of the teachers by seed.
+    pub(crate) fn teacher(&self, metric: &str) -> BTreeMap<u64, f64> {
+        let value = |r: &ArmResult| Some((r.seed, *r.teacher.metrics.get(metric)?));
+        self.results().filter_map(value).filter(|(_, v)| v.is_finite()).collect()
+    }
+
+    /// Differences of a metric: every arm minus the reference, `vkd` minus every other, and along the paper's order every arm
+    /// minus the one before it; each pair once.
+    pub(crate) fn pairs(&self, metric: &str) -> Vec<Pair> {
+        let others = |arm: &str| {
+            let arm = arm.to_owned();
+            self.arms.iter().filter(move |other| **other != arm)
+        };
+        let mut wanted: Vec<(&str, &str)> =
+            others(&self.reference).map(|arm| (arm.as_str(), self.reference.as_str())).collect();
+        if self.arms.iter().any(|arm| arm == "vkd") {
+            wanted.extend(others("vkd").map(|arm| ("vkd", arm.as_str())));
+        }
+        let chain: Vec<&str> =
+            PAPER.into_iter().filter(|name| self.arms.iter().any(|arm| arm == name)).collect();
+        wanted.extend(chain.windows(2).map(|pair| (pair[1], pair[0])));
+        let mut pairs: Vec<Pair> = Vec::new();
+        for (left, right) in wanted {
+            let known = |p: &Pair| {
+                (p.left == left && p.right == right) || (p.left == right && p.right == left)
+            };
+            if !pairs.iter().any(known) {
+                pairs.extend(self.pair(left, right, metric));
+            }
+        }
+        pairs
+    }
+
+    fn pair(&self, left: &str, right: &str, metric: &str) -> Option<Pair> {
+        let (a, b) = (self.values(left, metric), self.values(right, metric));
+        let both: Vec<(f64, f64)> =
+            a.iter().filter_map(|(seed, a)| Some((*a, *b.get(seed)?))).collect();
+        let differences: Vec<f64> = both.iter().map(|(a, b)| a - b).collect();
+        let count = |f: fn(&f64, &f64) -> bool| both.iter().filter(|(a, b)| f(a, b)).count();
+        Some(Pair {
+            left: left.to_owned(),
+            right: right.to_owned(),
+            difference: Summary::of(&differences)?,
+            counts: [count(|a, b| a > b), count(|a, b| a == b), count(|a, b| a < b)],
+        })
+    }
+
+    /// The arm's validation accuracies over the steps, summed up over seeds; steps that not all of its seeds have are left
+    /// out.
+    pub(crate) fn curve(&self, arm: &str) -> Vec<(u64, Summary)> {
+        let mut by_step: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+        for (step, value) in self.of(arm).flat_map(|r| &r.curve) {
+            by_step.entry(*step).or_default().push(*value);
+        }
+        let seeds = self.of(arm).count();
+        let whole = by_step.into_iter().filter(|(_, values)| values.len() == seeds);
+        whole.filter_map(|(step, values)| Some((step, Summary::of(&values)?))).collect()
+    }
+
+    /// Largest projector residual of an arm over all its seeds.
+    pub(crate) fn residual(&self, arm: &str) -> Option<f64> {
+        self.of(arm).filter_map(|r| r.arm.projector_residual_max).reduce(f64::max)
+    }
+}
+
+/// What differs in the settings of two results, at most three keys.
+fn difference(a: &ArmResult, b: &ArmResult) -> String {
+    let keys: BTreeSet<&String> = a.settings.keys().chain(b.settings.keys()).collect();
+    let show = |r: &ArmResult, key: &String| {
+        r.settings.get(key).map_or("nothing".to_owned(), ToString::to_string)
+    };
+    let found = keys.into_iter().filter(|k| a.settings.get(*k) != b.settings.get(*k));
+    let found: Vec<String> =
+        found.take(3).map(|k| format!("{k} is {} and {}", show(a, k), show(b, k))).collect();
+    if found.is_empty() { String::new() } else { format!(": {}", found.join("; ")) }
+}
+
+/// Arms in the order that the paper expects of their scores.
+const PAPER: [&str; 5] = ["none", "logits", "linear", "mlp", "vkd"];
+
+/// Those of the paper first, in its order, then what takes parts away from vkd, then the rest by name.
+fn usual(known: &BTreeSet<&String>) -> Vec<String> {
+    let first = PAPER.into_iter().chain(["vkd-no-norm", "vkd-as-published"]);
+    let mut arms: Vec<String> = first.map(str::to_owned).filter(|a| known.contains(a)).collect();
+    let rest: Vec<String> =
+        known.iter().filter(|a| !arms.contains(a)).map(|a| (*a).clone()).collect();
+    arms.extend(rest);
+    arms
+}
+
+impl Summary {
+    /// `None` without values.
+    pub(crate) fn of(values: &[f64]) -> Option<Self> {
+        let n = values.len();
+        if n == 0 {
+            return None;
+        }
+        let mean = values.iter().sum::<f64>() / n as f64;
+        if n == 1 {
+            return Some(Self { n, mean, deviation: None, interval: None });
+        }
+        let squares: f64 = values.iter().map(|v| (v - mean) * (v - mean)).sum();
+        let deviation = (squares / (n - 1) as f64).sqrt();
+        let t = StudentsT::new(0., 1., (n - 1) as f64).ok()?.inverse_cdf(0.5 + LEVEL / 2.);
+        let half = t * deviation / (n as f64).sqrt();
+        Some(Self {
+            n,
+            mean,
+            deviation: Some(deviation),
+            interval: Some((mean - half, mean + half)),
+        })
+    }
+
+    /// The same in another unit.
+    pub(crate) fn times(self, factor: f64) -> Self {
+        Self {
+            n: self.n,
+            mean: self.mean * factor,
+            deviation: self.deviation.map(|d| d * factor),
+            interval: self.interval.map(|(low, high)| (low * factor, high * factor)),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use vkd_train::{ArmReport, RunFacts, TeacherReport};
+
+    /// A result with an accuracy and a curve that ends in it.
+    pub(crate) fn result(arm: &str, seed: u64, accuracy: f64) -> ArmResult {
+        let scores = |accuracy: f64| {
+            ["accuracy", "validation_accuracy"].map(|name| (name.to_owned(), accuracy)).into()
+        };
+        ArmResult {
+            schema: 2,
+            task: "classification".to_owned(),
+            recipe: "digits".to_owned(),
+            dataset: "UCI handwritten digits".to_owned(),
+            seed,
+            fingerprint: format!("{arm}0"),
+            arm: ArmReport {
+                name: arm.to_owned(),
+                terms: [("label".to_owned(), 1.), ("feature.tokens".to_owned(), 2.5)].into(),
+                labels: 50,
+                metrics: scores(accuracy),
+                projector_residual_max: (arm == "vkd").then_some(3e-8),
+                parameters: 31188,
+                seconds: 12.,
+            },
+            teacher: TeacherReport { metrics: scores(0.95), parameters: 9, seconds: 5. },
+            curve: vec![(10, accuracy - 0.1), (20, accuracy)],
+            losses: BTreeMap::new(),
+            geometry: BTreeMap::from([("rank.tokens".to_owned(), 8.)]),
+            run: Some(RunFacts {
+                batch: 100,
+                steps: 20,
+                images: 2000,
+                threads: 1,
+                version: "0.1.0".to_owned(),
+                commit: Some("abc".to_owned()),
+                machine: "A 1 GHz, 2 cores".to_owned(),
+            }),
+            settings: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn quantiles_are_those_of_the_printed_tables() {
+        // Values 1..=n have a known deviation, so the half width tells the quantile.
+        for (n, t) in [(2, 12.706), (3, 4.303), (5, 2.776), (10, 2.262), (31, 2.042)] {
+            let values: Vec<f64> = (1..=n).map(f64::from).collect();
+            let s = Summary::of(&values).unwrap();
+            let (low, high) = s.interval.unwrap();
+            let found = (high - low) / 2. * f64::from(n).sqrt() / s.deviation.unwrap();
+            // The tables' last digit.
+            assert!((found - t).abs() < 5.1e-4, "{n}: {found}");
+        }
+        let s = Summary::of(&[2., 4., 4., 4., 5., 5., 7., 9.]).unwrap();
+        assert!(
+            (s.mean, s.n) == (5., 8) && (s.deviation.unwrap() - (32f64 / 7.).sqrt()).abs() < 1e-15
+        );
+        assert_eq!(Summary::of(&[1.]).unwrap().interval, None);
+        assert_eq!(Summary::of(&[]), None);
+    }
+
+    #[test]
+    fn differences_are_paired_by_seed() {
+        let all = vec![
+            result("vkd", 0, 0.90),
+            result("none", 0, 0.88),
+            result("none", 1, 0.88),
+            result("vkd", 1, 0.89),
+            // No partner: left out of the pair, kept in the mean.
+            result("vkd", 2, 0.50),
+        ];
+        let grid = Grid::new(all, None, None).unwrap();
+        assert_eq!((grid.arms.join(" "), grid.reference.as_str()), ("none vkd".to_owned(), "none"));
+        let pairs = grid.pairs("accuracy");
+        assert_eq!(pairs.len(), 1);
+        assert!((pairs[0].difference.mean - 0.015).abs() < 1e-15);
+        assert_eq!((pairs[0].difference.n, pairs[0].counts), (2, [2, 0, 0]));
+        assert_eq!(
+            Summary::of(&grid.values("vkd", "accuracy").into_values().collect::<Vec<_>>())
+                .unwrap()
+                .n,
+            3
+        );
+        assert_eq!(grid.curve("none").len(), 2);
+        assert_eq!(grid.residual("vkd"), Some(3e-8));
+    }
+
+    #[test]
+    fn pairs_come_once_and_in_order() {
+        let arms = ["none", "logits", "linear", "vkd", "vkd-no-norm"];
+        let all = arms.iter().map(|arm| result(arm, 0, 0.5)).collect();
+        let grid = Grid::new(all, None, Some("logits")).unwrap();
+        assert_eq!(grid.arms, arms);
+        let pairs: Vec<String> =
+            grid.pairs("accuracy").iter().map(|p| format!("{}-{}", p.left, p.right)).collect();
+        assert_eq!(
+            pairs.join(" "),
+            "none-logits linear-logits vkd-logits vkd-no-norm-logits vkd-none vkd-linear vkd-vkd-no-norm"
+        );
+    }
+
+    #[test]
+    fn what_can_not_be_compared_is_refused() {
+        let fail = |all: Vec<ArmResult>, reference| {
+            vkd_train::plain(&Grid::new(all, None, reference).err().unwrap())
+        };
+        assert!(fail(vec![], None).contains("got none"));
+        let twice = vec![result("vkd", 0, 0.5), result("vkd", 0, 0.5)];
+        assert!(fail(twice, None).contains("arm vkd and seed 0, got two"));
+        let mut other = result("vkd", 1, 0.5);
+        other.fingerprint = "x".to_owned();
+        other.settings.insert("training.steps".to_owned(), 9.into());
+        let message = fail(vec![result("vkd", 0, 0.5), other], None);
+        assert!(message.contains("training.steps is nothing and 9"), "{message}");
+        let mut other = result("none", 1, 0.5);
+        other.dataset = "MNIST".to_owned();
+        assert!(fail(vec![result("vkd", 0, 0.5), other], None).contains("MNIST"));
+        assert!(fail(vec![result("vkd", 0, 0.5)], Some("nine")).contains("among vkd, got nine"));
+    }
+}

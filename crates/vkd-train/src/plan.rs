@@ -1,0 +1,154 @@
+//! What a recipe asks for, found without training: every arm is built and takes one small step in memory.
+
+use crate::audit::gradient_audit;
+use crate::build::{
+    STUDENT, batches, build_teacher, distiller, given_teacher, student_card, term_weights,
+};
+use crate::data::Dataset;
+use crate::networks::{student_network, teacher_network};
+use crate::recipe::Recipe;
+use candle_core::{DType, Device, Error, Result};
+use std::collections::BTreeMap;
+use std::time::Instant;
+use vkd_models::Vit;
+use vkd_nn::{Context, VarStore};
+use vkd_tasks::{Batch, ClassificationTask, DistillTask, Teacher};
+
+/// Images of the trial step, at most.
+const TRIAL: usize = 8;
+
+/// The plan of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Trainable values of the teacher.
+    pub teacher_parameters: usize,
+    /// The arms in the recipe's order.
+    pub arms: Vec<ArmPlan>,
+    /// Images of a trial step.
+    pub trial_images: usize,
+}
+
+/// The plan of one arm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ArmPlan {
+    /// Name.
+    pub name: String,
+    /// Weight of each loss term.
+    pub terms: BTreeMap<String, f64>,
+    /// Labels that it knows.
+    pub labels: usize,
+    /// Trainable values of the student.
+    pub student_parameters: usize,
+    /// Trainable values of its projectors.
+    pub projector_parameters: usize,
+    /// Bytes of all variables with their gradients and the optimiser's two moments.
+    pub state_bytes: usize,
+    /// Seconds of the trial step, forward and backward.
+    pub trial_seconds: f64,
+    /// The loss of the trial step.
+    pub loss: f64,
+}
+
+/// Builds everything, takes one step of a few images an arm with a teacher as it begins (or the given one), audits its
+/// gradients, and throws all of it away. Nothing is written.
+///
+/// # Errors
+/// What [`check`](crate::check) refuses, sizes of the two networks that don't fit, a loss that can't be computed or is not
+/// finite, or a variable that would not learn.
+pub fn plan(recipe: &Recipe, data: &Dataset) -> Result<Plan> {
+    crate::check(recipe, data)?;
+    let trial = TRIAL.min(recipe.training.batch);
+    let (mut arms, mut teacher_parameters) = (Vec::new(), 0);
+    for name in &recipe.arms {
+        let (store, cnn) = match &recipe.teacher.checkpoint {
+            Some(path) => given_teacher(recipe, data, path)?,
+            None => build_teacher(recipe, data)?,
+        };
+        teacher_parameters = store.parameter_count();
+        let named = |e: Error| Error::Msg(format!("arm {name}: {}", crate::plain(&e)));
+        arms.push(
+            arm(recipe, data, name, Teacher::new(teacher_network(cnn)), trial).map_err(named)?,
+        );
+    }
+    Ok(Plan { teacher_parameters, arms, trial_images: trial })
+}
+
+fn arm(
+    recipe: &Recipe,
+    data: &Dataset,
+    name: &str,
+    teacher: Teacher,
+    trial: usize,
+) -> Result<ArmPlan> {
+    let config = recipe.arm(name)?;
+    let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
+    let vit = Vit::new(&student_card(recipe, data).model, store.builder().pp(STUDENT))?;
+    let student_parameters = store.parameter_count();
+    let distillation = match config.uses_teacher() {
+        true => Some((teacher, distiller(recipe, config, &store)?)),
+        false => None,
+    };
+    let task =
+        ClassificationTask::new(student_network(vit), distillation, recipe.training.smoothing)?;
+    let (mut batches, labels) = batches(recipe, config, data)?;
+    let batch = batches.get(0)?;
+    let batch = Batch {
+        images: batch.images.narrow(0, 0, trial)?,
+        labels: batch.labels.narrow(0, 0, batch.labels.dim(0)?.min(trial))?,
+        sample_ids: batch.sample_ids.iter().take(trial).copied().collect(),
+    };
+    task.check(&batch.images)?;
+    let (mut loss, mut fastest) = (0., f64::INFINITY);
+    // The first time pays for thread pools and first pages; where a step is short it is taken again.
+    for _ in 0..3 {
+        let started = Instant::now();
+        loss = 0.;
+        for phase in task.phases() {
+            let ctx = Context::train(recipe.seed, 0, batch.sample_ids.clone());
+            let output = task.step(&batch, phase, &ctx)?;
+            let grads = output.loss.backward()?;
+            loss += output.loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            gradient_audit(&store.parameters(), &grads)?;
+        }
+        fastest = fastest.min(started.elapsed().as_secs_f64());
+        if fastest > 0.5 {
+            break;
+        }
+    }
+    if !loss.is_finite() {
+        return Err(Error::Msg(format!("expected a finite loss at the first step, got {loss}")));
+    }
+    let parameters = store.parameter_count();
+    let buffers: usize =
+        store.tensors().values().map(|t| t.elem_count()).sum::<usize>() - parameters;
+    Ok(ArmPlan {
+        name: name.to_owned(),
+        terms: term_weights(recipe, config),
+        labels,
+        student_parameters,
+        projector_parameters: parameters - student_parameters,
+        state_bytes: (4 * parameters + buffers) * DType::F32.size_in_bytes(),
+        trial_seconds: fastest,
+        loss,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_arm_is_built_and_steps_once() -> Result<()> {
+        let set = ["arms=[\"none\", \"linear\", \"vkd\"]".to_owned()];
+        let recipe = Recipe::parse(include_str!("../tests/tiny.toml"), "tiny.toml", &set)?;
+        let found = plan(&recipe, &Dataset::open(&recipe.data)?)?;
+        let [none, linear, vkd] = &found.arms[..] else { panic!("three arms") };
+        assert_eq!((found.trial_images, none.projector_parameters), (8, 0));
+        // From width 4 to 8, a parameter an entry; the orthogonal one has a base as large.
+        assert_eq!((linear.projector_parameters, vkd.projector_parameters), (32, 32));
+        assert_eq!(linear.state_bytes, 16 * (linear.student_parameters + 32));
+        assert_eq!(vkd.state_bytes, linear.state_bytes + 4 * 32);
+        assert!(found.arms.iter().all(|a| a.loss.is_finite() && a.labels == 20));
+        Ok(())
+    }
+}
