@@ -12,7 +12,7 @@
 //! vkd_train::check(&recipe, &data)?;
 //! let labelled = data.labelled(recipe.data.labels, recipe.seed)?;
 //! assert_eq!(labelled.len(), 30);
-//! assert_eq!(data.image(labelled[0]).len(), 8 * 8);
+//! assert_eq!(data.image(labelled[0])?.pixels.len(), 8 * 8);
 //! # Ok(())
 //! # }
 //! ```
@@ -21,12 +21,14 @@
 //! the old one or the whole new one; nothing of the test images decides anything before the report.
 
 mod audit;
+mod augment;
 mod batches;
 mod build;
 pub mod checkpoint;
 mod data;
 mod event;
 mod folder;
+mod loader;
 pub mod metrics;
 mod networks;
 mod recipe;
@@ -36,15 +38,17 @@ mod score;
 mod trainer;
 
 pub use audit::gradient_audit;
+pub use augment::resize;
 pub use batches::{Batches, plain_images};
 pub use build::check;
-pub use data::Dataset;
+pub use data::{Dataset, Image, Normalization, write_image_folder};
 pub use event::{Event, EventKind, Observer};
 pub use folder::RunFolder;
 pub use networks::{STUDENT_TAP, TEACHER_TAP, student_network, teacher_network};
 pub use recipe::{
-    ArmConfig, DataConfig, DataKind, DistillConfig, LabelBudget, LossKind, ProjectorKind, Recipe,
-    StudentConfig, TaskKind, TeacherConfig, TrainingConfig,
+    ArmConfig, AugmentConfig, CropConfig, DataConfig, DataKind, DistillConfig, EraseWith,
+    LabelBudget, LossKind, OnCorrupt, ProjectorKind, RandAugmentConfig, Recipe, StudentConfig,
+    TaskKind, TeacherConfig, TrainingConfig,
 };
 pub use report::{ArmReport, Report, TeacherReport};
 pub use run::{train_arm, train_teacher};

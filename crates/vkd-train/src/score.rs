@@ -1,11 +1,11 @@
 //! Scoring networks and saved students.
 
-use crate::batches::plain_images;
-use crate::data::Dataset;
+use crate::batches::readable_images;
+use crate::data::{Dataset, Normalization};
 use crate::metrics::accuracy;
 use candle_core::{Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
-use vkd_models::{Preprocessing, Student};
+use vkd_models::Student;
 use vkd_tasks::NetworkOutput;
 
 /// Images in one forward pass of an evaluation.
@@ -17,7 +17,7 @@ pub(crate) fn score(
     data: &Dataset,
     indices: &[usize],
 ) -> Result<f64> {
-    score_logits(|images| forward(images)?.prediction(), data, indices, &data.preprocessing())
+    score_logits(|images| forward(images)?.prediction(), data, indices, data.normalization())
 }
 
 pub(crate) fn scores(
@@ -34,32 +34,46 @@ fn score_logits(
     logits: impl Fn(&Tensor) -> Result<Tensor>,
     data: &Dataset,
     indices: &[usize],
-    preprocessing: &Preprocessing,
+    normalization: &Normalization,
 ) -> Result<f64> {
-    let mut hits = 0.;
+    let (mut hits, mut count) = (0., 0);
     for chunk in indices.chunks(EVALUATION_BATCH) {
-        let labels: Vec<u32> = chunk.iter().map(|&i| u32::from(data.label(i))).collect();
-        let images = plain_images(data, chunk, preprocessing)?;
+        let (images, read) = readable_images(data, chunk, normalization)?;
+        if read.is_empty() {
+            continue;
+        }
+        let labels: Vec<u32> = read.iter().map(|&i| data.label(i)).collect();
         hits +=
-            accuracy(&logits(&images)?, &Tensor::new(labels, &Device::Cpu)?)? * chunk.len() as f64;
+            accuracy(&logits(&images)?, &Tensor::new(labels, &Device::Cpu)?)? * read.len() as f64;
+        count += read.len();
+    }
+    if count == 0 && !indices.is_empty() {
+        bail!("score: expected images of {}, got {} that can't be read", data.name, indices.len())
     }
     // Whole numbers again, so that a score does not depend on how the images were grouped.
-    Ok(hits.round() / indices.len() as f64)
+    Ok(hits.round() / count as f64)
 }
 
 /// Accuracy of a saved student on the given images, with the student's own preprocessing.
 ///
 /// # Errors
-/// A student made for images of another size or for other classes.
+/// A student made for images of another size, other channels or other classes.
 pub fn evaluate_student(student: &Student, data: &Dataset, indices: &[usize]) -> Result<f64> {
-    if student.card.model.image_size != data.size || student.card.class_names != data.class_names {
+    let model = &student.card.model;
+    if (model.image_size, model.channels) != (data.size, data.channels)
+        || student.card.class_names != data.class_names
+    {
         bail!(
-            "eval: expected a student for {0}x{0} images of {1}, got one for {2}x{2} images of the classes {3}",
+            "eval: expected a student for {0}x{0}x{1} images of {2}, got one for {3}x{3}x{4} images of the classes {5}",
             data.size,
+            data.channels,
             data.name,
-            student.card.model.image_size,
+            model.image_size,
+            model.channels,
             student.card.class_names.join(", ")
         )
     }
-    score_logits(|images| student.logits(images), data, indices, &student.card.preprocessing)
+    let normalization =
+        Normalization::from_preprocessing(&student.card.preprocessing, data.channels);
+    score_logits(|images| student.logits(images), data, indices, &normalization)
 }

@@ -1,13 +1,15 @@
 //! A run's settings as typed TOML.
 
 mod arms;
+mod augment;
 mod data;
 mod networks;
 mod overrides;
 mod training;
 
 pub use arms::{ArmConfig, DistillConfig, LabelBudget, LossKind, ProjectorKind};
-pub use data::{DataConfig, DataKind};
+pub use augment::{AugmentConfig, CropConfig, EraseWith, RandAugmentConfig};
+pub use data::{DataConfig, DataKind, OnCorrupt};
 pub use networks::{StudentConfig, TeacherConfig};
 pub use training::TrainingConfig;
 
