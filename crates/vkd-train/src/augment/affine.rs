@@ -3,6 +3,9 @@
 use super::resize::cubic;
 use crate::data::Image;
 
+/// The cubic's slope here; Pillow's resize has -1/2.
+const SLOPE: f64 = -1.;
+
 /// Where an output pixel's value comes from: `x = m[0]·X + m[1]·Y + m[2]` and `y = m[3]·X + m[4]·Y + m[5]` at the pixels'
 /// centres.
 pub(super) type Matrix = [f64; 6];
@@ -57,7 +60,7 @@ fn neighbours(at: f64, count: usize) -> ([usize; 4], [f32; 4]) {
     let first = at.floor();
     let places =
         std::array::from_fn(|i| (first + i as f64 - 1.).clamp(0., count as f64 - 1.) as usize);
-    (places, std::array::from_fn(|i| cubic(at - (first + i as f64 - 1.)) as f32))
+    (places, std::array::from_fn(|i| cubic(at - (first + i as f64 - 1.), SLOPE) as f32))
 }
 
 #[cfg(test)]

@@ -31,7 +31,10 @@ fn half_width(radius: f64) -> f64 {
 /// All passes over one line of `count` values, `step` bytes apart.
 fn blur_line(values: &mut [u8], step: usize, count: usize, half: f64) {
     let whole = half as usize;
-    let (ends, scale) = ((half - whole as f64) as f32, (1. / (2. * half + 1.)) as f32);
+    // Weights over 2^24, so that ties round as Pillow's do: pass after pass they would add up.
+    let one = 1u32 << 24;
+    let inner = (one as f32 / (half as f32 * 2. + 1.)) as u32;
+    let outer = (one - (2 * whole as u32 + 1) * inner) / 2;
     // As many repeats on both sides as the window reaches beyond the border.
     let reach = whole + 1;
     let mut line = vec![0u8; count + 2 * reach];
@@ -43,8 +46,8 @@ fn blur_line(values: &mut [u8], step: usize, count: usize, half: f64) {
         let mut sum: u32 = before[1..2 * reach].iter().map(|v| u32::from(*v)).sum();
         for i in 0..count {
             // The window's middle is at i + reach; its whole part is before[i + 1..i + 2 * reach].
-            let outer = f32::from(before[i]) + f32::from(before[i + 2 * reach]);
-            line[i + reach] = ((sum as f32 + ends * outer) * scale + 0.5) as u8;
+            let both = u32::from(before[i]) + u32::from(before[i + 2 * reach]);
+            line[i + reach] = ((sum * inner + both * outer + one / 2) >> 24) as u8;
             sum += u32::from(before[i + 2 * reach]);
             sum -= u32::from(before[i + 1]);
         }

@@ -6,13 +6,13 @@ use candle_core::{Result, bail};
 /// Bits after the point of a weight: with eight bits of a pixel and two for the sum's overshoot it fits an `i32`.
 const BITS: u32 = 32 - 8 - 2;
 
-/// Keys' cubic with a = -1/2 (IEEE Trans. ASSP 29(6), 1981).
-pub(super) fn cubic(x: f64) -> f64 {
+/// Keys' cubic (IEEE Trans. ASSP 29(6), 1981) with the slope `a` at one.
+pub(super) fn cubic(x: f64, a: f64) -> f64 {
     let x = x.abs();
     if x < 1. {
-        (1.5 * x - 2.5) * x * x + 1.
+        ((a + 2.) * x - (a + 3.)) * x * x + 1.
     } else if x < 2. {
-        ((-0.5 * x + 2.5) * x - 4.) * x + 2.
+        a * (((x - 5.) * x + 8.) * x - 4.)
     } else {
         0.
     }
@@ -35,7 +35,7 @@ fn taps(from: usize, to: usize) -> Vec<Taps> {
             let first = (center - support + 0.5).max(0.) as usize;
             let last = ((center + support + 0.5) as usize).min(from);
             let raw: Vec<f64> =
-                (first..last).map(|at| cubic((at as f64 + 0.5 - center) / width)).collect();
+                (first..last).map(|at| cubic((at as f64 + 0.5 - center) / width, -0.5)).collect();
             let sum: f64 = raw.iter().sum();
             let unit = f64::from(1u32 << BITS) / sum;
             let weights = raw.iter().map(|w| (w * unit).round() as i32).collect();
