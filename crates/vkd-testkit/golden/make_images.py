@@ -26,16 +26,21 @@ def record(name, image):
     OUT[f"{name}.y"] = np.ascontiguousarray(np.asarray(image))
 
 
+def resize(image, width, height):
+    """Rows first, then columns: Pillow up to 12 always, Pillow 13 chooses the order by the sizes."""
+    return image.resize((width, image.height), Image.BICUBIC).resize((width, height), Image.BICUBIC)
+
+
 color = Image.fromarray(draw(37, 53))
 grey = Image.fromarray(draw(20, 17)).convert("L")
 OUT["color"], OUT["grey"] = np.asarray(color), np.asarray(grey)
 
 for width, height in [(24, 24), (53, 20), (80, 91), (7, 60), (1, 1)]:
-    record(f"resize.color.{width}.{height}", color.resize((width, height), Image.BICUBIC))
-    record(f"resize.grey.{width}.{height}", grey.resize((width, height), Image.BICUBIC))
+    record(f"resize.color.{width}.{height}", resize(color, width, height))
+    record(f"resize.grey.{width}.{height}", resize(grey, width, height))
 for left, top, width, height in [(5, 3, 30, 31), (20, 10, 33, 9), (0, 0, 11, 37)]:
     box = (left, top, left + width, top + height)
-    crop = color.crop(box).resize((16, 16), Image.BICUBIC)
+    crop = resize(color.crop(box), 16, 16)
     record(f"crop.{left}.{top}.{width}.{height}", crop)
 
 for tenths in [1, 5, 8, 13, 20, 60]:

@@ -101,7 +101,9 @@ fn folders_that_do_not_fit_are_named() -> Result<()> {
     Ok(())
 }
 
-fn tar(path: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+type Files<'a> = &'a [(&'a str, &'a [u8])];
+
+fn tar(path: &Path, files: Files) -> Result<()> {
     let mut builder = tar::Builder::new(std::fs::File::create(path)?);
     for (name, bytes) in files {
         let mut header = tar::Header::new_gnu();
@@ -134,7 +136,7 @@ fn shards_give_the_files_images_and_name_their_faults() -> Result<()> {
     assert_eq!((data.len(), data.label(0), data.label(1), data.test.len()), (4, 0, 1, 2));
     assert_eq!(data.image(1)?, vkd_train::Image::decode(&jpg, 3)?);
     let shard = dir.path().join("train/0.tar");
-    let cases: [(&[(&str, &[u8])], &str); 3] = [
+    let cases: [(Files, &str); 3] = [
         (&[("a.jpg", &jpg)], "a.jpg: expected a.cls beside it"),
         (&[("a.cls", b"0")], "a.cls: expected an image of that key"),
         (&[("a.jpg", &jpg), ("a.cls", b"cat")], "a.cls: expected a class number, got \"cat\""),
