@@ -4,14 +4,14 @@ use crate::{
     Batch, DistillTask, Distiller, Network, NetworkOutput, Phase, StepOutput, Teacher, Term,
     weighted_sum,
 };
-use candle_core::{Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 use vkd_loss::Reduction;
 use vkd_norm::Context;
 
 /// Trains a classifier on labels, a teacher, or both.
 ///
 /// The loss is `label + Σ distillation terms` (V_kD, published code `engine.py`): cross entropy of the class head on the
-/// labelled images; divergence of the distillation head and features on all images. Without a distillation term
+/// labelled images, soft where their labels are; divergence of the distillation head and features on all images. Without a distillation term
 /// on the logits both heads learn the labels, so that no head is left untrained.
 pub struct ClassificationTask {
     student: Box<dyn Network>,
@@ -79,18 +79,26 @@ impl ClassificationTask {
     ) -> Result<Tensor> {
         let count = labels.dim(0)?;
         let loss = |logits: &Tensor| {
-            vkd_loss::cross_entropy(
-                &logits.narrow(0, 0, count)?,
-                labels,
-                self.smoothing,
-                Reduction::Mean,
-            )
+            let logits = logits.narrow(0, 0, count)?;
+            match labels.rank() {
+                1 => vkd_loss::cross_entropy(&logits, labels, self.smoothing, Reduction::Mean),
+                _ => soft_loss(&logits, labels, self.smoothing),
+            }
         };
         match &student.distillation_logits {
             Some(other) if both_heads => (loss(&student.logits)? + loss(other)?)? * 0.5,
             _ => loss(&student.logits),
         }
     }
+}
+
+/// Cross entropy with shares of the classes, smoothed as class indices are: each class gets `smoothing / K` of the rest.
+fn soft_loss(logits: &Tensor, shares: &Tensor, smoothing: f64) -> Result<Tensor> {
+    let classes = shares.dim(D::Minus1)?;
+    // Half types have too few bits for shares; their loss is computed in f32 anyway.
+    let dtype = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let shares = shares.to_dtype(dtype)?.affine(1. - smoothing, smoothing / classes as f64)?;
+    vkd_loss::soft_cross_entropy(&logits.to_dtype(dtype)?, &shares, Reduction::Mean)
 }
 
 impl DistillTask for ClassificationTask {

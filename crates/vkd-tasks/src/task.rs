@@ -5,12 +5,13 @@ use std::sync::Arc;
 use vkd_loss::Term;
 use vkd_norm::Context;
 
-/// One batch. The first `labels.len()` images are labelled, the rest have no label.
+/// One batch. The first `L` images are labelled, the rest have no label.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// Images `(B, ..)`.
     pub images: Tensor,
-    /// Class indices, u32 `(L)` with `L <= B`.
+    /// Classes of the first `L <= B` images: indices, u32 `(L)`, or shares of the `K` classes, f32 `(L, K)`, each row summing to
+    /// one, as mixed images have them.
     pub labels: Tensor,
     /// Identity of each image in its data set, `B` of them.
     pub sample_ids: Arc<[u64]>,

@@ -43,7 +43,7 @@ pub fn check(recipe: &Recipe, data: &Dataset) -> Result<()> {
 pub(crate) fn build_teacher(recipe: &Recipe, data: &Dataset) -> Result<(VarStore, Cnn)> {
     let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
     let config = CnnConfig {
-        channels: 1,
+        channels: data.channels,
         classes: data.class_names.len(),
         widths: recipe.teacher.widths.clone(),
     };
@@ -69,7 +69,7 @@ pub(crate) fn student_card(recipe: &Recipe, data: &Dataset) -> StudentCard {
     let s = &recipe.student;
     let model = VitConfig {
         image_size: data.size,
-        channels: 1,
+        channels: data.channels,
         classes: data.class_names.len(),
         patch: s.patch,
         width: s.width,
@@ -87,11 +87,11 @@ pub(crate) fn student_card(recipe: &Recipe, data: &Dataset) -> StudentCard {
 }
 
 /// The training batches of an arm, and how many labels they tell.
-pub(crate) fn batches<'a>(
+pub(crate) fn batches(
     recipe: &Recipe,
     arm: &ArmConfig,
-    data: &'a Dataset,
-) -> Result<(Batches<'a>, usize)> {
+    data: &Dataset,
+) -> Result<(Batches, usize)> {
     let training = &recipe.training;
     let labelled = match arm.labels {
         LabelBudget::Few => data.labelled(recipe.data.labels, recipe.seed)?,
@@ -105,7 +105,7 @@ pub(crate) fn batches<'a>(
         _ => training.batch,
     };
     let rest = training.batch - from_labelled;
-    Ok((Batches::new(data, labelled, from_labelled, rest, recipe.data.shift, recipe.seed)?, labels))
+    Ok((Batches::new(data, labelled, from_labelled, rest, &recipe.data, recipe.seed)?, labels))
 }
 
 pub(crate) fn term_weights(recipe: &Recipe, arm: &ArmConfig) -> BTreeMap<String, f64> {

@@ -12,7 +12,7 @@
 //! vkd_train::check(&recipe, &data)?;
 //! let labelled = data.labelled(recipe.data.labels, recipe.seed)?;
 //! assert_eq!(labelled.len(), 30);
-//! assert_eq!(data.image(labelled[0]).len(), 8 * 8);
+//! assert_eq!(data.image(labelled[0])?.pixels.len(), 8 * 8);
 //! # Ok(())
 //! # }
 //! ```
@@ -22,6 +22,7 @@
 //! nothing of the test images decides anything before the report.
 
 mod audit;
+mod augment;
 mod batches;
 mod build;
 pub mod checkpoint;
@@ -30,6 +31,7 @@ mod data;
 mod event;
 mod folder;
 mod guard;
+mod loader;
 pub mod metrics;
 mod networks;
 mod optimizer;
@@ -45,18 +47,20 @@ mod tensorboard;
 mod trainer;
 
 pub use audit::gradient_audit;
+pub use augment::resize;
 pub use batches::{Batches, plain_images};
 pub use build::check;
 pub use checkpoints::{Checkpoints, Note, Saved};
-pub use data::Dataset;
+pub use data::{Dataset, Image, Normalization, write_image_folder};
 pub use event::{Event, EventKind, Observer};
 pub use folder::RunFolder;
 pub use networks::{STUDENT_TAP, TEACHER_TAP, student_network, teacher_network};
 pub use plan::{ArmPlan, Plan, plan};
 pub use recipe::{
-    ArmConfig, DataConfig, DataKind, DistillConfig, LabelBudget, LogitLossKind, LossKind,
-    OptimizerKind, ProjectorKind, Recipe, ScheduleKind, StudentConfig, TapNames, TaskKind,
-    TeacherConfig, TrainingConfig,
+    ArmConfig, AugmentConfig, CropConfig, DataConfig, DataKind, DistillConfig, EraseWith,
+    LabelBudget, LogitLossKind, LossKind, OnCorrupt, OptimizerKind, ProjectorKind,
+    RandAugmentConfig, Recipe, ScheduleKind, StudentConfig, TapNames, TaskKind, TeacherConfig,
+    TrainingConfig,
 };
 pub use report::{ArmReport, Report, TeacherReport};
 pub use result::{ArmResult, RunFacts, fingerprint};

@@ -1,6 +1,6 @@
 //! What a validation logs beside the accuracy: how the features lie, and how hard each loss term pulls.
 
-use crate::batches::{Batches, plain_images};
+use crate::batches::{Batches, readable_images};
 use crate::data::Dataset;
 use crate::score::EVALUATION_BATCH;
 use candle_core::{DType, Result};
@@ -17,7 +17,7 @@ pub(crate) struct Probe<'a> {
     /// Batches a step.
     pub(crate) accumulate: u64,
     /// The batches again, where the terms' gradients are wanted.
-    pub(crate) batches: Option<Batches<'a>>,
+    pub(crate) batches: Option<Batches>,
 }
 
 impl Probe<'_> {
@@ -27,7 +27,7 @@ impl Probe<'_> {
         let mut found = BTreeMap::new();
         // Two images at least: one alone has no rank.
         if images.len() > 1 {
-            let images = plain_images(self.data, images, &self.data.preprocessing())?;
+            let (images, _) = readable_images(self.data, images, self.data.normalization())?;
             found.extend(self.task.geometry(&images)?);
         }
         if let Some(batches) = &mut self.batches {

@@ -1,6 +1,6 @@
 //! One run: its teacher and its arms.
 
-use crate::batches::{Batches, plain_images};
+use crate::batches::Batches;
 use crate::build::{
     STUDENT, batches, build_teacher, distiller, given_teacher, student_card, term_weights,
 };
@@ -69,7 +69,7 @@ fn fit_teacher(run: &RunFolder, data: &Dataset, observer: &mut Observer) -> Resu
     let config = &recipe.teacher;
     let task = ClassificationTask::new(teacher_network(cnn), None, config.smoothing)?;
     let mut batches =
-        Batches::new(data, data.train.clone(), config.batch, 0, recipe.data.shift, recipe.seed)?;
+        Batches::new(data, data.train.clone(), config.batch, 0, &recipe.data, recipe.seed)?;
     let training = &recipe.training.of_teacher(config);
     let (checkpoints, newest) = take_up(run, TEACHER, &mut log)?;
     let trainer =
@@ -151,7 +151,7 @@ pub fn train_arm(
         false => None,
     };
     let task = ClassificationTask::new(student_network(vit), distillation, training.smoothing)?;
-    task.check(&plain_images(data, &data.train[..1], &card.preprocessing)?)?;
+    task.check(&data.blank()?)?;
     let (mut batches, labels) = batches(recipe, arm, data)?;
     let (checkpoints, newest) = take_up(run, name, &mut log)?;
     let trainer =

@@ -1,11 +1,11 @@
 //! Scoring networks and saved students.
 
-use crate::batches::plain_images;
-use crate::data::Dataset;
+use crate::batches::readable_images;
+use crate::data::{Dataset, Normalization};
 use crate::metrics::{Evaluation, Tally};
 use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeMap;
-use vkd_models::{Preprocessing, Student};
+use vkd_models::Student;
 use vkd_tasks::NetworkOutput;
 
 /// Images in one forward pass of an evaluation.
@@ -17,7 +17,7 @@ pub(crate) fn score(
     data: &Dataset,
     indices: &[usize],
 ) -> Result<f64> {
-    Ok(evaluate(|images| forward(images)?.prediction(), data, indices, &data.preprocessing())?
+    Ok(evaluate(|images| forward(images)?.prediction(), data, indices, data.normalization())?
         .accuracy)
 }
 
@@ -28,7 +28,7 @@ pub(crate) fn scores(
     data: &Dataset,
 ) -> Result<BTreeMap<String, f64>> {
     let predict = |images: &Tensor| forward(images)?.prediction();
-    let test = evaluate(predict, data, &data.test, &data.preprocessing())?;
+    let test = evaluate(predict, data, &data.test, data.normalization())?;
     let values = [
         ("accuracy", test.accuracy),
         ("top5_accuracy", test.top5_accuracy),
@@ -43,12 +43,16 @@ fn evaluate(
     logits: impl Fn(&Tensor) -> Result<Tensor>,
     data: &Dataset,
     indices: &[usize],
-    preprocessing: &Preprocessing,
+    normalization: &Normalization,
 ) -> Result<Evaluation> {
     let mut tally = Tally::new(data.class_names.len());
     for chunk in indices.chunks(EVALUATION_BATCH) {
-        let labels: Vec<usize> = chunk.iter().map(|&i| usize::from(data.label(i))).collect();
-        tally.add(&logits(&plain_images(data, chunk, preprocessing)?)?, &labels)?;
+        let (images, read) = readable_images(data, chunk, normalization)?;
+        if read.is_empty() {
+            continue;
+        }
+        let labels: Vec<usize> = read.iter().map(|&i| data.label(i) as usize).collect();
+        tally.add(&logits(&images)?, &labels)?;
     }
     tally.finish()
 }
@@ -56,20 +60,27 @@ fn evaluate(
 /// Scores of a saved student on the given images, with the student's own preprocessing.
 ///
 /// # Errors
-/// A student made for images of another size or for other classes, or no images.
+/// A student made for images of another size, other channels or other classes, or no images.
 pub fn evaluate_student(
     student: &Student,
     data: &Dataset,
     indices: &[usize],
 ) -> Result<Evaluation> {
-    if student.card.model.image_size != data.size || student.card.class_names != data.class_names {
+    let model = &student.card.model;
+    if (model.image_size, model.channels) != (data.size, data.channels)
+        || student.card.class_names != data.class_names
+    {
         bail!(
-            "eval: expected a student for {0}x{0} images of {1}, got one for {2}x{2} images of the classes {3}",
+            "eval: expected a student for {0}x{0}x{1} images of {2}, got one for {3}x{3}x{4} images of the classes {5}",
             data.size,
+            data.channels,
             data.name,
-            student.card.model.image_size,
+            model.image_size,
+            model.channels,
             student.card.class_names.join(", ")
         )
     }
-    evaluate(|images| student.logits(images), data, indices, &student.card.preprocessing)
+    let normalization =
+        Normalization::from_preprocessing(&student.card.preprocessing, data.channels);
+    evaluate(|images| student.logits(images), data, indices, &normalization)
 }

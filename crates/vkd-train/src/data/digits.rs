@@ -1,6 +1,6 @@
 //! The embedded UCI handwritten digits.
 
-use super::Dataset;
+use super::{Content, Dataset, Source};
 use crate::recipe::DataConfig;
 use candle_core::{Result, bail};
 use flate2::read::GzDecoder;
@@ -19,21 +19,23 @@ pub(super) fn read(config: &DataConfig) -> Result<Dataset> {
     if labels.len() != COUNT {
         bail!("digits.csv: expected {COUNT} lines, got {}", labels.len())
     }
-    let (train, validation, test) = Dataset::cut(config, (0..COUNT).collect(), "images")?;
+    let (train, validation, test) = super::cut(config, (0..COUNT).collect(), "images")?;
     if test.is_empty() {
         bail!("data: expected images left for the test, got train + validation = {COUNT}")
     }
-    Ok(Dataset {
-        name: "UCI handwritten digits".to_owned(),
-        size: SIZE,
-        class_names: (0..10).map(|d| d.to_string()).collect(),
-        divisor: 16.,
-        train,
-        validation,
-        test,
-        images,
-        labels,
-    })
+    Dataset::assemble(
+        config,
+        Content {
+            name: "UCI handwritten digits".to_owned(),
+            size: SIZE,
+            channels: 1,
+            class_names: (0..10).map(|d| d.to_string()).collect(),
+            divisor: 16.,
+            source: Source::Raw { size: SIZE, channels: 1, pixels: images },
+            labels: labels.into_iter().map(u32::from).collect(),
+            parts: (train, validation, test),
+        },
+    )
 }
 
 fn parse(text: &str) -> Result<(Vec<u8>, Vec<u8>)> {

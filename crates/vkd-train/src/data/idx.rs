@@ -1,6 +1,6 @@
 //! MNIST's own format (IDX), gzipped or not.
 
-use super::Dataset;
+use super::{Content, Dataset, Source};
 use crate::recipe::DataConfig;
 use candle_core::{Result, bail};
 use flate2::read::MultiGzDecoder;
@@ -21,23 +21,23 @@ pub(super) fn read(config: &DataConfig, dir: &Path) -> Result<Dataset> {
         )
     }
     let count = labels.len();
-    let (train, validation, _) = Dataset::cut(config, (0..count).collect(), "training images")?;
+    let (train, validation, _) = super::cut(config, (0..count).collect(), "training images")?;
     images.extend(test_images);
     labels.extend(test_labels);
-    Ok(Dataset {
-        name: format!(
-            "IDX files of {}",
-            dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy()
-        ),
-        size,
-        class_names: (0..CLASSES).map(|d| d.to_string()).collect(),
-        divisor: 255.,
-        train,
-        validation,
-        test: (count..labels.len()).collect(),
-        images,
-        labels,
-    })
+    let test = (count..labels.len()).collect();
+    Dataset::assemble(
+        config,
+        Content {
+            name: format!("IDX files of {}", super::last_part(dir)),
+            size,
+            channels: 1,
+            class_names: (0..CLASSES).map(|d| d.to_string()).collect(),
+            divisor: 255.,
+            source: Source::Raw { size, channels: 1, pixels: images },
+            labels: labels.into_iter().map(u32::from).collect(),
+            parts: (train, validation, test),
+        },
+    )
 }
 
 fn pair(dir: &Path, part: &str) -> Result<(usize, Vec<u8>, Vec<u8>)> {

@@ -1,6 +1,7 @@
 //! A run's settings as typed TOML.
 
 mod arms;
+mod augment;
 mod data;
 mod networks;
 mod overrides;
@@ -9,7 +10,8 @@ mod training;
 pub use arms::{
     ArmConfig, DistillConfig, LabelBudget, LogitLossKind, LossKind, ProjectorKind, TapNames,
 };
-pub use data::{DataConfig, DataKind};
+pub use augment::{AugmentConfig, CropConfig, EraseWith, RandAugmentConfig};
+pub use data::{DataConfig, DataKind, OnCorrupt};
 pub use networks::{StudentConfig, TeacherConfig};
 pub use training::{OptimizerKind, ScheduleKind, TrainingConfig};
 
