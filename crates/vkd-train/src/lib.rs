@@ -50,15 +50,7 @@ pub use report::{ArmReport, Report, TeacherReport};
 pub use run::{train_arm, train_teacher};
 pub use score::evaluate_student;
 pub use trainer::{TrainerConfig, decays, train};
-
-/// An error's text without the stack trace that candle attaches where `RUST_BACKTRACE` is set.
-pub fn plain(error: &candle_core::Error) -> String {
-    match error {
-        candle_core::Error::WithBacktrace { inner, .. } => plain(inner),
-        candle_core::Error::Context { inner, context } => format!("{context}: {inner}"),
-        other => other.to_string(),
-    }
-}
+pub use vkd_models::plain;
 
 /// The snippets of the README, as tests.
 #[cfg(doctest)]
