@@ -1,0 +1,169 @@
+//! A run's settings as typed TOML.
+
+mod arms;
+mod data;
+mod networks;
+mod overrides;
+mod training;
+
+pub use arms::{ArmConfig, DistillConfig, LabelBudget, LossKind, ProjectorKind};
+pub use data::{DataConfig, DataKind};
+pub use networks::{StudentConfig, TeacherConfig};
+pub use training::TrainingConfig;
+
+use candle_core::{Result, bail};
+use overrides::{blame, located, set};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Name under which the teacher trains and logs; no arm may have it.
+pub(crate) const TEACHER: &str = "teacher";
+
+/// Everything that decides a run. A recipe and a seed give the same student on the same machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Name for reports and for the default run folder.
+    pub name: String,
+    /// What is distilled.
+    #[serde(default)]
+    pub task: TaskKind,
+    /// Seed of everything random; the split into training, validation and test does not depend on it.
+    #[serde(default)]
+    pub seed: u64,
+    /// Which arms run, in order; each has a table `[arm.NAME]`.
+    #[serde(default = "default_arms")]
+    pub arms: Vec<String>,
+    /// Data.
+    pub data: DataConfig,
+    /// Teacher.
+    pub teacher: TeacherConfig,
+    /// Student.
+    pub student: StudentConfig,
+    /// Training of the student, the same for every arm.
+    pub training: TrainingConfig,
+    /// Parts of the method that the arms share.
+    pub distill: DistillConfig,
+    /// The arms that can run.
+    pub arm: BTreeMap<String, ArmConfig>,
+}
+
+fn default_arms() -> Vec<String> {
+    vec!["vkd".to_owned()]
+}
+
+/// Kind of task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskKind {
+    /// One class an image.
+    #[default]
+    Classification,
+}
+
+impl Recipe {
+    /// Reads a recipe and applies `KEY=VALUE` overrides, in order; `source` names the text in messages.
+    ///
+    /// # Errors
+    /// Invalid TOML, an unknown key (with its line and the nearest known one), a missing key, a value of the wrong type
+    /// or out of range. A fault of an override is reported as that override's.
+    pub fn parse(text: &str, source: &str, overrides: &[String]) -> Result<Self> {
+        let mut table: toml::Table = match toml::from_str(text) {
+            Ok(table) => table,
+            Err(e) => bail!("{}", located(text, source, &e)),
+        };
+        for change in overrides {
+            set(&mut table, change)?;
+        }
+        let recipe: Self = match table.try_into() {
+            Ok(recipe) => recipe,
+            Err(e) => bail!("{}", blame(text, source, overrides, &e)?),
+        };
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// The recipe as TOML with every value resolved.
+    ///
+    /// # Errors
+    /// A seed beyond TOML's 64-bit signed integers.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string_pretty(self).map_err(candle_core::Error::wrap)
+    }
+
+    /// The settings of arm `name`.
+    ///
+    /// # Errors
+    /// No table `[arm.NAME]`.
+    pub fn arm(&self, name: &str) -> Result<&ArmConfig> {
+        match self.arm.get(name) {
+            Some(arm) => Ok(arm),
+            None => {
+                let known: Vec<&str> = self.arm.keys().map(String::as_str).collect();
+                bail!(
+                    "arms: expected a name with a table [arm.NAME], got {name}; there are {}",
+                    known.join(", ")
+                )
+            }
+        }
+    }
+
+    /// What a single table can't know is checked here; each table checks itself.
+    fn check(&self) -> Result<()> {
+        let safe = |name: &str| {
+            !name.is_empty()
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+        };
+        for name in self.arm.keys().chain(&self.arms).chain([&self.name]) {
+            // They become folder names.
+            if !safe(name) {
+                bail!("recipe: expected names of letters, digits, - and _, got {name:?}")
+            }
+        }
+        if self.arms.is_empty() {
+            bail!("arms: expected at least one, got none")
+        }
+        for (i, name) in self.arms.iter().enumerate() {
+            self.arm(name)?;
+            if self.arms[..i].contains(name) {
+                bail!("arms: expected each name once, got {name} twice")
+            }
+        }
+        if self.arm.contains_key(TEACHER) {
+            bail!("arm: expected any name but {TEACHER}, which is the teacher's own")
+        }
+        let few = |arm: &ArmConfig| arm.labels == LabelBudget::Few && arm.uses_teacher();
+        if self.training.labelled == 0 && self.arms.iter().any(|n| self.arm.get(n).is_some_and(few))
+        {
+            bail!("training.labelled: expected at least 1 for an arm with few labels, got 0")
+        }
+        self.data.check()?;
+        self.teacher.check()?;
+        self.training.check()?;
+        self.arm.iter().try_for_each(|(name, arm)| arm.check(name))
+    }
+}
+
+/// Refuses counts that are zero.
+fn at_least_one(values: &[(&str, u64)]) -> Result<()> {
+    match values.iter().find(|(_, value)| *value == 0) {
+        Some((key, _)) => bail!("{key}: expected at least 1, got 0"),
+        None => Ok(()),
+    }
+}
+
+/// Refuses negative and non-finite values.
+fn not_negative(values: &[(&str, f64)]) -> Result<()> {
+    match values.iter().find(|(_, value)| !(*value >= 0. && value.is_finite())) {
+        Some((key, value)) => bail!("{key}: expected a finite value of at least 0, got {value}"),
+        None => Ok(()),
+    }
+}
+
+/// Refuses values outside `[0, 1)`.
+fn shares(values: &[(&str, f64)]) -> Result<()> {
+    match values.iter().find(|(_, value)| !(0. ..1.).contains(value)) {
+        Some((key, value)) => bail!("{key}: expected a value in [0, 1), got {value}"),
+        None => Ok(()),
+    }
+}
