@@ -16,18 +16,20 @@ pub(crate) fn run(recipe: &Recipe, data: &Dataset, out: &Path, overwrite: bool) 
     let images = training.steps * training.batch as u64;
     let mut text = format!(
         "{}: {} training, {} validation, {} test images, {} classes\n\
-         teacher: {} parameters, {}\n\
-         student: {} steps of {} images, {images} in all, {:.1} times the training images\n",
+         teacher: {} parameters, {} multiply-adds an image, {}\n\
+         student: {} multiply-adds an image; {} steps of {} images, {images} in all, {:.1} times the training images\n",
         data.name,
         data.train.len(),
         data.validation.len(),
         data.test.len(),
         data.class_names.len(),
         plan.teacher_parameters,
+        count(plan.teacher_multiply_adds as f64),
         match &recipe.teacher.checkpoint {
             Some(path) => format!("from {}, which fits", path.display()),
             None => format!("{} steps of {} images", recipe.teacher.steps, recipe.teacher.batch),
         },
+        count(plan.student_multiply_adds as f64),
         training.steps,
         training.batch,
         images as f64 / data.train.len() as f64,
@@ -95,6 +97,15 @@ fn place(recipe: &Recipe, out: &Path, overwrite: bool) -> Result<String> {
         true => format!("output: {name}, whose run would be started anew"),
         false => format!("output: {name}, a new folder"),
     })
+}
+
+/// A large number for people.
+fn count(n: f64) -> String {
+    match n {
+        n if n < 1e6 => format!("{:.1} k", n / 1e3),
+        n if n < 1e9 => format!("{:.1} M", n / 1e6),
+        n => format!("{:.2} G", n / 1e9),
+    }
 }
 
 /// A number of bytes for people.

@@ -1,118 +1,25 @@
-//! Tensor files of vkd and PyTorch, and the parametrised weights in them.
+//! The parametrised weights in a tensor file.
 
-use candle_core::{DType, Device, Error, Result, Tensor, bail};
+use candle_core::{Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
-use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensors, View};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use vkd_models::{TensorEntry, TensorFile};
 use vkd_ortho::{
     OrthogonalConfig, OrthogonalMap, TorchFault, orthogonal, stiefel_residual, torch_default_map,
     torch_weight,
 };
 
-/// One stored tensor, bytes as they lie in the file.
-pub(crate) struct Entry {
-    pub(crate) dtype: Dtype,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) bytes: Vec<u8>,
-}
-
-impl Entry {
-    pub(crate) fn of(tensor: &Tensor) -> Result<Self> {
-        let tensor = tensor.contiguous()?;
-        let (dtype, shape) = (View::dtype(&tensor), tensor.dims().to_vec());
-        Ok(Self { dtype, shape, bytes: View::data(&tensor).into_owned() })
-    }
-
-    /// As a tensor; integers and the exotic floats are refused.
-    pub(crate) fn float(&self, key: &str) -> Result<Tensor> {
-        match self.dtype {
-            Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64 => Tensor::from_raw_buffer(
-                &self.bytes,
-                DType::try_from(self.dtype)?,
-                &self.shape,
-                &Device::Cpu,
-            ),
-            other => bail!("{key}: expected a float dtype, got {other}"),
-        }
-    }
-
-    pub(crate) fn view(&self) -> Result<TensorView<'_>> {
-        TensorView::new(self.dtype, self.shape.clone(), &self.bytes).map_err(Error::wrap)
-    }
-}
-
-/// All tensors of a file by name, and the metadata of a safetensors file.
-pub(crate) struct TensorFile {
-    pub(crate) entries: BTreeMap<String, Entry>,
-    pub(crate) metadata: Option<HashMap<String, String>>,
-}
-
-impl TensorFile {
-    /// Reads `.safetensors`, or `.pth` and `.pt` as `torch.save` writes them.
-    pub(crate) fn read(path: &Path, key: Option<&str>) -> Result<Self> {
-        let name = path.display();
-        match path.extension().and_then(|e| e.to_str()) {
-            Some("safetensors") if key.is_some() => {
-                bail!("{name}: expected --key only for .pth and .pt, got a safetensors file")
-            }
-            Some("safetensors") => Self::safetensors(path),
-            Some("pth" | "pt") => Self::pickle(path, key),
-            _ => bail!("{name}: expected a file named .safetensors, .pth or .pt"),
-        }
-    }
-
-    fn safetensors(path: &Path) -> Result<Self> {
-        let name = path.display();
-        let bytes = std::fs::read(path).map_err(|e| Error::msg(format!("{name}: {e}")))?;
-        let fault = |e| {
-            Error::msg(format!(
-                "{name}: expected a whole safetensors file, got {} bytes: {e}",
-                bytes.len()
-            ))
-        };
-        let file = SafeTensors::deserialize(&bytes).map_err(fault)?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(fault)?;
-        let entry = |view: TensorView<'_>| Entry {
-            dtype: view.dtype(),
-            shape: view.shape().to_vec(),
-            bytes: view.data().to_vec(),
-        };
-        let entries = file.iter().map(|(key, view)| (key.to_owned(), entry(view))).collect();
-        Ok(Self { entries, metadata: header.metadata().clone() })
-    }
-
-    fn pickle(path: &Path, key: Option<&str>) -> Result<Self> {
-        let name = path.display();
-        std::fs::File::open(path).map_err(|e| Error::msg(format!("{name}: {e}")))?;
-        let expected = |got: &str| {
-            Error::msg(format!(
-                "{name}: expected a zip of torch.save with a dict of tensors, got: {got}"
-            ))
-        };
-        // The reader may panic on a pickle that no torch has written; the hook that reports panics as ours must not speak.
-        let hook = std::panic::take_hook();
-        std::panic::set_hook(Box::new(|_| {}));
-        let read = std::panic::catch_unwind(|| candle_core::pickle::read_all_with_key(path, key));
-        std::panic::set_hook(hook);
-        let tensors = read
-            .map_err(|_| expected("a pickle that can't be read"))?
-            .map_err(|e| expected(&vkd_train::plain(&e)))?;
-        if tensors.is_empty() {
-            bail!(
-                "{name}: expected a dict of tensors, got none; `--key model` reads the dict stored under `model`"
-            )
-        }
+/// Reads a tensor file; of a `.pth` it says what can't be read.
+pub(crate) fn read(path: &Path, key: Option<&str>) -> Result<TensorFile> {
+    let file = TensorFile::read(path, key)?;
+    if path.extension().is_some_and(|e| e != "safetensors") {
         crate::note(&format!(
-            "note: {name}: only float, int64, uint32 and uint8 tensors of a .pth can be read; anything else in it is left out"
+            "note: {}: only float, int64, uint32 and uint8 tensors of a .pth can be read; anything else in it is left out",
+            path.display()
         ));
-        let entries = tensors
-            .into_iter()
-            .map(|(key, tensor)| Ok((key, Entry::of(&tensor)?)))
-            .collect::<Result<_>>()?;
-        Ok(Self { entries, metadata: None })
     }
+    Ok(file)
 }
 
 /// A weight that is stored as what it is made of.
@@ -135,7 +42,7 @@ pub(crate) struct Built {
 
 impl Parametrised {
     /// All of them in a file, PyTorch's and vkd's; half a pair is an error.
-    pub(crate) fn find(entries: &BTreeMap<String, Entry>) -> Result<Vec<Self>> {
+    pub(crate) fn find(entries: &BTreeMap<String, TensorEntry>) -> Result<Vec<Self>> {
         let mut found = Vec::new();
         for key in entries.keys() {
             if let Some((stem, rest)) = key.rsplit_once("parametrizations.") {
@@ -184,7 +91,7 @@ impl Parametrised {
     /// Builds the weight; without a map PyTorch's rule picks it.
     pub(crate) fn build(
         &self,
-        entries: &BTreeMap<String, Entry>,
+        entries: &BTreeMap<String, TensorEntry>,
         map: Option<OrthogonalMap>,
     ) -> Result<Built> {
         let parts =

@@ -1,20 +1,33 @@
 //! Students and teachers for distillation on candle.
 //!
-//! A [`Vit`] student with class and distillation tokens, a compact [`Cnn`] teacher, and [`Student`]: a distilled network
-//! as it is saved, loaded and used. Each model exposes its features beside its logits without changing its forward.
+//! A [`ModelConfig`] names a family, its sizes and the task's; [`ModelConfig::build`] makes the [`Model`] and
+//! [`ModelConfig::cost`] counts it beforehand. Every model hands over a [`ModelOutput`]: logits and named taps.
+//!
+//! | `kind` | model | weights |
+//! | --- | --- | --- |
+//! | `vit` | [`Vit`], for small images | |
+//! | `deit` | [`Deit`], as in timm or with V_kD's stem and token | `deit_*_distilled_patch16_224` |
+//! | `cnn` | [`Cnn`], compact | |
+//! | `resnet` | [`Resnet`] | `resnet18`, `resnet34`, `resnet50` |
+//! | `regnet` | [`Regnet`], RegNetY | `regnety_002` to `regnety_160` |
+//! | `efficientnet_lite` | [`EfficientnetLite`] | `efficientnet_lite0` |
+//!
+//! [`load_weights`] reads files with timm's key names; [`Student`] is a distilled network as it is saved, loaded and used.
+//! Images are channels first outside and channels last inside.
 //!
 //! Use a distilled student:
 //! ```
 //! # use candle_core::{DType, Device, Result, Tensor};
-//! # use vkd_models::{Preprocessing, Student, StudentCard, Vit, VitConfig};
+//! # use vkd_models::{Architecture, ModelConfig, Preprocessing, Student, StudentCard, VitConfig};
 //! # use vkd_nn::VarStore;
 //! # fn main() -> Result<()> {
 //! # let folder = tempfile::tempdir()?;
 //! # let path = folder.path().join("student.safetensors");
-//! # let config = VitConfig { image_size: 8, channels: 1, classes: 10, patch: 2, width: 8, depth: 1, heads: 2, mlp_ratio: 2, drop_path: 0. };
+//! # let vit = VitConfig { patch: 2, width: 8, depth: 1, heads: 2, mlp_ratio: 2, drop_path: 0. };
+//! # let model = ModelConfig { image_size: 8, channels: 1, classes: 10, architecture: Architecture::Vit(vit) };
 //! # let store = VarStore::new(0, DType::F32, &Device::Cpu);
-//! # Vit::new(&config, store.builder())?;
-//! # let card = StudentCard { schema: 1, model: config, preprocessing: Preprocessing { divisor: 16., mean: 0.3, std: 0.37 }, class_names: (0..10).map(|c| c.to_string()).collect() };
+//! # model.build(store.builder())?;
+//! # let card = StudentCard::new(model, Preprocessing::grey(16., 0.3, 0.37), (0..10).map(|c| c.to_string()).collect());
 //! # Student::save(&path, &card, &store.tensors())?;
 //! let student = Student::load(&path, &Device::Cpu)?;
 //! let pixels = vec![0u8; 8 * 8]; // one image, rows from the top, in the data set's own range
@@ -27,9 +40,36 @@
 //! ```
 
 mod cnn;
+mod conv_norm;
+mod cost;
+mod deit;
+mod efficientnet_lite;
+mod encoder;
+mod model;
+mod regnet;
+mod resnet;
 mod student;
+mod tensor_file;
 mod vit;
+mod weights;
 
-pub use cnn::{Cnn, CnnConfig, CnnOutput};
+pub use cnn::{Cnn, CnnConfig};
+pub use cost::ModelCost;
+pub use deit::{Deit, DeitConfig, DistillationToken, Embedding};
+pub use efficientnet_lite::{EfficientnetLite, EfficientnetLiteConfig};
+pub use model::{Architecture, Model, ModelConfig, ModelOutput};
+pub use regnet::{Regnet, RegnetConfig};
+pub use resnet::{Resnet, ResnetBlock, ResnetConfig};
 pub use student::{Preprocessing, Student, StudentCard, card_path, write_atomically};
-pub use vit::{Vit, VitConfig, VitOutput};
+pub use tensor_file::{TensorEntry, TensorFile};
+pub use vit::{Vit, VitConfig};
+pub use weights::{LoadOptions, LoadReport, load_weights};
+
+/// An error's text without the stack trace that candle attaches where `RUST_BACKTRACE` is set.
+pub fn plain(error: &candle_core::Error) -> String {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => plain(inner),
+        candle_core::Error::Context { inner, context } => format!("{context}: {inner}"),
+        other => other.to_string(),
+    }
+}

@@ -1,45 +1,132 @@
 //! A distilled student as a pair of files: weights and a card.
 
-use crate::{Vit, VitConfig};
-use candle_core::{D, DType, Device, Result, Tensor, bail};
+use crate::{Model, ModelConfig, plain};
+use candle_core::{D, DType, Device, Error, Result, Tensor, bail};
 use safetensors::tensor::Dtype;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use vkd_nn::{Context, VarStore};
 
-/// How raw pixels become the network's input: `(pixel / divisor - mean) / std`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// How raw pixels become the network's input: `(pixel / divisor - mean) / std`, channel by channel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preprocessing {
-    /// Largest raw value, 16 for the digits and 255 for MNIST.
+    /// Largest raw value, 16 for the digits and 255 for most others.
     pub divisor: f64,
-    /// Mean of the training images after division.
-    pub mean: f64,
-    /// Standard deviation of the training images after division.
-    pub std: f64,
+    /// Mean of the training images after division: of each channel, or one for all.
+    #[serde(deserialize_with = "one_or_many")]
+    pub mean: Vec<f64>,
+    /// Standard deviation of the training images after division: of each channel, or one for all.
+    #[serde(deserialize_with = "one_or_many")]
+    pub std: Vec<f64>,
+}
+
+impl Preprocessing {
+    /// One mean and one standard deviation for all channels.
+    pub fn grey(divisor: f64, mean: f64, std: f64) -> Self {
+        Self { divisor, mean: vec![mean], std: vec![std] }
+    }
+
+    /// ImageNet's, as torchvision and timm have them.
+    pub fn imagenet() -> Self {
+        Self { divisor: 255., mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] }
+    }
+
+    /// The network's input for the raw value of one pixel.
+    pub fn value(&self, channel: usize, raw: u8) -> f32 {
+        let of = |values: &[f64], none| values.get(channel).or(values.first()).map_or(none, |v| *v);
+        ((f64::from(raw) / self.divisor - of(&self.mean, 0.)) / of(&self.std, 1.)) as f32
+    }
+
+    /// Whether this fits images of so many channels.
+    ///
+    /// # Errors
+    /// Means or deviations that are neither one nor one a channel; values that are not finite; a divisor or deviation that is
+    /// not above 0.
+    pub fn check(&self, channels: usize) -> Result<()> {
+        for (name, values) in [("mean", &self.mean), ("std", &self.std)] {
+            if values.len() != 1 && values.len() != channels {
+                bail!(
+                    "preprocessing: {name}: expected 1 or {channels} values, got {}",
+                    values.len()
+                )
+            }
+        }
+        let positive = |v: &f64| *v > 0. && v.is_finite();
+        if !(positive(&self.divisor)
+            && self.std.iter().all(positive)
+            && self.mean.iter().all(|m| m.is_finite()))
+        {
+            bail!("preprocessing: expected divisor and std above 0 and finite values, got {self:?}")
+        }
+        Ok(())
+    }
+}
+
+/// A number or a list of them: cards of schema 1 have numbers.
+fn one_or_many<'de, D: Deserializer<'de>>(input: D) -> std::result::Result<Vec<f64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Values {
+        One(f64),
+        Many(Vec<f64>),
+    }
+    Ok(match Values::deserialize(input)? {
+        Values::One(value) => vec![value],
+        Values::Many(values) => values,
+    })
 }
 
 /// What a program needs to know to use a student: the content of `student.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StudentCard {
-    /// Version of this form; 1.
+    /// Version of this form: [`SCHEMA`](Self::SCHEMA).
     pub schema: u32,
     /// Architecture.
-    pub model: VitConfig,
+    pub model: ModelConfig,
     /// From raw pixels to input.
     pub preprocessing: Preprocessing,
     /// Name of each class, in the order of the logits.
     pub class_names: Vec<String>,
 }
 
+impl StudentCard {
+    /// The version that is written. Version 1 knew the plain [`Vit`](crate::Vit) only and is read too.
+    pub const SCHEMA: u32 = 2;
+
+    /// A card of the present version.
+    pub fn new(model: ModelConfig, preprocessing: Preprocessing, class_names: Vec<String>) -> Self {
+        Self { schema: Self::SCHEMA, model, preprocessing, class_names }
+    }
+
+    /// A card from JSON of this or the first version.
+    ///
+    /// # Errors
+    /// Other JSON, or another version.
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        let mut card: serde_json::Value = serde_json::from_slice(json).map_err(Error::wrap)?;
+        match card.get("schema").and_then(serde_json::Value::as_u64) {
+            Some(2) => {}
+            Some(1) => {
+                card["schema"] = Self::SCHEMA.into();
+                if let Some(model) = card.get_mut("model").and_then(|m| m.as_object_mut()) {
+                    model.insert("kind".to_owned(), "vit".into());
+                }
+            }
+            other => bail!("expected schema 1 or {}, got {other:?}", Self::SCHEMA),
+        }
+        serde_json::from_value(card).map_err(Error::wrap)
+    }
+}
+
 /// A student that was loaded from its files.
 pub struct Student {
     /// The card beside the weights.
     pub card: StudentCard,
-    model: Vit,
+    model: Box<dyn Model>,
     device: Device,
 }
 
@@ -89,8 +176,8 @@ impl Student {
         let fits: HashMap<_, _> = tensors.iter().map(|(n, t)| (n.clone(), t.clone())).collect();
         Self::assemble(card.clone(), &fits, &Device::Cpu)?;
         let views: Vec<(&String, &Tensor)> = tensors.iter().collect();
-        let bytes = safetensors::serialize(views, None).map_err(candle_core::Error::wrap)?;
-        let json = serde_json::to_vec_pretty(card).map_err(candle_core::Error::wrap)?;
+        let bytes = safetensors::serialize(views, None).map_err(Error::wrap)?;
+        let json = serde_json::to_vec_pretty(card).map_err(Error::wrap)?;
         write_atomically(&card_path(weights), &json)?;
         write_atomically(weights, &bytes)?;
         Ok(())
@@ -105,11 +192,7 @@ impl Student {
         let path = card_path(weights);
         let json = std::fs::read(&path)
             .map_err(|e| message(&path, &format!("expected the student's card, got: {e}")))?;
-        let card: StudentCard =
-            serde_json::from_slice(&json).map_err(|e| message(&path, &e.to_string()))?;
-        if card.schema != 1 {
-            bail!("{}: expected schema 1, got {}", path.display(), card.schema)
-        }
+        let card = StudentCard::from_json(&json).map_err(|e| message(&path, &plain(&e)))?;
         let bytes = std::fs::read(weights).map_err(|e| message(weights, &e.to_string()))?;
         // The header is checked first, so that a truncated file gets this message and not a panic further down.
         let header = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| {
@@ -122,7 +205,7 @@ impl Student {
             bail!("{}: {name}: expected F32, got {:?}", weights.display(), view.dtype())
         }
         let tensors = candle_core::safetensors::load_buffer(&bytes, device)?;
-        Self::assemble(card, &tensors, device).map_err(|e| message(weights, &e.to_string()))
+        Self::assemble(card, &tensors, device).map_err(|e| message(weights, &plain(&e)))
     }
 
     fn assemble(
@@ -133,16 +216,9 @@ impl Student {
         if card.class_names.len() != card.model.classes {
             bail!("class_names: expected {}, got {}", card.model.classes, card.class_names.len())
         }
-        let Preprocessing { divisor, mean, std } = card.preprocessing;
-        if !(divisor > 0. && std > 0. && mean.is_finite() && divisor.is_finite() && std.is_finite())
-        {
-            bail!(
-                "preprocessing: expected divisor and std above 0 and finite values, got {:?}",
-                card.preprocessing
-            )
-        }
+        card.preprocessing.check(card.model.channels)?;
         let store = VarStore::new(0, DType::F32, device);
-        let model = Vit::new(&card.model, store.builder())?;
+        let model = card.model.build(store.builder())?;
         store.load(tensors)?;
         Ok(Self { card, model, device: device.clone() })
     }
@@ -152,25 +228,25 @@ impl Student {
     /// # Errors
     /// An image of another size, by its index.
     pub fn preprocess(&self, images: &[&[u8]]) -> Result<Tensor> {
-        let VitConfig { image_size: size, channels, .. } = self.card.model;
-        let Preprocessing { divisor, mean, std } = self.card.preprocessing;
+        let ModelConfig { image_size: size, channels, .. } = self.card.model;
         let mut values = Vec::with_capacity(images.len() * channels * size * size);
         for (i, image) in images.iter().enumerate() {
             if image.len() != channels * size * size {
                 bail!("image {i}: expected {channels}·{size}·{size} pixels, got {}", image.len())
             }
-            values.extend(image.iter().map(|p| ((f64::from(*p) / divisor - mean) / std) as f32));
+            for (c, plane) in image.chunks(size * size).enumerate() {
+                values.extend(plane.iter().map(|p| self.card.preprocessing.value(c, *p)));
+            }
         }
         Tensor::from_vec(values, (images.len(), channels, size, size), &self.device)
     }
 
-    /// Class logits `(B, K)` of preprocessed images `(B, C, H, W)`: the mean of the two heads.
+    /// Class logits `(B, K)` of preprocessed images `(B, C, H, W)`: the mean of the two heads where there are two.
     ///
     /// # Errors
     /// Images of another shape or dtype.
     pub fn logits(&self, images: &Tensor) -> Result<Tensor> {
-        let output = self.model.forward(images, &Context::eval())?;
-        (output.logits + output.distillation_logits)? * 0.5
+        self.model.forward(images, &Context::eval())?.prediction()
     }
 
     /// Class probabilities `(B, K)` of preprocessed images `(B, C, H, W)`.
@@ -184,6 +260,6 @@ impl Student {
     }
 }
 
-fn message(path: &Path, text: &str) -> candle_core::Error {
-    candle_core::Error::Msg(format!("{}: {text}", path.display()))
+fn message(path: &Path, text: &str) -> Error {
+    Error::Msg(format!("{}: {text}", path.display()))
 }

@@ -11,7 +11,7 @@ use candle_nn::{Init, VarBuilder};
 #[derive(Clone, Debug)]
 pub struct Conv2d {
     weight: Tensor,
-    bias: Tensor,
+    bias: Option<Tensor>,
     config: Conv2dConfig,
 }
 
@@ -21,6 +21,22 @@ pub struct Conv2d {
 /// # Errors
 /// A zero width, kernel, stride or dilation, or groups that don't divide the channels.
 pub fn conv2d(
+    in_channels: usize,
+    out_channels: usize,
+    kernel: usize,
+    config: Conv2dConfig,
+    vb: VarBuilder,
+) -> Result<Conv2d> {
+    let bias = vb.clone();
+    let layer = conv2d_no_bias(in_channels, out_channels, kernel, config, vb)?;
+    Ok(Conv2d { bias: Some(bias.get_with_hints(out_channels, "bias", Init::Const(0.))?), ..layer })
+}
+
+/// As [`conv2d`], without a bias.
+///
+/// # Errors
+/// Those of [`conv2d`].
+pub fn conv2d_no_bias(
     in_channels: usize,
     out_channels: usize,
     kernel: usize,
@@ -37,7 +53,7 @@ pub fn conv2d(
         "weight",
         Init::Randn { mean: 0., stdev },
     )?;
-    Ok(Conv2d { weight, bias: vb.get_with_hints(out_channels, "bias", Init::Const(0.))?, config })
+    Ok(Conv2d { weight, bias: None, config })
 }
 
 impl Conv2d {
@@ -46,13 +62,13 @@ impl Conv2d {
     /// # Errors
     /// Those of [`ops::conv2d_relu`].
     pub fn forward_relu(&self, xs: &Tensor) -> Result<Tensor> {
-        ops::conv2d_relu(xs, &self.weight, Some(&self.bias), self.config)
+        ops::conv2d_relu(xs, &self.weight, self.bias.as_ref(), self.config)
     }
 }
 
 impl Module for Conv2d {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        ops::conv2d(xs, &self.weight, Some(&self.bias), self.config)
+        ops::conv2d(xs, &self.weight, self.bias.as_ref(), self.config)
     }
 }
 

@@ -46,7 +46,7 @@ mod residual;
 mod var_store;
 
 pub use attention::{SelfAttention, self_attention};
-pub use conv::{Conv2d, ConvTranspose2d, conv_transpose2d, conv2d};
+pub use conv::{Conv2d, ConvTranspose2d, conv_transpose2d, conv2d, conv2d_no_bias};
 pub use drop::{drop_path, drop_path_scales, dropout};
 pub use embedding::{Embedding, embedding};
 pub use layer_norm::{LayerNorm, layer_norm};
@@ -54,7 +54,7 @@ pub use linear::{Linear, linear, linear_no_bias};
 pub use norm::{
     BatchNorm2d, BatchNormConfig, GroupNorm, RmsNorm, batch_norm2d, group_norm, rms_norm,
 };
-pub use ops::{Activation, gelu, gelu_tanh, relu, silu};
+pub use ops::{Activation, gelu, gelu_tanh, relu, relu6, silu};
 pub use ops::{Conv2dConfig, ConvTranspose2dConfig, Pool2dConfig, SumOverReplicas, gather_rows};
 pub use ops::{avg_pool2d, global_avg_pool2d, max_pool2d, pixel_shuffle, pixel_unshuffle};
 pub use ops::{cross_attention, multi_head_attention};

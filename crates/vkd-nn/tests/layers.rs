@@ -3,7 +3,8 @@
 use candle_core::{DType, Device, Module, Result, Tensor, Var};
 use std::collections::HashMap;
 use vkd_nn::{
-    AdamW, AdamWConfig, Conv2dConfig, VarStore, conv2d, layer_norm, linear, self_attention,
+    AdamW, AdamWConfig, Conv2dConfig, VarStore, conv2d, conv2d_no_bias, layer_norm, linear,
+    self_attention,
 };
 use vkd_nn::{ConvTranspose2dConfig, conv_transpose2d};
 use vkd_testkit::{Tolerance, assert_close, gradcheck_variables, normal};
@@ -37,6 +38,11 @@ fn gradients_of_every_variable() -> Result<()> {
     let xs = normal(&[2, 5, 6, 2], DType::F64, 2)?;
     gradcheck_variables(&s.parameters(), || conv.forward(&xs)?.sqr()?.mean_all())?;
     gradcheck_variables(&s.parameters(), || conv.forward_relu(&xs)?.sqr()?.mean_all())?;
+
+    let s = store();
+    let bare = conv2d_no_bias(2, 3, 3, Conv2dConfig::default(), s.builder())?;
+    assert_eq!(s.parameters().len(), 1, "a weight alone");
+    gradcheck_variables(&s.parameters(), || bare.forward(&xs)?.sqr()?.mean_all())?;
 
     let s = store();
     let config = ConvTranspose2dConfig { stride: (2, 2), ..ConvTranspose2dConfig::default() };

@@ -5,11 +5,12 @@ use vkd_nn::ops::{Activation, linear, reference};
 use vkd_nn::{VarStore, linear_no_bias};
 use vkd_testkit::{OpCase, Tolerance, assert_close, normal};
 
-const ALL: [Activation; 5] = [
+const ALL: [Activation; 6] = [
     Activation::Identity,
     Activation::Gelu,
     Activation::GeluTanh,
     Activation::Relu,
+    Activation::Relu6,
     Activation::Silu,
 ];
 

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
 use vkd_nn::ops::reference;
-use vkd_nn::{gelu, gelu_tanh, multi_head_attention, relu, silu};
+use vkd_nn::{gelu, gelu_tanh, multi_head_attention, relu, relu6, silu};
 use vkd_testkit::{
     Tolerance, assert_close, gradcheck, has_gradient, layouts, normal, normal_scaled,
 };
@@ -16,6 +16,14 @@ fn cases() -> Vec<(&'static str, Op, Op, Vec<usize>, usize)> {
     for dims in [vec![1], vec![7, 33], vec![3, 1, 5], vec![300, 300]] {
         all.push(("gelu", Box::new(gelu), Box::new(reference::gelu), dims.clone(), 1));
         all.push(("relu", Box::new(relu), Box::new(reference::relu), dims.clone(), 1));
+        // Six times as wide, so that a good part lies beyond the upper edge.
+        all.push((
+            "relu6",
+            Box::new(|x| relu6(&(x * 6.)?)),
+            Box::new(|x| reference::relu6(&(x * 6.)?)),
+            dims.clone(),
+            1,
+        ));
         all.push(("silu", Box::new(silu), Box::new(reference::silu), dims.clone(), 1));
         // A tanh near -1 loses what the logistic function keeps: eight units of one.
         all.push(("gelu_tanh", Box::new(gelu_tanh), Box::new(reference::gelu_tanh), dims, 8));
@@ -124,6 +132,13 @@ fn edge_values() -> Result<()> {
     let grads = relu(var.as_tensor())?.sum_all()?.backward()?;
     let grad = grads.get(&var).map(Tensor::to_vec1::<f64>).transpose()?;
     assert_eq!(grad, Some(vec![0., 0., 0., 1.]), "the gradient of ReLU at zero is zero");
+    let at = Tensor::new(&[-3f64, 0., 2., 6., 7.], &Device::Cpu)?;
+    let var = candle_core::Var::from_tensor(&at)?;
+    let ys = relu6(var.as_tensor())?;
+    assert_eq!(ys.to_vec1::<f64>()?, [0., 0., 2., 6., 6.]);
+    let grads = ys.sum_all()?.backward()?;
+    let grad = grads.get(&var).map(Tensor::to_vec1::<f64>).transpose()?;
+    assert_eq!(grad, Some(vec![0., 0., 1., 0., 0.]), "the gradient of ReLU6 at its edges is zero");
     let nan = relu(&Tensor::new(&[f32::NAN], &Device::Cpu)?)?.to_vec1::<f32>()?;
     assert!(nan[0].is_nan(), "NaN stays visible");
     let big = multi_head_attention(&normal_scaled(&[2, 5, 12], DType::F32, 5, 1e4)?, None, 2)?;

@@ -2,7 +2,7 @@
 
 use crate::augment::Augment;
 use crate::augment::mix::{Mix, draw};
-use crate::data::{Dataset, Normalization};
+use crate::data::Dataset;
 use crate::loader::{Loader, guarded};
 use crate::recipe::{AugmentConfig, DataConfig};
 use candle_core::{Device, Result, Tensor, bail};
@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use vkd_models::Preprocessing;
 use vkd_nn::stream;
 use vkd_tasks::Batch;
 
@@ -256,9 +257,9 @@ impl Maker {
 pub fn plain_images(
     data: &Dataset,
     indices: &[usize],
-    normalization: &Normalization,
+    preprocessing: &Preprocessing,
 ) -> Result<Tensor> {
-    let (images, read) = readable_images(data, indices, normalization)?;
+    let (images, read) = readable_images(data, indices, preprocessing)?;
     match indices.iter().find(|i| !read.contains(i)) {
         Some(index) => {
             bail!("{}: expected an image, got one that was skipped", data.image_name(*index))
@@ -271,16 +272,10 @@ pub fn plain_images(
 pub(crate) fn readable_images(
     data: &Dataset,
     indices: &[usize],
-    normalization: &Normalization,
+    preprocessing: &Preprocessing,
 ) -> Result<(Tensor, Vec<usize>)> {
-    if normalization.channels() != data.channels {
-        bail!(
-            "images: expected a normalisation of {} channels, got {}",
-            data.channels,
-            normalization.channels()
-        )
-    }
-    let augment = Augment::plain(data, normalization);
+    preprocessing.check(data.channels)?;
+    let augment = Augment::plain(data, preprocessing);
     let length = data.channels * data.size * data.size;
     let read = |&index: &usize| -> Result<Option<(usize, Vec<f32>)>> {
         let made = guarded(&data.image_name(index), || {

@@ -1,16 +1,14 @@
 //! From a recipe to networks, distiller and batches.
 
 use crate::batches::Batches;
-use crate::checkpoint;
 use crate::data::Dataset;
-use crate::networks::{STUDENT_TAP, TEACHER_GRID, TEACHER_TAP};
 use crate::recipe::{
     ArmConfig, LabelBudget, LogitLossKind, LossKind, ProjectorKind, Recipe, TapNames,
 };
-use candle_core::{DType, Device, Result, bail};
+use candle_core::{DType, Device, Error, Result, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
-use vkd_models::{Cnn, CnnConfig, StudentCard, Vit, VitConfig};
+use vkd_models::{Architecture, LoadOptions, Model, ModelConfig, StudentCard, load_weights};
 use vkd_nn::VarStore;
 use vkd_ortho::OrthogonalConfig;
 use vkd_tasks::{Distiller, FeatureLoss, LogitDistance, LogitLoss, ProjectorConfig, TapConfig};
@@ -33,22 +31,38 @@ pub fn check(recipe: &Recipe, data: &Dataset) -> Result<()> {
     for name in &recipe.arms {
         let arm = recipe.arm(name)?;
         let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
-        Vit::new(&student_card(recipe, data).model, store.builder().pp(STUDENT))?;
-        distiller(recipe, arm, &store)?;
+        build_student(recipe, data, &store)?;
+        distiller(recipe, arm, data, &store)?;
         batches(recipe, arm, data)?;
     }
     Ok(())
 }
 
-pub(crate) fn build_teacher(recipe: &Recipe, data: &Dataset) -> Result<(VarStore, Cnn)> {
-    let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
-    let config = CnnConfig {
+/// A model as this data set wants it.
+pub(crate) fn model(architecture: &Architecture, data: &Dataset) -> ModelConfig {
+    ModelConfig {
+        image_size: data.size,
         channels: data.channels,
         classes: data.class_names.len(),
-        widths: recipe.teacher.widths.clone(),
-    };
-    let cnn = Cnn::new(&config, store.builder())?;
-    Ok((store, cnn))
+        architecture: architecture.clone(),
+    }
+}
+
+pub(crate) fn build_student(
+    recipe: &Recipe,
+    data: &Dataset,
+    store: &VarStore,
+) -> Result<Box<dyn Model>> {
+    let named = |e| Error::Msg(format!("student: {}", crate::plain(&e)));
+    model(&recipe.student, data).build(store.builder().pp(STUDENT)).map_err(named)
+}
+
+/// The teacher as it begins.
+pub(crate) fn build_teacher(recipe: &Recipe, data: &Dataset) -> Result<(VarStore, Box<dyn Model>)> {
+    let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
+    let named = |e| Error::Msg(format!("teacher.model: {}", crate::plain(&e)));
+    let built = model(&recipe.teacher.model, data).build(store.builder()).map_err(named)?;
+    Ok((store, built))
 }
 
 /// The teacher of `teacher.checkpoint`.
@@ -56,34 +70,16 @@ pub(crate) fn given_teacher(
     recipe: &Recipe,
     data: &Dataset,
     path: &Path,
-) -> Result<(VarStore, Cnn)> {
-    let (tensors, _) = checkpoint::load(path)?;
-    let (store, cnn) = build_teacher(recipe, data)?;
-    match store.load(&tensors) {
-        Ok(()) => Ok((store, cnn)),
-        Err(e) => bail!("{}: {}", path.display(), crate::plain(&e)),
-    }
+) -> Result<(VarStore, Box<dyn Model>)> {
+    let (store, built) = build_teacher(recipe, data)?;
+    let named = |e| Error::Msg(format!("teacher.checkpoint: {}", crate::plain(&e)));
+    load_weights(&store, path, &LoadOptions::default()).map_err(named)?;
+    Ok((store, built))
 }
 
 pub(crate) fn student_card(recipe: &Recipe, data: &Dataset) -> StudentCard {
-    let s = &recipe.student;
-    let model = VitConfig {
-        image_size: data.size,
-        channels: data.channels,
-        classes: data.class_names.len(),
-        patch: s.patch,
-        width: s.width,
-        depth: s.depth,
-        heads: s.heads,
-        mlp_ratio: s.mlp_ratio,
-        drop_path: s.drop_path,
-    };
-    StudentCard {
-        schema: 1,
-        model,
-        preprocessing: data.preprocessing(),
-        class_names: data.class_names.clone(),
-    }
+    let preprocessing = data.preprocessing().clone();
+    StudentCard::new(model(&recipe.student, data), preprocessing, data.class_names.clone())
 }
 
 /// The training batches of an arm, and how many labels they tell.
@@ -120,29 +116,34 @@ pub(crate) fn term_weights(recipe: &Recipe, arm: &ArmConfig) -> BTreeMap<String,
     terms
 }
 
-/// The widths of the two sides of a tap.
-fn widths(recipe: &Recipe, names: &TapNames) -> Result<(usize, usize)> {
-    if names.student != STUDENT_TAP {
-        bail!("distill.tap: student: expected {STUDENT_TAP}, got {}", names.student)
+/// The width of a model's tap.
+fn width(side: &str, model: &ModelConfig, name: &str) -> Result<usize> {
+    let taps = model.taps();
+    match taps.get(name) {
+        Some(width) => Ok(*width),
+        None => {
+            let known: Vec<&str> = taps.keys().map(String::as_str).collect();
+            bail!("distill.tap: {side}: expected one of {}, got {name}", known.join(", "))
+        }
     }
-    if ![TEACHER_TAP, TEACHER_GRID].contains(&names.teacher.as_str()) {
-        bail!(
-            "distill.tap: teacher: expected {TEACHER_TAP} or {TEACHER_GRID}, got {}",
-            names.teacher
-        )
-    }
-    Ok((recipe.student.width, recipe.teacher.widths.last().copied().unwrap_or(0)))
 }
 
-pub(crate) fn distiller(recipe: &Recipe, arm: &ArmConfig, store: &VarStore) -> Result<Distiller> {
+pub(crate) fn distiller(
+    recipe: &Recipe,
+    arm: &ArmConfig,
+    data: &Dataset,
+    store: &VarStore,
+) -> Result<Distiller> {
+    let (student, teacher) = (model(&recipe.student, data), model(&recipe.teacher.model, data));
     let d = arm.method(&recipe.distill);
-    let named = |key: &str, own: bool, e: candle_core::Error| {
+    let named = |key: &str, own: bool, e: Error| {
         let table = if own { "arm" } else { "distill" };
-        candle_core::Error::Msg(format!("{table}.{key}: {}", crate::plain(&e)))
+        Error::Msg(format!("{table}.{key}: {}", crate::plain(&e)))
     };
     let tap =
         |names: &TapNames| -> Result<TapConfig> {
-            let (student_width, teacher_width) = widths(recipe, names)?;
+            let student_width = width("student", &student, &names.student)?;
+            let teacher_width = width("teacher", &teacher, &names.teacher)?;
             let map = d.map.parse().map_err(|e| named("map", arm.map.is_some(), e))?;
             Ok(TapConfig {
                 student: names.student.clone(),

@@ -51,16 +51,15 @@ pub use augment::resize;
 pub use batches::{Batches, plain_images};
 pub use build::check;
 pub use checkpoints::{Checkpoints, Note, Saved};
-pub use data::{Dataset, Image, Normalization, write_image_folder};
+pub use data::{Dataset, Image, write_image_folder};
 pub use event::{Event, EventKind, Observer};
 pub use folder::RunFolder;
-pub use networks::{STUDENT_TAP, TEACHER_TAP, student_network, teacher_network};
+pub use networks::{STUDENT_TAP, TEACHER_TAP, network};
 pub use plan::{ArmPlan, Plan, plan};
 pub use recipe::{
     ArmConfig, AugmentConfig, CropConfig, DataConfig, DataKind, DistillConfig, EraseWith,
     LabelBudget, LogitLossKind, LossKind, OnCorrupt, OptimizerKind, ProjectorKind,
-    RandAugmentConfig, Recipe, ScheduleKind, StudentConfig, TapNames, TaskKind, TeacherConfig,
-    TrainingConfig,
+    RandAugmentConfig, Recipe, ScheduleKind, TapNames, TaskKind, TeacherConfig, TrainingConfig,
 };
 pub use report::{ArmReport, Report, TeacherReport};
 pub use result::{ArmResult, RunFacts, fingerprint};
@@ -68,15 +67,7 @@ pub use run::{train_arm, train_teacher};
 pub use score::evaluate_student;
 pub use tensorboard::{TensorBoard, csv, scalars};
 pub use trainer::{Outcome, TrainerConfig, decays, train};
-
-/// An error's text without the stack trace that candle attaches where `RUST_BACKTRACE` is set.
-pub fn plain(error: &candle_core::Error) -> String {
-    match error {
-        candle_core::Error::WithBacktrace { inner, .. } => plain(inner),
-        candle_core::Error::Context { inner, context } => format!("{context}: {inner}"),
-        other => other.to_string(),
-    }
-}
+pub use vkd_models::plain;
 
 /// The snippets of the README, as tests.
 #[cfg(doctest)]

@@ -1,33 +1,34 @@
 //! The models of vkd-models as networks of vkd-tasks.
 
-use candle_core::{Result, Tensor};
-use vkd_models::{Cnn, Vit};
+use candle_core::{Result, Tensor, bail};
+use vkd_models::Model;
 use vkd_nn::Context;
 use vkd_tasks::{FeatureMap, Layout, NetworkOutput};
 
-/// The student's patch tokens.
+/// The patch tokens of a transformer: the usual student's tap.
 pub const STUDENT_TAP: &str = "tokens";
-/// The teacher's pooled features.
+/// The pooled features of a convolutional network: the usual teacher's tap.
 pub const TEACHER_TAP: &str = "pooled";
-/// The teacher's last feature map.
-pub(crate) const TEACHER_GRID: &str = "grid";
 
-/// A ViT student with the tap `tokens`.
-pub fn student_network(vit: Vit) -> impl Fn(&Tensor, &Context) -> Result<NetworkOutput> {
+/// A model with all its taps, as student or as teacher.
+///
+/// The rank of a tap is its layout: pooled `(B, C)`, tokens `(B, N, C)`, a grid `(B, C, H, W)`.
+pub fn network(model: Box<dyn Model>) -> impl Fn(&Tensor, &Context) -> Result<NetworkOutput> {
     move |images, ctx| {
-        let out = vit.forward(images, ctx)?;
-        Ok(NetworkOutput::new(out.logits)
-            .with_distillation_logits(out.distillation_logits)
-            .with_tap(STUDENT_TAP, FeatureMap::new(out.tokens, Layout::Tokens)?))
-    }
-}
-
-/// A CNN teacher with the taps `grid` and `pooled`.
-pub fn teacher_network(cnn: Cnn) -> impl Fn(&Tensor, &Context) -> Result<NetworkOutput> {
-    move |images, _ctx| {
-        let out = cnn.forward(images)?;
-        Ok(NetworkOutput::new(out.logits)
-            .with_tap(TEACHER_GRID, FeatureMap::new(out.grid, Layout::Grid)?)
-            .with_tap(TEACHER_TAP, FeatureMap::new(out.pooled, Layout::Pooled)?))
+        let out = model.forward(images, ctx)?;
+        let mut found = NetworkOutput::new(out.logits);
+        if let Some(logits) = out.distillation_logits {
+            found = found.with_distillation_logits(logits);
+        }
+        for (name, features) in out.taps {
+            let layout = match features.rank() {
+                2 => Layout::Pooled,
+                3 => Layout::Tokens,
+                4 => Layout::Grid,
+                rank => bail!("tap {name}: expected a rank of 2 to 4, got {rank}"),
+            };
+            found = found.with_tap(&name, FeatureMap::new(features, layout)?);
+        }
+        Ok(found)
     }
 }

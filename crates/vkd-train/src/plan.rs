@@ -2,15 +2,14 @@
 
 use crate::audit::gradient_audit;
 use crate::build::{
-    STUDENT, batches, build_teacher, distiller, given_teacher, student_card, term_weights,
+    batches, build_student, build_teacher, distiller, given_teacher, model, term_weights,
 };
 use crate::data::Dataset;
-use crate::networks::{student_network, teacher_network};
+use crate::networks::network;
 use crate::recipe::Recipe;
 use candle_core::{DType, Device, Error, Result};
 use std::collections::BTreeMap;
 use std::time::Instant;
-use vkd_models::Vit;
 use vkd_nn::{Context, VarStore};
 use vkd_tasks::{Batch, ClassificationTask, DistillTask, Teacher};
 
@@ -22,6 +21,10 @@ const TRIAL: usize = 8;
 pub struct Plan {
     /// Trainable values of the teacher.
     pub teacher_parameters: usize,
+    /// Multiply-adds of the teacher for one image.
+    pub teacher_multiply_adds: usize,
+    /// Multiply-adds of the student for one image.
+    pub student_multiply_adds: usize,
     /// The arms in the recipe's order.
     pub arms: Vec<ArmPlan>,
     /// Images of a trial step.
@@ -60,17 +63,21 @@ pub fn plan(recipe: &Recipe, data: &Dataset) -> Result<Plan> {
     let trial = TRIAL.min(recipe.training.batch);
     let (mut arms, mut teacher_parameters) = (Vec::new(), 0);
     for name in &recipe.arms {
-        let (store, cnn) = match &recipe.teacher.checkpoint {
+        let (store, teacher) = match &recipe.teacher.checkpoint {
             Some(path) => given_teacher(recipe, data, path)?,
             None => build_teacher(recipe, data)?,
         };
         teacher_parameters = store.parameter_count();
         let named = |e: Error| Error::Msg(format!("arm {name}: {}", crate::plain(&e)));
-        arms.push(
-            arm(recipe, data, name, Teacher::new(teacher_network(cnn)), trial).map_err(named)?,
-        );
+        arms.push(arm(recipe, data, name, Teacher::new(network(teacher)), trial).map_err(named)?);
     }
-    Ok(Plan { teacher_parameters, arms, trial_images: trial })
+    Ok(Plan {
+        teacher_parameters,
+        teacher_multiply_adds: model(&recipe.teacher.model, data).cost()?.multiply_adds,
+        student_multiply_adds: model(&recipe.student, data).cost()?.multiply_adds,
+        arms,
+        trial_images: trial,
+    })
 }
 
 fn arm(
@@ -82,14 +89,13 @@ fn arm(
 ) -> Result<ArmPlan> {
     let config = recipe.arm(name)?;
     let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
-    let vit = Vit::new(&student_card(recipe, data).model, store.builder().pp(STUDENT))?;
+    let student = build_student(recipe, data, &store)?;
     let student_parameters = store.parameter_count();
     let distillation = match config.uses_teacher() {
-        true => Some((teacher, distiller(recipe, config, &store)?)),
+        true => Some((teacher, distiller(recipe, config, data, &store)?)),
         false => None,
     };
-    let task =
-        ClassificationTask::new(student_network(vit), distillation, recipe.training.smoothing)?;
+    let task = ClassificationTask::new(network(student), distillation, recipe.training.smoothing)?;
     let (mut batches, labels) = batches(recipe, config, data)?;
     let batch = batches.get(0)?;
     let batch = Batch {

@@ -4,7 +4,7 @@ use crate::batches::{Batches, readable_images};
 use crate::data::Dataset;
 use crate::score::EVALUATION_BATCH;
 use candle_core::{DType, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use vkd_nn::{Context, VarStore};
 use vkd_tasks::{ClassificationTask, DistillTask};
 
@@ -27,7 +27,7 @@ impl Probe<'_> {
         let mut found = BTreeMap::new();
         // Two images at least: one alone has no rank.
         if images.len() > 1 {
-            let (images, _) = readable_images(self.data, images, self.data.normalization())?;
+            let (images, _) = readable_images(self.data, images, self.data.preprocessing())?;
             found.extend(self.task.geometry(&images)?);
         }
         if let Some(batches) = &mut self.batches {
@@ -35,6 +35,11 @@ impl Probe<'_> {
             let step = (done * self.accumulate).saturating_sub(1);
             let batch = batches.get(step)?;
             let ctx = Context::train(self.seed, step, batch.sample_ids.clone());
+            // A pass in training moves running statistics; they go back to where they were.
+            let mut before = HashMap::new();
+            for (name, tensor) in self.store.tensors() {
+                before.insert(name, tensor.copy()?);
+            }
             for phase in self.task.phases() {
                 for term in self.task.step(&batch, phase, &ctx)?.terms {
                     let grads = (&term.value * term.weight)?.backward()?;
@@ -48,6 +53,7 @@ impl Probe<'_> {
                     found.insert(format!("gradient.{}", term.name), squares.sqrt());
                 }
             }
+            self.store.load(&before)?;
         }
         Ok(found)
     }

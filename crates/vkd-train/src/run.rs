@@ -2,14 +2,15 @@
 
 use crate::batches::Batches;
 use crate::build::{
-    STUDENT, batches, build_teacher, distiller, given_teacher, student_card, term_weights,
+    STUDENT, batches, build_student, build_teacher, distiller, given_teacher, student_card,
+    term_weights,
 };
 use crate::checkpoint;
 use crate::checkpoints::{Checkpoints, Saved};
 use crate::data::Dataset;
 use crate::event::{Event, EventKind, EventLog, Observer};
 use crate::folder::{RunFolder, named};
-use crate::networks::{student_network, teacher_network};
+use crate::networks::network;
 use crate::probe::Probe;
 use crate::recipe::TEACHER;
 use crate::report::{ArmReport, TeacherReport};
@@ -17,7 +18,7 @@ use crate::score::{score, scores};
 use crate::trainer::{TrainerConfig, train};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
-use vkd_models::{Student, Vit};
+use vkd_models::Student;
 use vkd_nn::{Context, VarStore};
 use vkd_tasks::{ClassificationTask, Network, Teacher};
 
@@ -36,8 +37,8 @@ pub fn train_teacher(
         Some(report) => report,
         None => match &config.checkpoint {
             Some(path) => {
-                let (store, cnn) = given_teacher(run.recipe(), data, path)?;
-                let network = teacher_network(cnn);
+                let (store, model) = given_teacher(run.recipe(), data, path)?;
+                let network = network(model);
                 let metrics = scores(|images| network.forward(images, &Context::eval()), data)?;
                 keep_teacher(run, metrics, &store, 0.)?
             }
@@ -65,9 +66,9 @@ fn fit_teacher(run: &RunFolder, data: &Dataset, observer: &mut Observer) -> Resu
         return Ok(report);
     }
     let recipe = run.recipe();
-    let (store, cnn) = build_teacher(recipe, data)?;
+    let (store, model) = build_teacher(recipe, data)?;
     let config = &recipe.teacher;
-    let task = ClassificationTask::new(teacher_network(cnn), None, config.smoothing)?;
+    let task = ClassificationTask::new(network(model), None, config.smoothing)?;
     let mut batches =
         Batches::new(data, data.train.clone(), config.batch, 0, &recipe.data, recipe.seed)?;
     let training = &recipe.training.of_teacher(config);
@@ -115,9 +116,9 @@ fn keep_teacher(
 
 fn load_teacher(run: &RunFolder, data: &Dataset) -> Result<Teacher> {
     let (tensors, _) = checkpoint::load(&run.teacher_path())?;
-    let (store, cnn) = build_teacher(run.recipe(), data)?;
+    let (store, model) = build_teacher(run.recipe(), data)?;
     store.load(&tensors)?;
-    Ok(Teacher::new(teacher_network(cnn)))
+    Ok(Teacher::new(network(model)))
 }
 
 /// Trains one arm and writes its student, or takes the result that the folder holds. A training that was stopped goes on
@@ -145,12 +146,12 @@ pub fn train_arm(
     let (arm, training) = (recipe.arm(name)?, &recipe.training);
     let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
     let card = student_card(recipe, data);
-    let vit = Vit::new(&card.model, store.builder().pp(STUDENT))?;
+    let student = build_student(recipe, data, &store)?;
     let distillation = match arm.uses_teacher() {
-        true => Some((load_teacher(run, data)?, distiller(recipe, arm, &store)?)),
+        true => Some((load_teacher(run, data)?, distiller(recipe, arm, data, &store)?)),
         false => None,
     };
-    let task = ClassificationTask::new(student_network(vit), distillation, training.smoothing)?;
+    let task = ClassificationTask::new(network(student), distillation, training.smoothing)?;
     task.check(&data.blank()?)?;
     let (mut batches, labels) = batches(recipe, arm, data)?;
     let (checkpoints, newest) = take_up(run, name, &mut log)?;

@@ -1,11 +1,11 @@
 //! Scoring networks and saved students.
 
 use crate::batches::readable_images;
-use crate::data::{Dataset, Normalization};
+use crate::data::Dataset;
 use crate::metrics::{Evaluation, Tally};
 use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeMap;
-use vkd_models::Student;
+use vkd_models::{Preprocessing, Student};
 use vkd_tasks::NetworkOutput;
 
 /// Images in one forward pass of an evaluation.
@@ -17,7 +17,7 @@ pub(crate) fn score(
     data: &Dataset,
     indices: &[usize],
 ) -> Result<f64> {
-    Ok(evaluate(|images| forward(images)?.prediction(), data, indices, data.normalization())?
+    Ok(evaluate(|images| forward(images)?.prediction(), data, indices, data.preprocessing())?
         .accuracy)
 }
 
@@ -28,7 +28,7 @@ pub(crate) fn scores(
     data: &Dataset,
 ) -> Result<BTreeMap<String, f64>> {
     let predict = |images: &Tensor| forward(images)?.prediction();
-    let test = evaluate(predict, data, &data.test, data.normalization())?;
+    let test = evaluate(predict, data, &data.test, data.preprocessing())?;
     let values = [
         ("accuracy", test.accuracy),
         ("top5_accuracy", test.top5_accuracy),
@@ -43,11 +43,11 @@ fn evaluate(
     logits: impl Fn(&Tensor) -> Result<Tensor>,
     data: &Dataset,
     indices: &[usize],
-    normalization: &Normalization,
+    preprocessing: &Preprocessing,
 ) -> Result<Evaluation> {
     let mut tally = Tally::new(data.class_names.len());
     for chunk in indices.chunks(EVALUATION_BATCH) {
-        let (images, read) = readable_images(data, chunk, normalization)?;
+        let (images, read) = readable_images(data, chunk, preprocessing)?;
         if read.is_empty() {
             continue;
         }
@@ -80,7 +80,5 @@ pub fn evaluate_student(
             student.card.class_names.join(", ")
         )
     }
-    let normalization =
-        Normalization::from_preprocessing(&student.card.preprocessing, data.channels);
-    evaluate(|images| student.logits(images), data, indices, &normalization)
+    evaluate(|images| student.logits(images), data, indices, &student.card.preprocessing)
 }

@@ -41,7 +41,7 @@ pub fn decays(name: &str, rank: usize) -> bool {
     if name.starts_with("projector.") && name.ends_with(PUBLISHED_PARAMETER) {
         return true;
     }
-    let free = ["projector.", "student.cls_token", "student.pos_embed"];
+    let free = ["projector.", "student.cls_token", "student.dist_token", "student.pos_embed"];
     rank > 1 && !free.iter().any(|prefix| name.starts_with(prefix))
 }
 

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result};
 use std::path::Path;
 use std::sync::Arc;
-use vkd_models::{Student, Vit, VitConfig};
+use vkd_models::{Architecture, CnnConfig, ModelConfig, Student, VitConfig};
 use vkd_nn::{Context, VarStore};
 use vkd_ortho::{OrthogonalConfig, OrthogonalMap};
 use vkd_tasks::{
@@ -12,8 +12,8 @@ use vkd_tasks::{
 };
 use vkd_testkit::{gradcheck_variables, normal};
 use vkd_train::{
-    Dataset, EventKind, Recipe, Report, RunFolder, check, checkpoint, evaluate_student,
-    student_network, teacher_network, train_arm, train_teacher,
+    Dataset, EventKind, Recipe, Report, RunFolder, check, checkpoint, evaluate_student, network,
+    train_arm, train_teacher,
 };
 
 const TINY: &str = include_str!("tiny.toml");
@@ -42,21 +42,13 @@ fn says(result: Result<impl Sized>) -> String {
 #[test]
 fn the_whole_loss_of_the_real_networks_has_right_gradients() -> Result<()> {
     let store = VarStore::new(3, DType::F64, &Device::Cpu);
-    let config = VitConfig {
-        image_size: 8,
-        channels: 1,
-        classes: 10,
-        patch: 4,
-        width: 6,
-        depth: 2,
-        heads: 2,
-        mlp_ratio: 2,
-        drop_path: 0.2,
-    };
-    let vit = Vit::new(&config, store.builder().pp("student"))?;
+    let sized =
+        |architecture| ModelConfig { image_size: 8, channels: 1, classes: 10, architecture };
+    let vit = VitConfig { patch: 4, width: 6, depth: 2, heads: 2, mlp_ratio: 2, drop_path: 0.2 };
+    let vit = sized(Architecture::Vit(vit)).build(store.builder().pp("student"))?;
     let teacher_store = VarStore::new(4, DType::F64, &Device::Cpu);
-    let cnn = vkd_models::CnnConfig { channels: 1, classes: 10, widths: vec![4, 9] };
-    let cnn = vkd_models::Cnn::new(&cnn, teacher_store.builder())?;
+    let cnn = Architecture::Cnn(CnnConfig { widths: vec![4, 9] });
+    let cnn = sized(cnn).build(teacher_store.builder())?;
     let tap = TapConfig {
         student: vkd_train::STUDENT_TAP.to_owned(),
         student_width: 6,
@@ -70,8 +62,8 @@ fn the_whole_loss_of_the_real_networks_has_right_gradients() -> Result<()> {
     };
     let logits = Some(LogitLoss { temperature: 1., weight: 1. });
     let distiller = Distiller::new(vec![tap], logits, store.builder().pp("projector"))?;
-    let teacher = Teacher::new(teacher_network(cnn));
-    let task = ClassificationTask::new(student_network(vit), Some((teacher, distiller)), 0.1)?;
+    let teacher = Teacher::new(network(cnn));
+    let task = ClassificationTask::new(network(vit), Some((teacher, distiller)), 0.1)?;
     let batch = Batch {
         images: normal(&[5, 1, 8, 8], DType::F64, 7)?,
         labels: candle_core::Tensor::new(&[3u32, 1], &Device::Cpu)?,
@@ -280,13 +272,13 @@ fn a_given_teacher_is_used_and_must_fit() -> Result<()> {
     assert_eq!(one.teacher.metrics, two.teacher.metrics);
     assert_eq!(one.arms[0].metrics, two.arms[0].metrics);
     let third = tempfile::tempdir()?;
-    let message = says(run(third.path(), &[&checkpoint, "teacher.widths=[4, 16]"]));
+    let message = says(run(third.path(), &[&checkpoint, "teacher.model.widths=[4, 16]"]));
     assert!(
         message.contains("teacher.safetensors") && message.contains("expected [16, 4, 3, 3]"),
         "{message}"
     );
     let message = says(run(third.path(), &["teacher.checkpoint=nowhere.safetensors"]));
-    assert!(message.contains("nowhere.safetensors: expected a checkpoint"), "{message}");
+    assert!(message.contains("teacher.checkpoint: nowhere.safetensors: "), "{message}");
     assert!(std::fs::read_dir(third.path())?.next().is_none(), "nothing is written");
     Ok(())
 }
@@ -349,9 +341,9 @@ fn sizes_that_do_not_fit_are_refused_before_training() -> Result<()> {
         ("distill.map=cailey", "cailey"),
         (
             r#"distill.tap=[{student="tokens", teacher="deep"}]"#,
-            "expected pooled or grid, got deep",
+            "expected one of grid, pooled, stage1, stage2, got deep",
         ),
-        (r#"distill.tap=[{student="head", teacher="grid"}]"#, "expected tokens, got head"),
+        (r#"distill.tap=[{student="head", teacher="grid"}]"#, "expected one of class_token, distillation_token, stem_tokens, tokens, got head"),
         (
             r#"distill.tap=[{student="tokens", teacher="grid"}, {student="tokens", teacher="pooled"}]"#,
             "expected one tap on tokens, got two",
@@ -362,7 +354,7 @@ fn sizes_that_do_not_fit_are_refused_before_training() -> Result<()> {
         ("data.train=1750", "expected train + validation of at most 1797 images, got 1750 + 50"),
         ("data.shift=4", "data.shift"),
         ("data.kind=idx", "data.dir"),
-        ("teacher.widths=[]", "at least one width"),
+        ("teacher.model.widths=[]", "at least one width"),
     ] {
         let checked = || -> Result<()> {
             let recipe = recipe(&[change, r#"arms=["vkd"]"#])?;

@@ -22,7 +22,7 @@ pub(crate) mod sublayer;
 mod upsample2d;
 mod window;
 
-pub use activation::{Activation, gelu, gelu_tanh, relu, silu};
+pub use activation::{Activation, gelu, gelu_tanh, relu, relu6, silu};
 pub use attention::{cross_attention, multi_head_attention};
 pub use conv_transpose2d::{ConvTranspose2dConfig, conv_transpose2d};
 pub use conv2d::{Conv2dConfig, conv2d, conv2d_relu};
@@ -40,7 +40,7 @@ pub(crate) use keep::keep;
 
 /// The slow twins, for tests and for reading; same names, same results to rounding.
 pub mod reference {
-    pub use super::activation::reference::{activate, gelu, gelu_tanh, relu, silu};
+    pub use super::activation::reference::{activate, gelu, gelu_tanh, relu, relu6, silu};
     pub use super::attention::reference::{cross_attention, multi_head_attention};
     pub use super::conv_transpose2d::reference::conv_transpose2d;
     pub use super::conv2d::reference::conv2d;

@@ -17,10 +17,11 @@ mod three_augment;
 
 pub use resize::resize;
 
-use crate::data::{Dataset, Image, Normalization};
+use crate::data::{Dataset, Image, normalization};
 use crate::recipe::{AugmentConfig, DataConfig};
 use candle_core::{Result, bail};
 use rand::Rng;
+use vkd_models::Preprocessing;
 use vkd_nn::stream;
 
 /// What becomes of one image on its way to the network.
@@ -50,31 +51,33 @@ impl Augment {
                 config.shift
             )
         }
-        let normalization = data.normalization();
+        let preprocessing = data.preprocessing();
         if let Some(name) = config.augment.needs_bytes()
-            && normalization.divisor != 255.
+            && preprocessing.divisor != 255.
         {
             bail!(
                 "data.augment.{name}: expected images of 0 to 255, got 0 to {} ({})",
-                normalization.divisor,
+                preprocessing.divisor,
                 data.name
             )
         }
-        let plain = Self::plain(data, normalization);
+        let plain = Self::plain(data, preprocessing);
         Ok(Self { config: config.augment.clone(), shift: config.shift, seed, ..plain })
     }
 
     /// Nothing random: size and normalisation only.
-    pub(crate) fn plain(data: &Dataset, normalization: &Normalization) -> Self {
-        let mean = |channel: usize| normalization.mean.get(channel).copied().unwrap_or(0.);
+    pub(crate) fn plain(data: &Dataset, preprocessing: &Preprocessing) -> Self {
+        let mean = |c: usize| preprocessing.mean.get(c).or(preprocessing.mean.first()).copied();
         Self {
             config: AugmentConfig::default(),
             shift: 0,
             seed: 0,
             size: data.size,
             keep: data.keep(),
-            tables: (0..normalization.channels()).map(|c| normalization.table(c)).collect(),
-            fill: std::array::from_fn(|c| (mean(c) * normalization.divisor).round() as u8),
+            tables: (0..data.channels).map(|c| normalization::table(preprocessing, c)).collect(),
+            fill: std::array::from_fn(|c| {
+                (mean(c).unwrap_or(0.) * preprocessing.divisor).round() as u8
+            }),
         }
     }
 

@@ -6,14 +6,13 @@ mod generated;
 mod idx;
 mod image;
 mod image_folder;
-mod normalization;
+pub(crate) mod normalization;
 mod shards;
 mod source;
 
 pub use generated::write_image_folder;
 pub use image::Image;
 pub(crate) use image::luma;
-pub use normalization::Normalization;
 pub(crate) use source::Source;
 
 use crate::recipe::{DataConfig, DataKind, OnCorrupt};
@@ -46,7 +45,7 @@ pub struct Dataset {
     pub validation: Vec<usize>,
     /// Indices of the test images.
     pub test: Vec<usize>,
-    normalization: Normalization,
+    preprocessing: Preprocessing,
     keep: f64,
     on_corrupt: OnCorrupt,
     labels: Arc<[u32]>,
@@ -117,17 +116,18 @@ impl Dataset {
                 1 => (vec![0.449], vec![0.226]),
                 _ => (vec![0.485, 0.456, 0.406], vec![0.229, 0.224, 0.225]),
             };
-            Normalization { divisor, mean, std }
+            Preprocessing { divisor, mean, std }
         } else {
-            Normalization::of(train.iter().filter_map(|&i| source.raw(i)), channels, divisor)
+            normalization::measure(train.iter().filter_map(|&i| source.raw(i)), channels, divisor)
         };
-        let normalization = Normalization::new(
+        let preprocessing = Preprocessing {
             divisor,
-            config.mean.clone().unwrap_or(measured.mean),
-            config.std.clone().unwrap_or(measured.std),
-            channels,
-        )
-        .map_err(|e| candle_core::Error::Msg(format!("data: {}", crate::plain(&e))))?;
+            mean: config.mean.clone().unwrap_or(measured.mean),
+            std: config.std.clone().unwrap_or(measured.std),
+        };
+        preprocessing
+            .check(channels)
+            .map_err(|e| candle_core::Error::Msg(format!("data: {}", crate::plain(&e))))?;
         Ok(Self {
             name,
             size,
@@ -136,7 +136,7 @@ impl Dataset {
             train,
             validation,
             test,
-            normalization,
+            preprocessing,
             keep: config.keep,
             on_corrupt: config.on_corrupt,
             labels: labels.into(),
@@ -185,13 +185,8 @@ impl Dataset {
 
     /// From bytes to what networks see: the recipe's numbers, else those of the training images where they lie in memory, else
     /// ImageNet's.
-    pub fn normalization(&self) -> &Normalization {
-        &self.normalization
-    }
-
-    /// The normalisation in the form of a student's card.
-    pub fn preprocessing(&self) -> Preprocessing {
-        self.normalization.to_preprocessing()
+    pub fn preprocessing(&self) -> &Preprocessing {
+        &self.preprocessing
     }
 
     /// An image of zeros, `(1, C, H, W)`: what checks of shapes need.

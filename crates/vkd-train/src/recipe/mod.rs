@@ -3,8 +3,8 @@
 mod arms;
 mod augment;
 mod data;
-mod networks;
 mod overrides;
+mod teacher;
 mod training;
 
 pub use arms::{
@@ -12,13 +12,14 @@ pub use arms::{
 };
 pub use augment::{AugmentConfig, CropConfig, EraseWith, RandAugmentConfig};
 pub use data::{DataConfig, DataKind, OnCorrupt};
-pub use networks::{StudentConfig, TeacherConfig};
+pub use teacher::TeacherConfig;
 pub use training::{OptimizerKind, ScheduleKind, TrainingConfig};
 
 use candle_core::{Result, bail};
 use overrides::{blame, located, set};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use vkd_models::Architecture;
 
 /// Name under which the teacher trains and logs; no arm may have it.
 pub(crate) const TEACHER: &str = "teacher";
@@ -42,8 +43,8 @@ pub struct Recipe {
     pub data: DataConfig,
     /// Teacher.
     pub teacher: TeacherConfig,
-    /// Student.
-    pub student: StudentConfig,
+    /// Student: family and sizes; image size, channels and classes come from the data.
+    pub student: Architecture,
     /// Training of the student, the same for every arm.
     pub training: TrainingConfig,
     /// Parts of the method that the arms share.

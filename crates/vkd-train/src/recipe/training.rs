@@ -1,6 +1,6 @@
 //! How the student trains.
 
-use super::networks::TeacherConfig;
+use super::teacher::TeacherConfig;
 use super::{at_least_one, not_negative, shares};
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};

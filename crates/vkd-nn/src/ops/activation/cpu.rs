@@ -25,6 +25,8 @@ struct GeluTanh;
 #[derive(Clone, Copy)]
 struct Relu;
 #[derive(Clone, Copy)]
+struct Relu6;
+#[derive(Clone, Copy)]
 struct Silu;
 
 /// Runs `$body` with `$f` bound to the function that `$activation` names.
@@ -45,6 +47,10 @@ macro_rules! with_pointwise {
             }
             Activation::Relu => {
                 let $f = Relu;
+                $body
+            }
+            Activation::Relu6 => {
+                let $f = Relu6;
                 $body
             }
             Activation::Silu => {
@@ -125,6 +131,21 @@ impl Pointwise for Relu {
     fn value<T: Real>(self, x: T) -> T {
         // `x.max(0)` would turn NaN into 0 and hide a broken run.
         if x < T::zero() { T::zero() } else { x }
+    }
+}
+
+impl Pointwise for Relu6 {
+    #[inline(always)]
+    fn both<T: Real>(self, x: T) -> (T, T) {
+        let inside = x > T::zero() && x < T::from_f64(6.);
+        (self.value(x), if inside { T::one() } else { T::zero() })
+    }
+
+    #[inline(always)]
+    fn value<T: Real>(self, x: T) -> T {
+        let six = T::from_f64(6.);
+        let x = Relu.value(x);
+        if x > six { six } else { x }
     }
 }
 

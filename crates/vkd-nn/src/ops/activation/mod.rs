@@ -19,6 +19,8 @@ pub enum Activation {
     GeluTanh,
     /// [`relu`].
     Relu,
+    /// [`relu6`].
+    Relu6,
     /// [`silu`].
     Silu,
 }
@@ -66,6 +68,20 @@ pub fn relu(xs: &Tensor) -> Result<Tensor> {
     activate(xs, Activation::Relu)
 }
 
+/// `min(max(x, 0), 6)`, with gradient 0 at exactly 0 and 6 as in PyTorch.
+///
+/// # Shapes
+/// Any shape and strides; f32 or f64; the output is contiguous. NaN stays NaN.
+///
+/// # Errors
+/// Another dtype or device.
+///
+/// # References
+/// Sandler et al., arXiv:1801.04381.
+pub fn relu6(xs: &Tensor) -> Result<Tensor> {
+    activate(xs, Activation::Relu6)
+}
+
 /// `x / (1 + exp(-x))`, also called swish.
 ///
 /// # Shapes
@@ -93,6 +109,7 @@ impl CustomOp1 for Activate {
             Activation::Gelu => "gelu",
             Activation::GeluTanh => "gelu_tanh",
             Activation::Relu => "relu",
+            Activation::Relu6 => "relu6",
             Activation::Silu => "silu",
         }
     }

@@ -20,6 +20,11 @@ pub fn relu(xs: &Tensor) -> Result<Tensor> {
     xs * xs.detach().gt(0.)?.to_dtype(xs.dtype())?
 }
 
+/// Twin of [`crate::relu6`]: two ReLUs, the second taking back what is above 6.
+pub fn relu6(xs: &Tensor) -> Result<Tensor> {
+    relu(xs)? - relu(&(xs - 6.)?)?
+}
+
 /// Twin of [`crate::silu`].
 pub fn silu(xs: &Tensor) -> Result<Tensor> {
     xs / (xs.neg()?.exp()? + 1.)?
@@ -32,6 +37,7 @@ pub fn activate(xs: &Tensor, activation: Activation) -> Result<Tensor> {
         Activation::Gelu => gelu(xs),
         Activation::GeluTanh => gelu_tanh(xs),
         Activation::Relu => relu(xs),
+        Activation::Relu6 => relu6(xs),
         Activation::Silu => silu(xs),
     }
 }

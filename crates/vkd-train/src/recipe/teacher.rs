@@ -1,16 +1,17 @@
-//! Teacher and student.
+//! The teacher.
 
 use super::{at_least_one, not_negative, shares};
 use candle_core::Result;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use vkd_models::Architecture;
 
 /// Teacher settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TeacherConfig {
-    /// Channels of the convolutions; the last is the width of the features.
-    pub widths: Vec<usize>,
+    /// Family and sizes; image size, channels and classes come from the data.
+    pub model: Architecture,
     /// Optimiser steps.
     pub steps: u64,
     /// Images a step, all labelled.
@@ -23,27 +24,10 @@ pub struct TeacherConfig {
     pub smoothing: f64,
     /// Validation accuracy below which the run stops.
     pub floor: f64,
-    /// A trained teacher to use instead of training one.
+    /// Weights to use instead of training: a teacher that vkd wrote, or a `.safetensors` or `.pth` file with the names of the
+    /// model's own weights, which are timm's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<PathBuf>,
-}
-
-/// Student settings; image size, channels and classes come from the data.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StudentConfig {
-    /// Height and width of a patch in pixels.
-    pub patch: usize,
-    /// Width of a token.
-    pub width: usize,
-    /// Number of blocks.
-    pub depth: usize,
-    /// Attention heads.
-    pub heads: usize,
-    /// Hidden width of a block's MLP over the token's width.
-    pub mlp_ratio: usize,
-    /// Stochastic depth of the last block.
-    pub drop_path: f64,
 }
 
 impl TeacherConfig {
