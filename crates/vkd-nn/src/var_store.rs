@@ -40,6 +40,13 @@ impl VarStore {
         VarBuilder::from_backend(Box::new(self.clone()), self.dtype, self.device.clone())
     }
 
+    /// A builder that hands out what the store holds as constants: a network built with it records nothing for a backward
+    /// pass and frees every intermediate result at once. It sees later changes of the variables.
+    pub fn frozen(&self) -> VarBuilder<'static> {
+        let tensors = self.tensors().into_iter().collect();
+        VarBuilder::from_tensors(tensors, self.dtype, &self.device)
+    }
+
     /// The trainable variables, sorted by name.
     pub fn parameters(&self) -> Vec<(String, Var)> {
         self.lock()
