@@ -3,17 +3,15 @@
 use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
 use vkd_nn::{
-    BatchNorm2d, BatchNormConfig, Context, Conv2d, Conv2dConfig, batch_norm2d, conv2d_no_bias,
+    Activation, BatchNorm2d, BatchNormConfig, Context, Conv2d, Conv2dConfig, batch_norm2d,
+    conv2d_no_bias, relu, relu6,
 };
 
-/// What follows the norm.
-pub(crate) type Pointwise = Option<fn(&Tensor) -> Result<Tensor>>;
-
-/// A convolution without bias, batch norm with PyTorch's defaults, and an activation or none.
+/// A convolution without bias, batch norm with PyTorch's defaults, and an activation: identity, ReLU or ReLU6.
 pub(crate) struct ConvNorm {
     conv: Conv2d,
     norm: BatchNorm2d,
-    activation: Pointwise,
+    activation: Activation,
 }
 
 /// Builds a [`ConvNorm`] from `channels[0]` to `channels[1]`, padded by half the kernel.
@@ -22,7 +20,7 @@ pub(crate) fn conv_norm(
     kernel: usize,
     stride: usize,
     groups: usize,
-    activation: Pointwise,
+    activation: Activation,
     conv: VarBuilder,
     norm: VarBuilder,
 ) -> Result<ConvNorm> {
@@ -41,10 +39,19 @@ pub(crate) fn conv_norm(
 
 impl ConvNorm {
     pub(crate) fn forward(&self, xs: &Tensor, ctx: &Context) -> Result<Tensor> {
-        let ys = self.norm.forward(&self.conv.forward(xs)?, ctx)?;
+        let ys = if ctx.train {
+            self.norm.forward(&self.conv.forward(xs)?, ctx)?
+        } else {
+            let conv = self.conv.with_norm(&self.norm)?;
+            if self.activation == Activation::Relu {
+                return conv.forward_relu(xs);
+            }
+            conv.forward(xs)?
+        };
         match self.activation {
-            Some(activation) => activation(&ys),
-            None => Ok(ys),
+            Activation::Relu => relu(&ys),
+            Activation::Relu6 => relu6(&ys),
+            _ => Ok(ys),
         }
     }
 }

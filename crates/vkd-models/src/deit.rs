@@ -7,7 +7,7 @@ use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use vkd_nn::{Context, Conv2d, Conv2dConfig, conv2d, relu};
+use vkd_nn::{Activation, Context, Conv2d, Conv2dConfig, conv2d};
 
 /// Channels of the convolutional stem.
 const STEM: usize = 64;
@@ -165,7 +165,7 @@ impl Deit {
                 let layer = |at: usize, channels, kernel, stride| {
                     let conv = vb.pp("conv");
                     let (conv, norm) = (conv.pp(at), conv.pp(at + 1));
-                    conv_norm([channels, STEM], kernel, stride, 1, Some(relu), conv, norm)
+                    conv_norm([channels, STEM], kernel, stride, 1, Activation::Relu, conv, norm)
                 };
                 let stem = vec![
                     layer(0, model.channels, 7, 2)?,

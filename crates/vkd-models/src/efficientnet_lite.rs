@@ -7,7 +7,7 @@ use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use vkd_nn::{Context, Linear, drop_path, global_avg_pool2d, linear, relu6};
+use vkd_nn::{Activation, Context, Linear, drop_path, global_avg_pool2d, linear};
 
 /// Stages of Lite0: blocks, kernel, stride of the first block, expansion, channels.
 const STAGES: [(usize, usize, usize, usize, usize); 7] = [
@@ -109,7 +109,7 @@ impl Block {
             if expansion == 1 { vec![depthwise, narrow] } else { vec![widen, depthwise, narrow] };
         let convs = plan.into_iter().enumerate().map(
             |(k, (part, channels, kernel, stride, groups, active))| {
-                let activation = if active { Some(relu6 as fn(&Tensor) -> _) } else { None };
+                let activation = if active { Activation::Relu6 } else { Activation::Identity };
                 let norm = vb.pp(format!("bn{}", k + 1));
                 conv_norm(channels, kernel, stride, groups, activation, vb.pp(part), norm)
             },
@@ -159,7 +159,7 @@ impl EfficientnetLite {
     ) -> Result<Self> {
         config.check()?;
         let outer = |channels, kernel, stride, conv: &str, norm: &str| {
-            conv_norm(channels, kernel, stride, 1, Some(relu6), vb.pp(conv), vb.pp(norm))
+            conv_norm(channels, kernel, stride, 1, Activation::Relu6, vb.pp(conv), vb.pp(norm))
         };
         let stem = outer([model.channels, config.stem], 3, 2, "conv_stem", "bn1")?;
         let count = STAGES.iter().map(|stage| stage.0).sum::<usize>();

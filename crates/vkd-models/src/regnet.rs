@@ -9,7 +9,8 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use vkd_nn::{
-    Context, Conv2d, Conv2dConfig, Linear, conv2d, drop_path, global_avg_pool2d, linear, relu,
+    Activation, Context, Conv2d, Conv2dConfig, Linear, conv2d, drop_path, global_avg_pool2d,
+    linear, relu,
 };
 
 /// Sizes of a [`Regnet`].
@@ -152,12 +153,12 @@ impl Block {
         // timm rounds halves to even; a narrow model keeps one channel.
         let squeezed = (input as f64 * config.squeeze).round_ties_even().max(1.) as usize;
         let shortcut = (stride != 1 || input != output)
-            .then(|| layer("downsample", [input, output], 1, stride, 1, None));
+            .then(|| layer("downsample", [input, output], 1, stride, 1, Activation::Identity));
         Ok(Self {
-            conv1: layer("conv1", [input, output], 1, 1, 1, Some(relu))?,
-            conv2: layer("conv2", [output, output], 3, stride, groups, Some(relu))?,
+            conv1: layer("conv1", [input, output], 1, 1, 1, Activation::Relu)?,
+            conv2: layer("conv2", [output, output], 3, stride, groups, Activation::Relu)?,
             se: SqueezeExcitation::new(output, squeezed, vb.pp("se"))?,
-            conv3: layer("conv3", [output, output], 1, 1, 1, None)?,
+            conv3: layer("conv3", [output, output], 1, 1, 1, Activation::Identity)?,
             shortcut: shortcut.transpose()?,
             drop_path,
             name,
@@ -196,7 +197,7 @@ impl Regnet {
     pub fn new(config: &RegnetConfig, model: &ModelConfig, vb: VarBuilder) -> Result<Self> {
         config.check()?;
         let (conv, norm) = (vb.pp("stem.conv"), vb.pp("stem.bn"));
-        let stem = conv_norm([model.channels, config.stem], 3, 2, 1, Some(relu), conv, norm)?;
+        let stem = conv_norm([model.channels, config.stem], 3, 2, 1, Activation::Relu, conv, norm)?;
         let last = config.depths.iter().sum::<usize>() - 1;
         let (mut before, mut at) = (config.stem, 0);
         let mut stages = Vec::new();

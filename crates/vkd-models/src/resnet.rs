@@ -8,7 +8,8 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use vkd_nn::{
-    Context, Linear, Pool2dConfig, drop_path, global_avg_pool2d, linear, max_pool2d, relu,
+    Activation, Context, Linear, Pool2dConfig, drop_path, global_avg_pool2d, linear, max_pool2d,
+    relu,
 };
 
 /// Kind of a residual block.
@@ -124,7 +125,7 @@ impl Resnet {
         at_least_one("resnet", &[("width", config.width)])?;
         check_rate("resnet", config.drop_path)?;
         let channels = [model.channels, config.width];
-        let stem = conv_norm(channels, 7, 2, 1, Some(relu), vb.pp("conv1"), vb.pp("bn1"))?;
+        let stem = conv_norm(channels, 7, 2, 1, Activation::Relu, vb.pp("conv1"), vb.pp("bn1"))?;
         let last = config.depths.iter().sum::<usize>() - 1;
         let (mut before, mut at) = (config.width, 0);
         let mut stages = Vec::new();
@@ -171,13 +172,13 @@ impl Block {
         let convs = plan.into_iter().enumerate().map(|(k, (kernel, stride, channels))| {
             let (conv, norm) = (vb.pp(format!("conv{}", k + 1)), vb.pp(format!("bn{}", k + 1)));
             // The last ReLU comes after the sum.
-            let activation = if k + 1 < last { Some(relu as fn(&Tensor) -> _) } else { None };
+            let activation = if k + 1 < last { Activation::Relu } else { Activation::Identity };
             conv_norm(channels, kernel, stride, 1, activation, conv, norm)
         });
         let convs = convs.collect::<Result<_>>()?;
         let shortcut = (stride != 1 || input != output).then(|| {
             let vb = vb.pp("downsample");
-            conv_norm([input, output], 1, stride, 1, None, vb.pp(0), vb.pp(1))
+            conv_norm([input, output], 1, stride, 1, Activation::Identity, vb.pp(0), vb.pp(1))
         });
         Ok(Self { convs, shortcut: shortcut.transpose()?, drop_path, name })
     }

@@ -1,5 +1,6 @@
 //! Convolutions over channels-last images.
 
+use crate::BatchNorm2d;
 use crate::ops::{self, Conv2dConfig, ConvTranspose2dConfig};
 use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
@@ -57,6 +58,23 @@ pub fn conv2d_no_bias(
 }
 
 impl Conv2d {
+    /// This and the norm behind it, as it is in evaluation, as one convolution: two passes over the images less.
+    ///
+    /// # Gradient
+    /// To the weights and biases of both.
+    ///
+    /// # Errors
+    /// Another number of channels.
+    pub fn with_norm(&self, norm: &BatchNorm2d) -> Result<Self> {
+        let (scale, shift) = norm.affine()?;
+        let weight = self.weight.broadcast_mul(&scale.reshape(((), 1, 1, 1))?)?;
+        let bias = match &self.bias {
+            Some(bias) => ((bias * scale)? + shift)?,
+            None => shift,
+        };
+        Ok(Self { weight, bias: Some(bias), config: self.config })
+    }
+
     /// `relu(forward(xs))` in one op.
     ///
     /// # Errors

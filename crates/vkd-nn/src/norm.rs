@@ -104,6 +104,18 @@ impl BatchNorm2d {
         Ok(ys)
     }
 
+    /// Scale and shift `(C)` of every channel by the running statistics: what the layer is in evaluation.
+    ///
+    /// # Errors
+    /// None on the CPU.
+    pub fn affine(&self) -> Result<(Tensor, Tensor)> {
+        let deviation = (&self.running_var + self.config.eps)?.sqrt()?;
+        let scale = (&self.weight / deviation.to_dtype(self.weight.dtype())?)?;
+        let mean = self.running_mean.to_dtype(self.weight.dtype())?;
+        let shift = (&self.bias - (mean * &scale)?)?;
+        Ok((scale, shift))
+    }
+
     /// As [`forward`](Self::forward), but the batch's statistics are returned and the running ones stay: for replicas that
     /// [join](ChannelStats::joined) theirs before each [updates](Self::update). None in evaluation and when frozen.
     ///

@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Module, Result, Tensor, Var};
 use std::collections::HashMap;
 use vkd_nn::{
-    AdamW, AdamWConfig, Conv2dConfig, VarStore, conv2d, conv2d_no_bias, layer_norm, linear,
-    self_attention,
+    AdamW, AdamWConfig, BatchNormConfig, Context, Conv2dConfig, VarStore, batch_norm2d, conv2d,
+    conv2d_no_bias, layer_norm, linear, self_attention,
 };
 use vkd_nn::{ConvTranspose2dConfig, conv_transpose2d};
 use vkd_testkit::{Tolerance, assert_close, gradcheck_variables, normal};
@@ -182,5 +182,45 @@ fn adamw_refuses_bad_settings() -> Result<()> {
     assert!(var.to_vec1::<f32>()?[0].is_finite());
     let whole = Var::zeros(2, DType::U32, &Device::Cpu)?;
     assert!(AdamW::new(vec![("h".to_owned(), whole)], good, |_, _| true).is_err());
+    Ok(())
+}
+
+/// The norm in evaluation, folded into the convolution before it: same values and gradients, in one op.
+#[test]
+fn a_convolution_takes_its_norm_in() -> Result<()> {
+    let store = VarStore::new(3, DType::F64, &Device::Cpu);
+    let vb = store.builder();
+    let config = Conv2dConfig { padding: (1, 1), groups: 2, ..Conv2dConfig::default() };
+    let conv = conv2d(4, 6, 3, config, vb.pp("conv"))?;
+    let plain = conv2d_no_bias(4, 6, 3, config, vb.pp("plain"))?;
+    let norm = batch_norm2d(6, BatchNormConfig::default(), vb.pp("norm"))?;
+    // Values of their own everywhere, variances above zero.
+    let tensors = store.tensors().into_iter().enumerate().map(|(i, (name, tensor))| {
+        let values = normal(tensor.dims(), DType::F64, 20 + i as u64)?;
+        Ok((name, if i % 2 == 0 { values } else { (values.abs()? + 0.3)? }))
+    });
+    let mut tensors = tensors.collect::<Result<HashMap<_, _>>>()?;
+    let variance = (tensors["norm.running_var"].abs()? + 0.3)?;
+    tensors.insert("norm.running_var".to_owned(), variance);
+    store.load(&tensors)?;
+    let xs = normal(&[2, 5, 4, 4], DType::F64, 1)?;
+    let cot = normal(&[2, 5, 4, 6], DType::F64, 2)?;
+    for conv in [&conv, &plain] {
+        let apart = norm.forward(&conv.forward(&xs)?, &Context::eval())?;
+        let folded = conv.with_norm(&norm)?.forward(&xs)?;
+        // Sums of 18 products in f64.
+        assert_close("folded", &folded, &apart, Tolerance { relative: 1e-13, absolute: 1e-13 })?;
+        let apart = (apart * &cot)?.sum_all()?.backward()?;
+        let folded = (folded * &cot)?.sum_all()?.backward()?;
+        for (name, var) in store.parameters() {
+            match (apart.get(&var), folded.get(&var)) {
+                (Some(a), Some(b)) => {
+                    assert_close(&name, b, a, Tolerance { relative: 1e-12, absolute: 1e-12 })?
+                }
+                (None, None) => {}
+                _ => panic!("{name}: a gradient on one side only"),
+            }
+        }
+    }
     Ok(())
 }

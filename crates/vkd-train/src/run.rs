@@ -2,7 +2,7 @@
 
 use crate::batches::Batches;
 use crate::build::{
-    STUDENT, batches, build_student, build_teacher, distiller, given_teacher, student_card,
+    STUDENT, batches, build_student, build_teacher, distiller, given_teacher, model, student_card,
     term_weights,
 };
 use crate::checkpoint;
@@ -116,9 +116,11 @@ fn keep_teacher(
 
 fn load_teacher(run: &RunFolder, data: &Dataset) -> Result<Teacher> {
     let (tensors, _) = checkpoint::load(&run.teacher_path())?;
-    let (store, model) = build_teacher(run.recipe(), data)?;
+    let (store, _) = build_teacher(run.recipe(), data)?;
     store.load(&tensors)?;
-    Ok(Teacher::new(network(model)))
+    // Of constants: nothing of its forward pass is kept for a backward pass.
+    let frozen = model(&run.recipe().teacher.model, data).build(store.frozen())?;
+    Ok(Teacher::new(network(frozen)))
 }
 
 /// Trains one arm and writes its student, or takes the result that the folder holds. A training that was stopped goes on
