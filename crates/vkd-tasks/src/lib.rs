@@ -2,7 +2,8 @@
 //!
 //! A student's features go through a [`FeatureAdapter`], an orthogonal projector and a normaliser slot, and are matched to
 //! the teacher's adapted and normalised features (V_kD, arXiv:2403.06213). The crate knows no concrete model: a
-//! student or a teacher is any [`Network`], and every closure of the right form is one.
+//! student or a teacher is any [`Network`], and every closure of the right form is one: `examples/own_model.rs` distils a
+//! candle module of your own from a teacher of your own.
 //!
 //! Invariants: nothing of the teacher is ever on the tape; the projector belongs to the [`Distiller`], not to the student,
 //! so that what is exported is the bare student.
