@@ -8,7 +8,8 @@ use crate::progress::Progress;
 use crate::recipe_args::RecipeArgs;
 use crate::report::{grid::html, markdown::markdown};
 use crate::{distill, machine, pool};
-use candle_core::{Result, bail};
+use candle_core::{Error, Result, bail};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use vkd_models::write_atomically;
 use vkd_train::{ArmResult, Dataset, Recipe, RunFacts, RunFolder, fingerprint};
@@ -62,21 +63,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(named);
     let results = args.results.clone().unwrap_or_else(|| out.join("results"));
     let seeds: Vec<u64> = (0..args.seeds).map(|i| recipe.seed.saturating_add(i)).collect();
-    train(args, &recipe, &data, &seeds, &out, &results)?;
+    let hash = |arm: &String| Ok((arm.clone(), fingerprint(&recipe, arm, &data)?.1));
+    let fingerprints = recipe.arms.iter().map(hash).collect::<Result<Vec<_>>>()?;
+    train(args, &recipe, &data, &seeds, &fingerprints, &out, &results)?;
     let mut found = Vec::new();
-    for arm in &recipe.arms {
-        let (_, hash) = fingerprint(&recipe, arm, &data)?;
+    for (arm, hash) in &fingerprints {
         for seed in &seeds {
-            found.extend(ArmResult::find(&results, arm, *seed, &hash)?);
+            found.extend(ArmResult::find(&results, arm, *seed, hash)?);
         }
     }
     let grid = Grid::new(found, Some(recipe.arms.clone()), args.reference.as_deref())?;
-    let command = format!(
-        "vkd compare {} --arms {} --seeds {}",
-        args.recipe.words().join(" "),
-        recipe.arms.join(","),
-        args.seeds
-    );
+    let mut command = vec!["vkd compare".to_owned()];
+    command.extend(args.recipe.words());
+    command.push(format!("--arms {} --seeds {}", recipe.arms.join(","), args.seeds));
+    command.extend(args.reference.iter().map(|name| format!("--reference {name}")));
+    let command = command.join(" ");
     write(&grid, &out, &recipe.name, &recipe.to_toml()?, &command)?;
     crate::print(&format!(
         "\n{}\nthe report is {}, the results are in {}\n",
@@ -86,29 +87,35 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ))
 }
 
-/// Trains what is missing of the grid.
+/// Trains what is missing of the grid; `fingerprints` has the hash of each arm.
 fn train(
     args: &Args,
     recipe: &Recipe,
     data: &Dataset,
     seeds: &[u64],
+    fingerprints: &[(String, String)],
     out: &Path,
     results: &Path,
 ) -> Result<()> {
     let (mut missing, mut skipped) = (Vec::new(), 0);
     for seed in seeds {
         let mut arms = Vec::new();
-        for arm in &recipe.arms {
-            let (_, hash) = fingerprint(recipe, arm, data)?;
-            match ArmResult::find(results, arm, *seed, &hash)? {
+        for (arm, hash) in fingerprints {
+            match ArmResult::find(results, arm, *seed, hash)? {
                 Some(_) => skipped += 1,
                 None => arms.push(arm.clone()),
             }
         }
         if !arms.is_empty() {
             let recipe = Recipe { seed: *seed, arms: arms.clone(), ..recipe.clone() };
-            let run = RunFolder::create(&out.join(format!("seed{seed}")), recipe, false)?;
-            missing.push(Missing { run, arms });
+            let folder = out.join(format!("seed{seed}"));
+            RunFolder::fits(&folder, &recipe).map_err(|e| {
+                let (e, results) = (vkd_train::plain(&e), results.display());
+                Error::Msg(format!(
+                    "{e}; choose another --out: with --results {results} no finished run is lost"
+                ))
+            })?;
+            missing.push(Missing { run: RunFolder::create(&folder, recipe, false)?, arms });
         }
     }
     let progress = Progress::new();
@@ -165,6 +172,11 @@ fn report_only(args: &Args, folder: &Path) -> Result<()> {
         results.extend(ArmResult::read(path)?);
     }
     if !args.arms.is_empty() {
+        let known: BTreeSet<&str> = results.iter().map(|r| r.arm.name.as_str()).collect();
+        if let Some(arm) = args.arms.iter().find(|arm| !known.contains(arm.as_str())) {
+            let known: Vec<&str> = known.into_iter().collect();
+            bail!("{}: expected arms among {}, got {arm}", folder.display(), known.join(", "))
+        }
         results.retain(|r| args.arms.contains(&r.arm.name));
     }
     let arms = (!args.arms.is_empty()).then(|| args.arms.clone());

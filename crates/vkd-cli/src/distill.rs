@@ -5,7 +5,7 @@ use crate::progress::{Part, Progress};
 use crate::recipe_args::RecipeArgs;
 use crate::worker::{TEACHER, train_in_process};
 use crate::{dry_run, pool};
-use candle_core::{Result, bail};
+use candle_core::{Error, Result, bail};
 use std::path::PathBuf;
 use std::time::Instant;
 use vkd_train::{Dataset, Recipe, Report, RunFolder, TeacherReport, TensorBoard, train_teacher};
@@ -46,8 +46,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(out) => out.clone(),
         None => PathBuf::from("runs").join(format!("{}-seed{}", recipe.name, recipe.seed)),
     };
+    let reused = match args.overwrite {
+        true => false,
+        false => RunFolder::fits(&out, &recipe).map_err(|e| {
+            let e = vkd_train::plain(&e);
+            Error::Msg(format!("{e}; choose another --out or pass --overwrite"))
+        })?,
+    };
     if args.dry_run {
-        return dry_run::run(&recipe, &data, &out, args.overwrite);
+        return dry_run::run(&recipe, &data, &out, reused);
     }
     let run = RunFolder::create(&out, recipe, args.overwrite)?;
     let progress = Progress::new();
@@ -90,7 +97,7 @@ pub(crate) fn teacher(
     let mut part = progress.part(label, run.recipe().teacher.steps, run.recipe().teacher.batch);
     if !finished {
         say_where_from(run, TEACHER, label, progress)?;
-        watched(run, TEACHER, &mut part)?;
+        watched(run, TEACHER, label, &mut part, progress)?;
     }
     // Checks the floor of a reused one too; trains nothing any more.
     let report = train_teacher(run, data, &mut |_| Ok(()))?;
@@ -118,26 +125,39 @@ fn say_where_from(run: &RunFolder, name: &str, label: &str, progress: &Progress)
 }
 
 /// Trains one part in a process of its own; progress and TensorBoard see its events as they come.
-fn watched(run: &RunFolder, name: &str, part: &mut Part) -> Result<()> {
+fn watched(
+    run: &RunFolder,
+    name: &str,
+    label: &str,
+    part: &mut Part,
+    progress: &Progress,
+) -> Result<()> {
     let mut board = TensorBoard::create(&run.path("tensorboard").join(name))?;
     let mut fault = None;
-    train_in_process(run.dir(), name, |event| {
+    let skipped = train_in_process(run.dir(), name, |event| {
         part.show(event);
         // The first failed write is told at the end; training goes on.
         if fault.is_none() {
             fault = board.write(event).err();
         }
     })?;
+    if let Some(first) = skipped.first() {
+        let n = skipped.len();
+        progress.line(&format!(
+            "{label:>16} warning: {n} unreadable images passed over, the first is {first}"
+        ));
+    }
     fault.map_or(Ok(()), Err)
 }
 
 /// Trains or reuses one arm, which progress shows as `label`.
 pub(crate) fn arm(run: &RunFolder, name: &str, label: &str, progress: &Progress) -> Result<()> {
-    let mut part = progress.part(label, run.recipe().training.steps, run.recipe().training.batch);
+    let training = &run.recipe().training;
+    let mut part = progress.part(label, training.steps, training.effective_batch());
     let finished = run.arm_report(name)?.is_some();
     if !finished {
         say_where_from(run, name, label, progress)?;
-        watched(run, name, &mut part)?;
+        watched(run, name, label, &mut part, progress)?;
     }
     let Some(report) = run.arm_report(name)? else {
         bail!("arm {name}: expected a result from its process, got none")

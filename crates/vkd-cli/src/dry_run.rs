@@ -2,18 +2,17 @@
 
 use crate::machine::kibibytes;
 use crate::report::markdown::terms;
-use candle_core::{Result, bail};
+use candle_core::Result;
 use std::path::Path;
-use vkd_train::{Dataset, Recipe, RunFolder, plan};
+use vkd_train::{Dataset, Recipe, plan};
 
-/// Checks a recipe and says what it costs.
-pub(crate) fn run(recipe: &Recipe, data: &Dataset, out: &Path, overwrite: bool) -> Result<()> {
-    let place = place(recipe, out, overwrite)?;
+/// Checks a recipe and says what it costs; `reused` where its run lies in `out` already.
+pub(crate) fn run(recipe: &Recipe, data: &Dataset, out: &Path, reused: bool) -> Result<()> {
     let peak = || kibibytes("/proc/self/status", "VmHWM");
     let before = peak();
     let plan = plan(recipe, data)?;
     let (training, after) = (&recipe.training, peak());
-    let images = training.steps * training.batch as u64;
+    let (batch, images) = (training.effective_batch(), training.images());
     let mut text = format!(
         "{}: {} training, {} validation, {} test images, {} classes\n\
          teacher: {} parameters, {} multiply-adds an image, {}\n\
@@ -31,7 +30,7 @@ pub(crate) fn run(recipe: &Recipe, data: &Dataset, out: &Path, overwrite: bool) 
         },
         count(plan.student_multiply_adds as f64),
         training.steps,
-        training.batch,
+        batch,
         images as f64 / data.train.len() as f64,
     );
     let scale = training.batch as f64 / plan.trial_images as f64;
@@ -40,7 +39,8 @@ pub(crate) fn run(recipe: &Recipe, data: &Dataset, out: &Path, overwrite: bool) 
         "arm", "labels", "student", "projector", "state", "s a run", "loss at first"
     ));
     for arm in &plan.arms {
-        let seconds = arm.trial_seconds * scale * training.steps as f64;
+        let micro_batches = (training.steps * training.accumulate) as f64;
+        let seconds = arm.trial_seconds * scale * micro_batches;
         text.push_str(&format!(
             "{:<18} {:>6} {:>10} {:>10} {:>10} {:>9}  {:.3} = {}\n",
             arm.name,
@@ -54,9 +54,9 @@ pub(crate) fn run(recipe: &Recipe, data: &Dataset, out: &Path, overwrite: bool) 
         ));
     }
     text.push_str(&format!(
-        "\nstudent, projector: trainable values; state: variables, gradients and the optimiser's moments. Seconds are {} times \
-         those of one step of {} images here, and rough.\n",
-        training.steps, plan.trial_images
+        "\nstudent, projector: trainable values; state: variables, gradients and the optimiser's moments. Seconds are those of \
+         one step of {} images here, scaled to {images}, and rough.\n",
+        plan.trial_images
     ));
     if let (Some(before), Some(after)) = (before, after) {
         let step = after.saturating_sub(before) as f64;
@@ -70,33 +70,21 @@ pub(crate) fn run(recipe: &Recipe, data: &Dataset, out: &Path, overwrite: bool) 
             training.batch
         ));
     }
-    text.push_str(&format!("{place}\nnothing was written\n"));
+    text.push_str(&format!("{}\nnothing was written\n", place(out, reused)));
     crate::print(&text)
 }
 
-/// What would become of the folder; the refusals are those of a real run.
-fn place(recipe: &Recipe, out: &Path, overwrite: bool) -> Result<String> {
+/// What would become of the folder.
+fn place(out: &Path, reused: bool) -> String {
     let name = out.display();
     let filled = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
-    if out.join("recipe.toml").exists() && !overwrite {
-        let other = RunFolder::open(out)?;
-        let blank = |r: &Recipe| Recipe { arms: vec![], ..r.clone() };
-        if blank(other.recipe()) != blank(recipe) {
-            bail!(
-                "{name}: expected a run of this recipe, got one of another; choose another --out or pass --overwrite"
-            )
+    match (reused, filled) {
+        (true, _) => {
+            format!("output: {name}, a run of this recipe: finished parts would be reused")
         }
-        return Ok(format!("output: {name}, a run of this recipe: finished parts would be reused"));
+        (false, true) => format!("output: {name}, whose run would be started anew"),
+        (false, false) => format!("output: {name}, a new folder"),
     }
-    if filled && !overwrite {
-        bail!(
-            "{name}: expected an empty folder or a run of this recipe, got another folder; choose another --out or pass --overwrite"
-        )
-    }
-    Ok(match filled {
-        true => format!("output: {name}, whose run would be started anew"),
-        false => format!("output: {name}, a new folder"),
-    })
 }
 
 /// A large number for people.

@@ -109,6 +109,8 @@ fn confusion(found: &Evaluation, names: &[String]) -> String {
 
 /// The folder of the run that a student lies in: `RUN/student.safetensors` or `RUN/arms/NAME/student.safetensors`.
 fn run_of(student: &Path) -> Option<PathBuf> {
+    // Made whole: the folders above a bare file name are found as well.
+    let student = student.canonicalize().ok()?;
     let folder = student.parent()?;
     let candidates = [Some(folder), folder.parent().and_then(Path::parent)];
     candidates.into_iter().flatten().find(|f| f.join("recipe.toml").exists()).map(Path::to_owned)
@@ -127,6 +129,22 @@ mod tests {
             calibration_error: 0.,
             confusion,
         }
+    }
+
+    #[test]
+    fn the_run_of_a_student_is_found_from_within() {
+        let dir = tempfile::tempdir().unwrap();
+        let (run, arm) = (dir.path().canonicalize().unwrap(), dir.path().join("arms/vkd"));
+        std::fs::create_dir_all(&arm).unwrap();
+        std::fs::write(run.join("recipe.toml"), "").unwrap();
+        for student in [run.join("s"), arm.join("s")] {
+            std::fs::write(&student, "").unwrap();
+            assert_eq!(run_of(&student), Some(run.clone()));
+        }
+        // As it is named where the shell stands in its folder.
+        let bare = arm.join("../vkd/../../arms/vkd/s");
+        assert_eq!(run_of(&bare), Some(run));
+        assert_eq!(run_of(&dir.path().join("absent")), None);
     }
 
     #[test]

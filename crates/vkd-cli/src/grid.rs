@@ -1,7 +1,8 @@
 //! A grid of results, arms by seeds: what may be compared with what, means, and paired differences.
 //!
 //! Invariants: every difference is one of two arms on the same seed; an interval is of the mean over seeds by Student's t and
-//! is not there for one seed; results of one arm with different settings never meet.
+//! is not there for one seed; results of one arm with different settings never meet, nor arms with different data, students,
+//! trainings or teachers.
 
 use candle_core::{Result, bail};
 use statrs::distribution::{ContinuousCDF, StudentsT};
@@ -44,8 +45,8 @@ impl Grid {
     /// A grid of `results`. Without `arms` the order is the one in which arms that people compare are usually listed.
     ///
     /// # Errors
-    /// No results, two of an arm and seed, several tasks or data sets, an arm with two sets of settings, or a reference that
-    /// is not among the arms.
+    /// No results, two of an arm and seed, several tasks or data sets, an arm with two sets of settings,
+    /// arms that differ in more than their method, or a reference that is not among the arms.
     pub(crate) fn new(
         results: Vec<ArmResult>,
         arms: Option<Vec<String>>,
@@ -77,6 +78,15 @@ impl Grid {
                     result.seed,
                     difference(other, &result)
                 )
+            }
+            for other in by_place.values() {
+                let apart = apart(other, &result);
+                if !apart.is_empty() {
+                    bail!(
+                        "compare: expected arms that share all but the method, got {} and {name}{apart}",
+                        other.arm.name
+                    )
+                }
             }
             let seed = result.seed;
             if by_place.insert((name.clone(), seed), result).is_some() {
@@ -113,16 +123,27 @@ impl Grid {
         self.results.keys().map(|(_, seed)| *seed).collect()
     }
 
+    /// The name of an arm, with its number of seeds where it lacks some that others have.
+    pub(crate) fn label(&self, arm: &str) -> String {
+        match (self.of(arm).count(), self.seeds().len()) {
+            (n, all) if n < all => format!("{arm} (n = {n})"),
+            _ => arm.to_owned(),
+        }
+    }
+
     /// A metric of an arm by seed; seeds without a finite one are left out.
     pub(crate) fn values(&self, arm: &str, metric: &str) -> BTreeMap<u64, f64> {
         let value = |r: &ArmResult| Some((r.seed, *r.arm.metrics.get(metric)?));
         self.of(arm).filter_map(value).filter(|(_, v)| v.is_finite()).collect()
     }
 
-    /// A metric of the teachers by seed.
+    /// A metric of the teachers by seed. Where any arm is known to learn from its teacher, only such arms' teachers count: a
+    /// result of another arm is found again whatever teacher stood beside it.
     pub(crate) fn teacher(&self, metric: &str) -> BTreeMap<u64, f64> {
+        let any = self.results().any(is_taught);
         let value = |r: &ArmResult| Some((r.seed, *r.teacher.metrics.get(metric)?));
-        self.results().filter_map(value).filter(|(_, v)| v.is_finite()).collect()
+        let counts = self.results().filter(|r| !any || is_taught(r));
+        counts.filter_map(value).filter(|(_, v)| v.is_finite()).collect()
     }
 
     /// Differences of a metric: every arm minus the reference, `vkd` minus every other, and along the paper's order every arm
@@ -186,11 +207,34 @@ impl Grid {
 
 /// What differs in the settings of two results, at most three keys.
 fn difference(a: &ArmResult, b: &ArmResult) -> String {
+    differing(a, b, |_| true)
+}
+
+/// What differs in what arms of one comparison share: data, student, training, and the teacher where both have one. Empty
+/// where nothing does, or where the settings are not known.
+fn apart(a: &ArmResult, b: &ArmResult) -> String {
+    let known = !a.settings.is_empty() && !b.settings.is_empty();
+    let teachers = is_taught(a) && is_taught(b);
+    differing(a, b, |key| {
+        let shared = ["task", "data.", "student.", "training."];
+        known
+            && (shared.iter().any(|table| key.starts_with(table))
+                || teachers && key.starts_with("teacher."))
+    })
+}
+
+/// Whether the settings say that the arm learnt from its teacher.
+fn is_taught(result: &ArmResult) -> bool {
+    result.settings.keys().any(|key| key.starts_with("teacher."))
+}
+
+fn differing(a: &ArmResult, b: &ArmResult, wanted: impl Fn(&str) -> bool) -> String {
     let keys: BTreeSet<&String> = a.settings.keys().chain(b.settings.keys()).collect();
     let show = |r: &ArmResult, key: &String| {
         r.settings.get(key).map_or("nothing".to_owned(), ToString::to_string)
     };
-    let found = keys.into_iter().filter(|k| a.settings.get(*k) != b.settings.get(*k));
+    let found = keys.into_iter().filter(|key| wanted(key));
+    let found = found.filter(|k| a.settings.get(*k) != b.settings.get(*k));
     let found: Vec<String> =
         found.take(3).map(|k| format!("{k} is {} and {}", show(a, k), show(b, k))).collect();
     if found.is_empty() { String::new() } else { format!(": {}", found.join("; ")) }
@@ -327,6 +371,7 @@ pub(crate) mod tests {
                 .n,
             3
         );
+        assert_eq!((grid.label("none"), grid.label("vkd")), ("none (n = 2)".into(), "vkd".into()));
         assert_eq!(grid.curve("none").len(), 2);
         assert_eq!(grid.residual("vkd"), Some(3e-8));
     }
@@ -362,5 +407,30 @@ pub(crate) mod tests {
         other.dataset = "MNIST".to_owned();
         assert!(fail(vec![result("vkd", 0, 0.5), other], None).contains("MNIST"));
         assert!(fail(vec![result("vkd", 0, 0.5)], Some("nine")).contains("among vkd, got nine"));
+    }
+
+    #[test]
+    fn arms_that_differ_in_more_than_the_method_are_refused() {
+        let with = |arm: &str, settings: &[(&str, u64)]| {
+            let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).into()));
+            ArmResult { settings: settings.collect(), ..result(arm, 0, 0.5) }
+        };
+        let vkd = with("vkd", &[("training.steps", 9), ("arm.features", 2), ("teacher.steps", 7)]);
+        let message = |other: ArmResult| {
+            Grid::new(vec![vkd.clone(), other], None, None).err().map(|e| vkd_train::plain(&e))
+        };
+        assert_eq!(message(with("none", &[("training.steps", 9)])), None, "needs no teacher");
+        let longer = message(with("none", &[("training.steps", 10)])).unwrap();
+        assert!(longer.contains("got vkd and none: training.steps is 9 and 10"), "{longer}");
+        let taught = [("training.steps", 9), ("arm.logits", 1), ("teacher.steps", 8)];
+        let taught = message(with("logits", &taught)).unwrap();
+        assert!(taught.contains(": teacher.steps is 7 and 8"), "{taught}");
+        // The level of the teacher is that of who learnt from it.
+        let mut alone = with("zero", &[("training.steps", 9)]);
+        alone.teacher.metrics.insert("accuracy".to_owned(), 0.1);
+        let grid = Grid::new(vec![vkd.clone(), alone], None, None).unwrap();
+        assert_eq!(grid.teacher("accuracy"), BTreeMap::from([(0, 0.95)]));
+        // Of a report.json nobody knows.
+        assert_eq!(message(result("linear", 0, 0.5)), None);
     }
 }

@@ -89,7 +89,12 @@ impl Part {
 
     /// `1,234 images/s  `, nothing at first.
     fn rate(&mut self, step: u64) -> String {
-        let (start, first) = *self.begun.get_or_insert_with(|| (Instant::now(), step));
+        let bar = self.bar.as_ref();
+        let (start, first) = *self.begun.get_or_insert_with(|| {
+            // The time left counts from here, not from the steps that an earlier start has done.
+            bar.inspect(|bar| bar.set_position(step)).inspect(|bar| bar.reset_eta());
+            (Instant::now(), step)
+        });
         let images = step.saturating_sub(first) as f64 * self.batch as f64;
         let seconds = start.elapsed().as_secs_f64();
         match images > 0. && seconds > 0. {

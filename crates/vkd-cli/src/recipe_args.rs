@@ -37,7 +37,13 @@ impl RecipeArgs {
     /// The arguments again, as a shell takes them.
     pub(crate) fn words(&self) -> Vec<String> {
         let quoted = |word: &String| format!("'{}'", word.replace('\'', "'\\''"));
-        let recipe = self.recipe.iter().map(|path| path.display().to_string());
+        let path = |path: &PathBuf| match path.display().to_string() {
+            odd if odd.contains(|c: char| !c.is_alphanumeric() && !"/._-".contains(c)) => {
+                quoted(&odd)
+            }
+            plain => plain,
+        };
+        let recipe = self.recipe.iter().map(path);
         let set = self.set.iter().flat_map(|set| ["--set".to_owned(), quoted(set)]);
         let seed = self.seed.iter().map(|seed| format!("--seed {seed}"));
         recipe.chain(set).chain(seed).collect()

@@ -88,13 +88,13 @@ impl Page<'_> {
         match self.report.arms.len() {
             1 => format!(
                 "One way of training the student was run, {steps} steps of {} images, beside its teacher; {score}.",
-                self.recipe.training.batch
+                self.recipe.training.effective_batch()
             ),
             n => format!(
                 "{} ways of training the same student were compared, each with {steps} steps of {} images, which differ \
                  in how many labels they know and in what they take from the teacher; {score}.",
                 in_words(n),
-                self.recipe.training.batch
+                self.recipe.training.effective_batch()
             ),
         }
     }

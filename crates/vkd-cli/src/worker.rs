@@ -26,7 +26,10 @@ pub(crate) struct Args {
 #[serde(rename_all = "snake_case")]
 enum Message {
     Event(Event),
-    Done,
+    /// The end, with the names of the images that could not be read and were passed over.
+    Done {
+        skipped: Vec<String>,
+    },
     Failed(String),
 }
 
@@ -40,10 +43,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         match args.part.as_str() {
             TEACHER => train_teacher(&run, &data, observer).map(|_| ()),
             arm => train_arm(&run, &data, arm, observer).map(|_| ()),
-        }
+        }?;
+        Ok(data.skipped())
     };
     match work() {
-        Ok(()) => send(&Message::Done),
+        Ok(skipped) => send(&Message::Done { skipped }),
         Err(e) => send(&Message::Failed(vkd_train::plain(&e))),
     }
 }
@@ -56,12 +60,12 @@ fn send(message: &Message) -> Result<()> {
 }
 
 /// The parent's side: runs the worker of one part on one thread to its end and hands its events on. The result
-/// lies in the run folder.
+/// lies in the run folder; returned are the names of the images that it passed over.
 pub(crate) fn train_in_process(
     folder: &Path,
     part: &str,
     mut observe: impl FnMut(&Event),
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let mut child = Command::new(std::env::current_exe()?)
         .args([std::ffi::OsStr::new("worker"), folder.as_os_str(), std::ffi::OsStr::new(part)])
         .env("RAYON_NUM_THREADS", "1")
@@ -95,7 +99,7 @@ pub(crate) fn train_in_process(
     let status = child.wait()?;
     let complaints = complaints.join().unwrap_or_default();
     match end {
-        Some(Message::Done) => Ok(()),
+        Some(Message::Done { skipped }) => Ok(skipped),
         Some(Message::Failed(text)) => bail!("{text}"),
         _ => {
             let complaints = match complaints.trim() {

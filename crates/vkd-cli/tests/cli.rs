@@ -79,9 +79,11 @@ fn distil_eval_predict() {
 
     // Again: nothing is trained anew, and the result is the same file.
     let before = std::fs::read(run.join("student.safetensors")).unwrap();
+    std::fs::write(run.join(".vkd-killed.tmp"), "half a file").unwrap();
     let out = vkd(dir.path(), &["distill", TINY, "--seed", "4"]);
     assert!(String::from_utf8_lossy(&out.stderr).contains("finished earlier and reused"));
     assert_eq!(std::fs::read(run.join("student.safetensors")).unwrap(), before);
+    assert!(!run.join(".vkd-killed.tmp").exists());
     // From scratch: the same bits, whatever the number of jobs.
     good(dir.path(), &["distill", TINY, "--seed", "4", "--overwrite", "--jobs", "1"]);
     assert_eq!(std::fs::read(run.join("student.safetensors")).unwrap(), before);
@@ -132,6 +134,9 @@ fn a_dry_run_and_the_doctor_write_nothing() {
     {
         assert!(text.contains(part), "{part}: {text}");
     }
+    // Several batches a step: images, and not steps of one batch, are what a run costs.
+    let text = good(at, &["distill", TINY, "--dry-run", "--set", "training.accumulate=3"]);
+    assert!(text.contains("6 steps of 30 images, 180 in all"), "{text}");
     let text = good(at, &["doctor", TINY]);
     assert!(text.contains("ok       teacher") && !text.contains("PROBLEM"), "{text}");
     let out = vkd(at, &["doctor", TINY, "--set", "data.kind=idx", "--set", "data.dir=absent"]);
@@ -142,7 +147,7 @@ fn a_dry_run_and_the_doctor_write_nothing() {
     std::fs::create_dir(at.join("full")).unwrap();
     std::fs::write(at.join("full/thesis.tex"), "years").unwrap();
     let full = bad(at, &["distill", TINY, "--dry-run", "--out", "full"]);
-    assert!(full.contains("got another folder"), "{full}");
+    assert!(full.contains("got a folder without recipe.toml"), "{full}");
 }
 
 #[test]
@@ -175,12 +180,24 @@ fn a_grid_is_built_in_parts_and_never_twice() {
     // Other settings are another arm: nothing of the old is taken for it.
     let (_, log) = grid("none,vkd", "2", &["--set", "arm.vkd.features=6", "--out", "other"]);
     assert!(log.contains("2 of 4 runs found"), "{log}");
+    let changed = ["--set", "arm.vkd.features=7"];
+    let words = ["compare", TINY, "--arms", "vkd", "--seeds", "1", "--results", "kept"];
+    let changed = bad(at, &[&words[..], &changed].concat());
+    assert!(changed.contains("arm.vkd.features is 7.0 here and 5.0 there"), "{changed}");
+    assert!(changed.contains("another --out: with --results kept"), "{changed}");
     // A folder with both can't be summed up, and says what differs.
     let mixed = bad(at, &["compare", "--from", "kept"]);
     assert!(mixed.contains("differ: arm.features is "), "{mixed}");
     let kept = good(at, &["compare", "--from", "kept", "--arms", "none,logits", "--out", "page"]);
     assert!(kept.contains("| logits − none ") && at.join("page/report.md").exists(), "{kept}");
     assert!(bad(at, &["compare", TINY, "--arms", "none,vkt"]).contains("got vkt"));
+    assert!(bad(at, &["compare", "--from", "kept", "--arms", "none,vkt"]).contains("got vkt"));
+    let one = std::fs::read_dir(at.join("kept")).unwrap().flatten().map(|e| e.path());
+    let one = one.filter(|p| p.to_string_lossy().contains("none-seed0")).next().unwrap();
+    let whole = std::fs::read(&one).unwrap();
+    std::fs::write(&one, &whole[..whole.len() / 2]).unwrap();
+    let half = bad(at, &[&words[..3], &["none", "--seeds", "1", "--results", "kept"]].concat());
+    assert!(half.contains("none-seed0") && half.contains("trained again"), "{half}");
     assert!(bad(at, &["compare", "--from", "nowhere"]).contains("nowhere"));
 }
 

@@ -50,34 +50,45 @@ impl RunFolder {
     /// be what they were.
     ///
     /// # Errors
-    /// A folder of another recipe (the first difference is named) or one that is no run folder, unless `overwrite`:
-    /// then the run's own files are removed, and nothing else.
+    /// What [`fits`](Self::fits) refuses, unless `overwrite`: then the run's own files are removed, and nothing else.
     pub fn create(dir: &Path, recipe: Recipe, overwrite: bool) -> Result<Self> {
         let run = Self { dir: dir.to_owned(), recipe };
         if overwrite {
             run.clear()?;
-        } else if run.path("recipe.toml").exists() {
-            let other = Self::open(dir)?;
-            let blank = |r: &Recipe| Recipe { arms: vec![], ..r.clone() };
-            if blank(&other.recipe) != blank(&run.recipe) {
-                bail!(
-                    "{}: expected a run of this recipe, got one of another: {}; choose another --out or pass --overwrite",
-                    dir.display(),
-                    difference(&run.recipe, &other.recipe)?
-                )
-            }
-        } else if dir.is_dir() && holds_something(dir)? {
-            bail!(
-                "{}: expected an empty folder or a run of this recipe, got a folder without recipe.toml; choose another \
-                 --out or pass --overwrite",
-                dir.display()
-            )
+        } else {
+            Self::fits(dir, &run.recipe)?;
         }
         // The recipe first: a folder with anything else in it and no recipe is nobody's run.
         std::fs::create_dir_all(dir).map_err(|e| named(dir, &e))?;
         write_atomically(&run.path("recipe.toml"), run.recipe.to_toml()?.as_bytes())?;
         std::fs::create_dir_all(run.path(ARMS)).map_err(|e| named(&run.path(ARMS), &e))?;
         Ok(run)
+    }
+
+    /// Whether a run of `recipe` lies in `dir` already: a folder that is empty or not there yet fits too, and holds none.
+    ///
+    /// # Errors
+    /// A folder of another recipe (the first difference is named) or one that is no run folder.
+    pub fn fits(dir: &Path, recipe: &Recipe) -> Result<bool> {
+        if dir.join("recipe.toml").exists() {
+            let other = Self::open(dir)?.recipe;
+            let blank = |r: &Recipe| Recipe { arms: vec![], ..r.clone() };
+            if blank(&other) != blank(recipe) {
+                bail!(
+                    "{}: expected a run of this recipe, got one of another: {}",
+                    dir.display(),
+                    difference(recipe, &other)?
+                )
+            }
+            return Ok(true);
+        }
+        if dir.is_dir() && holds_something(dir)? {
+            bail!(
+                "{}: expected an empty folder or a run of this recipe, got a folder without recipe.toml",
+                dir.display()
+            )
+        }
+        Ok(false)
     }
 
     /// Opens an existing run.
@@ -208,6 +219,8 @@ impl RunFolder {
     /// # Errors
     /// A part that is not finished.
     pub fn finish(&self, dataset: &str, seconds: f64) -> Result<Report> {
+        // What killed writes left behind; the parts have swept their own folders.
+        Checkpoints::new(&self.dir, 1).sweep()?;
         let unfinished = |what: &str| {
             candle_core::Error::Msg(format!(
                 "{}: expected a finished {what}, got none",

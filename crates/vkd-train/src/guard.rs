@@ -57,6 +57,11 @@ impl Guard<'_> {
             }
             values.insert(term.name.clone(), value);
         }
+        let sum = scalar(&output.loss)?;
+        if !sum.is_finite() {
+            let what = format!("expected a finite loss, got the sum {sum} of finite terms");
+            return Err(self.fault(step, what));
+        }
         Ok(values)
     }
 

@@ -70,7 +70,7 @@ pub struct RunFacts {
 
 /// The settings that decide the result of an arm, and their hash: 16 hexadecimal digits of SHA-256.
 ///
-/// Left out are the seed, names, the other arms, where files lie, and what only the logs show. An arm that doesn't use the
+/// Left out are the seed, names, the other arms, where files lie, who makes the batches, and what only the logs show. An arm that doesn't use the
 /// teacher doesn't depend on it, one without a feature term not on the projector's settings. In place of a path stand the
 /// hashes of the teacher's file and of the labels. A recipe key that is not written while it has its default changes nothing.
 ///
@@ -89,6 +89,7 @@ pub fn fingerprint(
     }
     for unimportant in [
         "data.dir",
+        "data.workers",
         "training.log_every",
         "training.checkpoint_every",
         "training.keep",
@@ -186,11 +187,9 @@ impl ArmResult {
             losses: BTreeMap::new(),
             geometry: BTreeMap::new(),
             run: Some(RunFacts {
-                batch: recipe.training.batch * recipe.training.accumulate as usize,
+                batch: recipe.training.effective_batch(),
                 steps: recipe.training.steps,
-                images: recipe.training.steps
-                    * recipe.training.accumulate
-                    * recipe.training.batch as u64,
+                images: recipe.training.images(),
                 ..facts
             }),
             settings,
@@ -237,7 +236,10 @@ impl ArmResult {
         if !path.exists() {
             return Ok(None);
         }
-        match &Self::read(&path)?[..] {
+        let read = Self::read(&path).map_err(|e| {
+            Error::Msg(format!("{}; without this file the run is trained again", crate::plain(&e)))
+        })?;
+        match &read[..] {
             [one] if one.arm.name == arm && one.seed == seed && one.fingerprint == fingerprint => {
                 Ok(Some(one.clone()))
             }
@@ -339,6 +341,7 @@ mod tests {
             "name=other",
             "arm.linear.features=9",
             "training.log_every=2",
+            "data.workers=2",
             // The same by another way.
             "arm.vkd.map=cayley",
         ] {

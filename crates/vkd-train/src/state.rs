@@ -83,11 +83,20 @@ impl State {
         Ok(all)
     }
 
-    /// Takes up a checkpoint.
+    /// Takes up a checkpoint of `arm` and `seed`.
     ///
     /// # Errors
-    /// A tensor that is missing or doesn't fit, and one that the present settings don't know; the file is named.
-    pub(crate) fn load(&mut self, saved: &Saved) -> Result<()> {
+    /// A checkpoint of another part or seed, a tensor that is missing or doesn't fit, and one that the present settings don't know; the file is named.
+    pub(crate) fn load(&mut self, saved: &Saved, arm: &str, seed: u64) -> Result<()> {
+        let note = &saved.note;
+        if (note.arm.as_str(), note.seed) != (arm, seed) {
+            bail!(
+                "{}: expected the state of {arm}, seed {seed}, got that of {}, seed {}",
+                saved.path.display(),
+                note.arm,
+                note.seed
+            )
+        }
         self.load_tensors(saved.note.step, &saved.tensors).map_err(|e| {
             candle_core::Error::Msg(format!("{}: {}", saved.path.display(), crate::plain(&e)))
         })

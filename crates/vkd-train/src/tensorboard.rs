@@ -47,8 +47,11 @@ impl TensorBoard {
     pub fn write(&mut self, event: &Event) -> Result<()> {
         if !self.begun {
             self.begun = true;
-            // SessionLog { status: START }: what an earlier file has from this step on is void.
-            self.record(&message(event.step, |out| field(out, 7, &[0x08, 1])))?;
+            // SessionLog { status: START }: what an earlier file has from its step on is void. The state before a training
+            // step was validated under the same number and stays; the row of the step itself then stands twice, alike.
+            let goes_on = event.step > 0 && matches!(event.kind, EventKind::Step { .. });
+            let void = event.step + u64::from(goes_on);
+            self.record(&message(void, |out| field(out, 7, &[0x08, 1])))?;
         }
         let mut summary = Vec::new();
         for (tag, value) in scalars(&event.kind) {

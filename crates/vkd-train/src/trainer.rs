@@ -41,7 +41,9 @@ pub fn decays(name: &str, rank: usize) -> bool {
     if name.starts_with("projector.") && name.ends_with(PUBLISHED_PARAMETER) {
         return true;
     }
-    let free = ["projector.", "student.cls_token", "student.dist_token", "student.pos_embed"];
+    // A teacher's variables stand without a prefix.
+    let name = name.strip_prefix("student.").unwrap_or(name);
+    let free = ["projector.", "cls_token", "dist_token", "pos_embed"];
     rank > 1 && !free.iter().any(|prefix| name.starts_with(prefix))
 }
 
@@ -73,7 +75,7 @@ pub fn train(
     let seconds = || before + started.elapsed().as_secs_f64();
     let mut state = State::new(task, store, training)?;
     if let Some(saved) = from {
-        state.load(saved)?;
+        state.load(saved, arm, seed)?;
     }
     let mut guard = Guard { arm, checkpoints, last: from.map(|s| s.note.step) };
     let mut emit = |step, kind| observer(&Event { arm: arm.to_owned(), step, kind });

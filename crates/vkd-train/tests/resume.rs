@@ -90,6 +90,22 @@ fn a_checkpoint_that_can_not_be_written_is_named_and_the_older_one_stays() -> Re
 }
 
 #[test]
+fn a_checkpoint_of_another_seed_is_refused() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let settings = [r#"arms=["vkd"]"#, "teacher.steps=4", "teacher.floor=0.01"];
+    let other = [&settings[..], &["seed=1"]].concat();
+    let (ours, theirs) = (folder.path().join("ours"), folder.path().join("theirs"));
+    assert!(run(&ours, &settings, Some(1)).is_err());
+    assert!(run(&theirs, &other, Some(5)).is_err());
+    let file = "arms/vkd/checkpoint-000003.safetensors";
+    std::fs::copy(theirs.join(file), ours.join(file))?;
+    let message = run(&ours, &settings, None).err().map(|e| vkd_train::plain(&e));
+    let message = message.unwrap_or_default();
+    assert!(message.contains("expected the state of vkd, seed 0, got that of vkd, seed 1"));
+    Ok(())
+}
+
+#[test]
 fn settings_out_of_range_are_refused() {
     for (setting, part) in [
         ("training.accumulate=0", "training.accumulate: expected at least 1"),

@@ -12,8 +12,8 @@ use vkd_tasks::{
 };
 use vkd_testkit::{gradcheck_variables, normal};
 use vkd_train::{
-    Dataset, EventKind, Recipe, Report, RunFolder, check, checkpoint, evaluate_student, network,
-    train_arm, train_teacher,
+    Dataset, EventKind, Recipe, Report, RunFolder, check, checkpoint, decays, evaluate_student,
+    network, train_arm, train_teacher,
 };
 
 const TINY: &str = include_str!("tiny.toml");
@@ -224,7 +224,8 @@ fn finished_parts_are_reused_and_other_recipes_refused() -> Result<()> {
     assert_eq!(std::fs::metadata(folder.path().join("teacher.safetensors"))?.modified()?, before);
     let message = says(RunFolder::create(folder.path(), recipe(&["training.steps=7"])?, false));
     assert!(message.contains("training.steps is 7 here and 6 there"), "{message}");
-    assert!(message.contains("--overwrite"), "{message}");
+    assert!(RunFolder::fits(folder.path(), &recipe(&["arms=[\"vkd\"]"])?)?);
+    assert!(!RunFolder::fits(&folder.path().join("new"), &recipe(&[])?)?);
     RunFolder::create(folder.path(), recipe(&["training.steps=7"])?, true)?;
     assert!(!folder.path().join("teacher.safetensors").exists(), "overwriting starts anew");
     // A folder with something else in it is left alone, and what is not ours survives even --overwrite.
@@ -252,6 +253,21 @@ fn a_tap_is_chosen_by_name() -> Result<()> {
     let again = RunFolder::open(grid.path())?;
     assert_eq!(again.recipe().distill.tap[0].teacher, "grid");
     Ok(())
+}
+
+#[test]
+fn tokens_and_positions_of_both_networks_have_no_weight_decay() {
+    for name in ["cls_token", "dist_token", "pos_embed"] {
+        for name in [name.to_owned(), format!("student.{name}")] {
+            assert!(!decays(&name, 3), "{name}");
+        }
+    }
+    for (name, rank) in [("projector.0.weight", 2), ("student.norm.weight", 1), ("head.bias", 1)] {
+        assert!(!decays(name, rank), "{name}");
+    }
+    for (name, rank) in [("student.blocks.0.attn.qkv.weight", 2), ("stage1.conv.weight", 4)] {
+        assert!(decays(name, rank), "{name}");
+    }
 }
 
 #[test]

@@ -173,7 +173,10 @@ fn what_is_written_is_read_by_another_decoder() -> Result<()> {
     // A second file of the same part does not touch the first.
     let again = write(folder.path(), &events()[2..])?;
     assert_eq!(decode(&again).1, Some(301));
-    assert_eq!(std::fs::read_dir(folder.path())?.count(), 2);
+    // One that goes on with a training step keeps the validation before it.
+    let step = Event { step: 301, ..events()[0].clone() };
+    assert_eq!(decode(&write(folder.path(), &[step])?).1, Some(302));
+    assert_eq!(std::fs::read_dir(folder.path())?.count(), 3);
     let text = csv(&events());
     assert!(text.starts_with("arm,step,name,value\nvkd,0,loss/total,4\n"), "{text}");
     assert_eq!(text.lines().count(), 1 + scalars.len());
@@ -188,10 +191,10 @@ fn tensorboard_reads_it() -> Result<()> {
         return Ok(());
     };
     let folder = tempfile::tempdir()?;
-    write(folder.path(), &events())?;
-    // Goes on from step 300: TensorBoard drops what the first file has from there on.
-    let late = Event { step: 300, ..events()[0].clone() };
-    write(folder.path(), &[late, events()[2].clone()])?;
+    // Goes on from the state after 300 steps: TensorBoard keeps its validation and drops what the first file has beyond.
+    let at = |step, event: usize| Event { step, ..events()[event].clone() };
+    write(folder.path(), &[at(0, 0), at(300, 2), at(300, 0), at(310, 1)])?;
+    write(folder.path(), &[at(300, 0), at(310, 0), at(320, 2)])?;
     let script = "import sys\n\
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n\
         events = EventAccumulator(sys.argv[1]); events.Reload()\n\
@@ -200,8 +203,7 @@ fn tensorboard_reads_it() -> Result<()> {
     let output = Command::new(python).args(["-c", script]).arg(folder.path()).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("loss/total [(0, 4.0), (300, 4.0)]"), "{text}");
-    assert!(text.contains("accuracy/validation [(301, 0.75)]"), "{text}");
-    assert!(text.contains("geometry/residual [(0, 2e-08), (300, 2e-08)]"), "{text}");
+    assert!(text.contains("loss/total [(0, 4.0), (300, 4.0), (300, 4.0), (310, 4.0)]"), "{text}");
+    assert!(text.contains("accuracy/validation [(300, 0.75), (320, 0.75)]"), "{text}");
     Ok(())
 }

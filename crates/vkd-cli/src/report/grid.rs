@@ -68,13 +68,13 @@ fn arms(grid: &Grid) -> String {
             scores,
             [("largest max|WᵀW−I|".to_owned(), residual), ("seconds a run".to_owned(), time)],
         );
-        let key = pen(grid, arm).key();
-        rows.push_str(&format!("<tr><th>{key}{}</th>{}</tr>\n", escape(arm), tds(&cells)));
+        let (key, label) = (pen(grid, arm).key(), grid.label(arm));
+        rows.push_str(&format!("<tr><th>{key}{}</th>{}</tr>\n", escape(&label), tds(&cells)));
     }
     format!(
         "<section>\n<h2>Arms</h2>\n<div class=\"scroll\">\n<table>\n<thead>\n<tr><th>arm</th><th>labels</th><th>loss</th>{heads}\
          <th>largest max|WᵀW−I|</th><th>seconds a run</th></tr>\n</thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n\
-         <ul class=\"notes\">\n<li>Mean ± sample standard deviation over {} seeds; a seed draws the labelled images, the \
+         <ul class=\"notes\">\n<li>Mean ± sample standard deviation over {} seeds, over n where an arm says so; a seed draws the labelled images, the \
          networks' first weights and the order of the images. The test images are the same for all.</li>\n\
          <li>Runs may have trained side by side, so their seconds compare only roughly.</li>\n</ul>\n</section>\n",
         grid.seeds().len()

@@ -126,7 +126,7 @@ fn arms(grid: &Grid, metrics: &[Metric]) -> String {
     let mut rows = vec![header, teacher];
     for arm in &grid.arms {
         let Some(any) = grid.of(arm).next() else { continue };
-        let mut row = vec![arm.clone(), terms(&any.arm.terms), any.arm.labels.to_string()];
+        let mut row = vec![grid.label(arm), terms(&any.arm.terms), any.arm.labels.to_string()];
         row.extend(
             metrics.iter().map(|m| m.show(m.summary(grid.values(arm, m.key).into_values()))),
         );

@@ -131,6 +131,16 @@ fn keep() -> usize {
 }
 
 impl TrainingConfig {
+    /// Images that a step's gradient is the mean of: the effective batch.
+    pub fn effective_batch(&self) -> usize {
+        self.batch.saturating_mul(self.accumulate as usize)
+    }
+
+    /// Images seen in all steps, repeats counted.
+    pub fn images(&self) -> u64 {
+        self.steps.saturating_mul(self.effective_batch() as u64)
+    }
+
     /// The learning rate of a step, counted from zero.
     pub fn learning_rate_at(&self, step: u64) -> f64 {
         let (base, floor) = (self.learning_rate, self.min_learning_rate);
