@@ -192,8 +192,8 @@ fn a_grid_is_built_in_parts_and_never_twice() {
     assert!(kept.contains("| logits − none ") && at.join("page/report.md").exists(), "{kept}");
     assert!(bad(at, &["compare", TINY, "--arms", "none,vkt"]).contains("got vkt"));
     assert!(bad(at, &["compare", "--from", "kept", "--arms", "none,vkt"]).contains("got vkt"));
-    let one = std::fs::read_dir(at.join("kept")).unwrap().flatten().map(|e| e.path());
-    let one = one.filter(|p| p.to_string_lossy().contains("none-seed0")).next().unwrap();
+    let mut one = std::fs::read_dir(at.join("kept")).unwrap().flatten().map(|e| e.path());
+    let one = one.find(|p| p.to_string_lossy().contains("none-seed0")).unwrap();
     let whole = std::fs::read(&one).unwrap();
     std::fs::write(&one, &whole[..whole.len() / 2]).unwrap();
     let half = bad(at, &[&words[..3], &["none", "--seeds", "1", "--results", "kept"]].concat());
