@@ -343,7 +343,10 @@ fn sizes_that_do_not_fit_are_refused_before_training() -> Result<()> {
             r#"distill.tap=[{student="tokens", teacher="deep"}]"#,
             "expected one of grid, pooled, stage1, stage2, got deep",
         ),
-        (r#"distill.tap=[{student="head", teacher="grid"}]"#, "expected one of class_token, distillation_token, stem_tokens, tokens, got head"),
+        (
+            r#"distill.tap=[{student="head", teacher="grid"}]"#,
+            "expected one of class_token, distillation_token, stem_tokens, tokens, got head",
+        ),
         (
             r#"distill.tap=[{student="tokens", teacher="grid"}, {student="tokens", teacher="pooled"}]"#,
             "expected one tap on tokens, got two",
