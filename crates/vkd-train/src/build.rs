@@ -73,7 +73,10 @@ pub(crate) fn given_teacher(
 ) -> Result<(VarStore, Box<dyn Model>)> {
     let (store, built) = build_teacher(recipe, data)?;
     let named = |e| Error::Msg(format!("teacher.checkpoint: {}", crate::plain(&e)));
-    load_weights(&store, path, &LoadOptions::default()).map_err(named)?;
+    // So that a recipe for a .pth also takes the same weights as .safetensors.
+    let flat = path.extension().is_some_and(|e| e == "safetensors");
+    let key = recipe.teacher.checkpoint_key.clone().filter(|_| !flat);
+    load_weights(&store, path, &LoadOptions { key, ..LoadOptions::default() }).map_err(named)?;
     Ok((store, built))
 }
 

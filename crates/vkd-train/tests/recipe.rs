@@ -97,12 +97,25 @@ fn bad_values_are_named() {
 #[test]
 fn the_shipped_recipes_are_valid() -> Result<()> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes");
-    let mut count = 0;
+    let mut names = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
-        Recipe::parse(&std::fs::read_to_string(&path)?, &path.display().to_string(), &[])?;
-        count += 1;
+        let recipe =
+            Recipe::parse(&std::fs::read_to_string(&path)?, &path.display().to_string(), &[])?;
+        // A recipe is called after its file.
+        assert_eq!(path.file_stem().and_then(|stem| stem.to_str()), Some(recipe.name.as_str()));
+        names.push(recipe.name);
     }
-    assert!(count >= 2);
+    names.sort();
+    let shipped = [
+        "cifar100",
+        "digits",
+        "imagenet-deit-s-official-code",
+        "imagenet-deit-s-paper",
+        "imagenet-deit-ti-official-code",
+        "imagenet-deit-ti-paper",
+        "mnist",
+    ];
+    assert_eq!(names, shipped);
     Ok(())
 }

@@ -28,6 +28,9 @@ pub struct TeacherConfig {
     /// model's own weights, which are timm's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<PathBuf>,
+    /// The dict inside a `.pth` checkpoint that holds the weights, `model` in DeiT's own files; a `.safetensors` file has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_key: Option<String>,
 }
 
 impl TeacherConfig {
