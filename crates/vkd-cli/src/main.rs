@@ -7,6 +7,7 @@ mod doctor;
 mod dry_run;
 mod eval;
 mod grid;
+mod images;
 mod inspect;
 mod machine;
 mod pool;
@@ -41,6 +42,8 @@ enum Command {
     Eval(eval::Args),
     /// Classify images with a distilled student
     Predict(predict::Args),
+    /// Write a small image folder in ImageNet's layout, to try recipes of image files
+    Images(images::Args),
     /// Turn orthogonally parametrised weights, PyTorch's or vkd's, into plain ones
     Bake(bake::Args),
     /// List the tensors of a file and how orthonormal they are
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Images(args) => images::run(&args),
         Command::Bake(args) => bake::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Worker(args) => worker::run(&args),

@@ -49,6 +49,11 @@ fn centered(width: usize, height: usize, w: usize, h: usize) -> Region {
     Region { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
 }
 
+/// Half of an odd number goes to the even neighbour, as torchvision's centre crop rounds.
+fn half_to_even(value: usize) -> usize {
+    value / 2 + usize::from(value % 4 == 3)
+}
+
 /// The centre of the image: its shorter side is brought to `size / keep` pixels, then `size` by `size` are cut out.
 /// An image that is `size` by `size` stays as it is.
 pub(super) fn center_crop(image: Image, size: usize, keep: f64) -> Image {
@@ -61,7 +66,8 @@ pub(super) fn center_crop(image: Image, size: usize, keep: f64) -> Image {
     let (width, height) = (side(image.width), side(image.height));
     let whole = Region { left: 0, top: 0, width: image.width, height: image.height };
     let scaled = resize_region(&image, whole, width, height);
-    resize_region(&scaled, centered(width, height, size, size), size, size)
+    let (left, top) = (half_to_even(width - size), half_to_even(height - size));
+    resize_region(&scaled, Region { left, top, width: size, height: size }, size, size)
 }
 
 #[cfg(test)]
@@ -97,6 +103,14 @@ mod tests {
             &mut stream(0, "", 0, 0),
         );
         assert_eq!(r, Region { left: 197, top: 0, width: 5, height: 4 });
+    }
+
+    #[test]
+    fn an_odd_margin_is_halved_as_torchvision_does() {
+        // Python's round(v / 2).
+        assert_eq!([0, 1, 2, 3, 4, 5, 7, 9, 117].map(half_to_even), [0, 0, 1, 2, 2, 2, 4, 4, 58]);
+        let image = Image { width: 7, height: 4, channels: 1, pixels: (0..28).collect() };
+        assert_eq!(center_crop(image, 4, 1.).pixels[..4], [2, 3, 4, 5]);
     }
 
     #[test]

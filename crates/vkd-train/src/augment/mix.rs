@@ -36,7 +36,7 @@ pub(crate) fn draw(config: &AugmentConfig, size: usize, rng: &mut impl Rng) -> R
     let side = (size as f64 * (1. - share).sqrt()) as usize;
     let mut span = || {
         let center = rng.random_range(0..size);
-        (center.saturating_sub(side / 2), (center + side / 2).min(size))
+        (center.saturating_sub(side / 2), (center + side.div_ceil(2)).min(size))
     };
     let ((top, bottom), (left, right)) = (span(), span());
     Ok(Mix::Cutmix([top, bottom, left, right]))
@@ -139,6 +139,25 @@ mod tests {
             }
         }
         assert!(kinds[0] > 60 && kinds[1] > 60, "{kinds:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_rectangle_has_the_drawn_side_where_the_border_does_not_cut_it() -> Result<()> {
+        let cutmix = AugmentConfig { mixup: 0., ..BOTH };
+        let mut odd = 0;
+        for step in 0..200 {
+            let Mix::Cutmix([top, bottom, left, right]) =
+                draw(&cutmix, 9, &mut stream(4, "mix", step, 0))?
+            else {
+                return Err(Error::msg("expected a rectangle"));
+            };
+            if top > 0 && left > 0 && bottom < 9 && right < 9 {
+                assert_eq!(bottom - top, right - left);
+                odd += (bottom - top) % 2;
+            }
+        }
+        assert!(odd > 10, "{odd}");
         Ok(())
     }
 

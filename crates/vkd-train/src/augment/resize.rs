@@ -50,7 +50,9 @@ fn byte(sum: i32) -> u8 {
 
 /// `image` at `width` by `height` pixels.
 ///
-/// Rows first, rounded to bytes, then columns: Pillow's `resize(.., BICUBIC)` to one grey level.
+/// One direction after the other, rounded to bytes in between: Pillow's `resize(.., BICUBIC)` to one grey level. The order is
+/// that of Pillow 13, which begins with the columns where the height shrinks by more than twice what the width does; up to 12
+/// it always began with the rows.
 ///
 /// # Errors
 /// No pixels asked for.
@@ -82,26 +84,37 @@ pub(super) struct Region {
 
 /// [`resize`] of a region that lies in the image, as if it had been cut out first.
 pub(super) fn resize_region(image: &Image, region: Region, width: usize, height: usize) -> Image {
-    let rows = match image.channels {
-        1 => across::<1>(image, region, width),
-        _ => across::<3>(image, region, width),
-    };
-    let length = width * image.channels;
-    let pixels =
-        if height == region.height { rows } else { down(&rows, length, region.height, height) };
-    Image { width, height, channels: image.channels, pixels }
+    let columns_first = columns_first([region.width, region.height], [width, height]);
+    if width == region.width || columns_first {
+        let narrow = down(image, region, height);
+        let whole = Region { left: 0, top: 0, height, ..region };
+        return if width == region.width { narrow } else { across(&narrow, whole, width) };
+    }
+    let wide = across(image, region, width);
+    let whole = Region { left: 0, top: 0, width, ..region };
+    if height == region.height { wide } else { down(&wide, whole, height) }
+}
+
+/// Whether Pillow 13 resizes the columns before the rows; each size is a width and a height.
+fn columns_first(from: [usize; 2], to: [usize; 2]) -> bool {
+    let shrunk = from[1].saturating_sub(to[1]);
+    shrunk > 2 * from[0].saturating_sub(to[0])
 }
 
 /// The region's rows at `width` pixels.
-fn across<const C: usize>(image: &Image, region: Region, width: usize) -> Vec<u8> {
-    let rows = (region.top..region.top + region.height)
-        .map(|y| &image.row(y)[region.left * C..(region.left + region.width) * C]);
-    if width == region.width {
-        return rows.flatten().copied().collect();
-    }
+fn across(image: &Image, region: Region, width: usize) -> Image {
+    let pixels = match image.channels {
+        1 => across_channels::<1>(image, region, width),
+        _ => across_channels::<3>(image, region, width),
+    };
+    Image { width, height: region.height, channels: image.channels, pixels }
+}
+
+fn across_channels<const C: usize>(image: &Image, region: Region, width: usize) -> Vec<u8> {
     let taps = taps(region.width, width);
     let mut out = Vec::with_capacity(width * region.height * C);
-    for row in rows {
+    for y in region.top..region.top + region.height {
+        let row = &image.row(y)[region.left * C..(region.left + region.width) * C];
         for tap in &taps {
             let mut sums = [1i32 << (BITS - 1); C];
             let from = row[tap.first * C..].chunks_exact(C);
@@ -116,21 +129,26 @@ fn across<const C: usize>(image: &Image, region: Region, width: usize) -> Vec<u8
     out
 }
 
-/// Columns: whole rows are summed at once, so that the inner loop runs along memory.
-fn down(rows: &[u8], length: usize, from: usize, to: usize) -> Vec<u8> {
-    let mut out = Vec::with_capacity(to * length);
-    let mut sums = vec![0i32; length];
-    for tap in taps(from, to) {
-        sums.fill(1 << (BITS - 1));
-        let from = rows[tap.first * length..].chunks_exact(length);
-        for (row, weight) in from.zip(&tap.weights) {
-            for (sum, value) in sums.iter_mut().zip(row) {
-                *sum += i32::from(*value) * weight;
+/// The region's columns at `height` pixels: whole rows are summed at once, so that the inner loop runs along memory.
+fn down(image: &Image, region: Region, height: usize) -> Image {
+    let (start, length) = (region.left * image.channels, region.width * image.channels);
+    let row = |y: usize| &image.row(region.top + y)[start..start + length];
+    let mut pixels = Vec::with_capacity(height * length);
+    if height == region.height {
+        (0..height).for_each(|y| pixels.extend_from_slice(row(y)));
+    } else {
+        let mut sums = vec![0i32; length];
+        for tap in taps(region.height, height) {
+            sums.fill(1 << (BITS - 1));
+            for (y, weight) in (tap.first..).zip(&tap.weights) {
+                for (sum, value) in sums.iter_mut().zip(row(y)) {
+                    *sum += i32::from(*value) * weight;
+                }
             }
+            pixels.extend(sums.iter().map(|sum| byte(*sum)));
         }
-        out.extend(sums.iter().map(|sum| byte(*sum)));
     }
-    out
+    Image { width: region.width, height, channels: image.channels, pixels }
 }
 
 #[cfg(test)]
@@ -145,6 +163,21 @@ mod tests {
                 let off = tap.weights.iter().sum::<i32>() - (1 << BITS);
                 assert!(off.unsigned_abs() as usize <= tap.weights.len(), "{from} to {to}: {off}");
             }
+        }
+    }
+
+    #[test]
+    fn columns_come_first_where_the_height_shrinks_by_more_than_twice_as_much() {
+        for (from, to, first) in [
+            ([100, 100], [90, 80], false),
+            ([100, 100], [90, 79], true),
+            ([500, 375], [341, 256], false),
+            ([375, 500], [256, 341], false),
+            ([50, 100], [60, 99], true),
+            ([50, 100], [60, 200], false),
+            ([100, 50], [60, 60], false),
+        ] {
+            assert_eq!(columns_first(from, to), first, "{from:?} to {to:?}");
         }
     }
 

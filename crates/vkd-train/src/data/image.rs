@@ -29,10 +29,11 @@ impl Image {
         if !matches!(channels, 1 | 3) || pixels.is_empty() {
             bail!("image: expected pixels of 1 or 3 channels, got {width}x{height} of {channels}")
         }
-        if pixels.len() != width * height * channels {
+        // Sizes whose product overflows would wrap to a small one.
+        let count = width.checked_mul(height).and_then(|n| n.checked_mul(channels));
+        if count != Some(pixels.len()) {
             bail!(
-                "image: expected {} bytes for {width}x{height} of {channels}, got {}",
-                width * height * channels,
+                "image: expected {width}·{height}·{channels} bytes for {width}x{height}, got {}",
                 pixels.len()
             )
         }
@@ -101,6 +102,7 @@ mod tests {
         assert!(Image::new(2, 2, 3, vec![0; 11]).is_err());
         assert!(Image::new(2, 2, 2, vec![0; 8]).is_err());
         assert!(Image::new(0, 2, 1, vec![]).is_err());
+        assert!(Image::new((1 << 62) + 1, 4, 1, vec![0; 4]).is_err());
         let grey = Image::new(2, 1, 3, vec![9, 9, 9, 255, 255, 255])?.into_grey();
         assert_eq!(grey, Image::new(2, 1, 1, vec![9, 255])?);
         assert_eq!(grey.clone().into_grey(), grey);

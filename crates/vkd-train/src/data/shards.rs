@@ -64,8 +64,18 @@ fn present(labels: &[u32]) -> Vec<u32> {
 /// `classes.txt`, a name a line; without it the numbers themselves.
 fn class_names(path: &Path, train: &[u32]) -> Result<Vec<String>> {
     match std::fs::read_to_string(path) {
-        Ok(text) => Ok(text.lines().map(|l| l.trim().to_owned()).collect()),
-        Err(_) => Ok((0..=train.last().copied().unwrap_or(0)).map(|c| c.to_string()).collect()),
+        Ok(text) => Ok(text.trim_end().lines().map(|l| l.trim().to_owned()).collect()),
+        // Without a gap there are as many classes as labels occur: a wild number must not make as many names.
+        Err(_) => {
+            let gap = (0..).zip(train).find(|(class, label)| class != *label);
+            if let Some((class, label)) = gap {
+                bail!(
+                    "{}: expected images of each class in train, got none of class {class} but some of {label}",
+                    super::last_part(path.parent().unwrap_or(path))
+                )
+            }
+            Ok(train.iter().map(u32::to_string).collect())
+        }
     }
 }
 

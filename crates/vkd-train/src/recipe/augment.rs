@@ -121,8 +121,9 @@ impl TryFrom<String> for RandAugmentConfig {
             let value: f64 = digits.parse().map_err(|_| wrong(part))?;
             match key {
                 "m" if value <= 10. => config.magnitude = value,
-                "mstd" => config.deviation = value,
-                "n" => config.count = value as usize,
+                // timm draws evenly where the deviation is above 100; that isn't here.
+                "mstd" if value <= 100. => config.deviation = value,
+                "n" if value <= 100. && value.fract() == 0. => config.count = value as usize,
                 "p" if value <= 1. => config.probability = value,
                 "inc" => config.increasing = value > 0.,
                 _ => return Err(wrong(part)),
@@ -205,7 +206,17 @@ mod tests {
         assert_eq!((paper.magnitude, paper.deviation, paper.count), (9., 0.5, 2));
         assert!(paper.increasing && paper.probability == 0.5);
         assert_eq!(read(&String::from(paper)).unwrap(), paper);
-        for bad in ["augmix-m3", "rand-m", "rand-m11", "rand-x3", "rand-p2", "rand-m9.x"] {
+        for bad in [
+            "augmix-m3",
+            "rand-m",
+            "rand-m11",
+            "rand-x3",
+            "rand-p2",
+            "rand-m9.x",
+            "rand-mstd101",
+            "rand-n1e9",
+            "rand-n2.5",
+        ] {
             assert!(read(bad).unwrap_err().contains(bad), "{bad}");
         }
     }
