@@ -44,6 +44,7 @@
 
 mod adapter;
 mod classification;
+mod detection;
 mod distiller;
 mod features;
 mod projector;
@@ -53,6 +54,7 @@ mod teacher;
 
 pub use adapter::{ClassificationAdapter, FeatureAdapter};
 pub use classification::ClassificationTask;
+pub use detection::Objects;
 pub use distiller::{Distiller, FeatureLoss, LogitDistance, LogitLoss, TapConfig};
 pub use features::{FeatureMap, Layout, Network, NetworkOutput};
 pub use projector::{Projector, ProjectorConfig};
