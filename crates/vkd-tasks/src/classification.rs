@@ -5,6 +5,7 @@ use crate::{
     weighted_sum,
 };
 use candle_core::{D, DType, Result, Tensor, bail};
+use std::sync::Arc;
 use vkd_loss::Reduction;
 use vkd_norm::Context;
 
@@ -102,6 +103,12 @@ fn soft_loss(logits: &Tensor, shares: &Tensor, smoothing: f64) -> Result<Tensor>
 }
 
 impl DistillTask for ClassificationTask {
+    type Batch = Batch;
+
+    fn sample_ids(batch: &Batch) -> Arc<[u64]> {
+        batch.sample_ids.clone()
+    }
+
     fn phases(&self) -> &[Phase] {
         &self.phases
     }
@@ -125,7 +132,7 @@ impl DistillTask for ClassificationTask {
             terms.push(Term { name: "label".to_owned(), weight: 1., value });
         }
         terms.extend(distilled);
-        Ok(StepOutput { loss: weighted_sum(&terms)?, output: student.prediction()?, terms })
+        Ok(StepOutput { loss: weighted_sum(&terms)?, terms })
     }
 
     fn residual(&self) -> Result<Option<f64>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vkd_loss::Term;
 use vkd_norm::Context;
 
-/// One batch. The first `L` images are labelled, the rest have no label.
+/// One batch of classification. The first `L` images are labelled, the rest have no label.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// Images `(B, ..)`.
@@ -31,22 +31,26 @@ pub struct Phase {
 pub struct StepOutput {
     /// The weighted sum of the terms, rank 0.
     pub loss: Tensor,
-    /// Logits to predict with, `(B, K)`.
-    pub output: Tensor,
     /// The parts of the loss.
     pub terms: Vec<Term>,
 }
 
 /// A task that a trainer can run.
 pub trait DistillTask {
+    /// What a step learns from.
+    type Batch;
+
+    /// Identity of each sample of `batch` in its data set: what random layers draw by.
+    fn sample_ids(batch: &Self::Batch) -> Arc<[u64]>;
+
     /// The phases of a step, in order.
     fn phases(&self) -> &[Phase];
 
-    /// Loss and terms of one phase on one batch, whose labelled images come first.
+    /// Loss and terms of one phase on one batch.
     ///
     /// # Errors
-    /// More labels than images, a batch that leaves no loss term, and whatever networks and losses refuse.
-    fn step(&self, batch: &Batch, phase: &Phase, ctx: &Context) -> Result<StepOutput>;
+    /// A batch that contradicts itself or leaves no loss term, and whatever networks and losses refuse.
+    fn step(&self, batch: &Self::Batch, phase: &Phase, ctx: &Context) -> Result<StepOutput>;
 
     /// Largest `max|WᵀW − I|` of the task's orthogonal projectors now, in f64; `None` without one.
     fn residual(&self) -> Result<Option<f64>> {

@@ -34,7 +34,7 @@ impl Guard<'_> {
     }
 
     /// The projectors' residual. A projector whose parameter broke refuses to give a weight.
-    pub(crate) fn residual(&self, task: &dyn DistillTask, step: u64) -> Result<Option<f64>> {
+    pub(crate) fn residual(&self, task: &impl DistillTask, step: u64) -> Result<Option<f64>> {
         match self.at(step, task.residual())? {
             Some(r) if !r.is_finite() => {
                 Err(self.fault(step, format!("expected a finite max|WᵀW−I|, got {r}")))

@@ -38,7 +38,7 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(
-        task: &dyn DistillTask,
+        task: &impl DistillTask,
         store: &VarStore,
         training: &TrainingConfig,
     ) -> Result<Self> {

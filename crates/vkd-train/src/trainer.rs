@@ -11,7 +11,7 @@ use candle_core::backprop::GradStore;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use vkd_nn::{Context, GradAccumulator, VarStore};
-use vkd_tasks::{Batch, DistillTask, PUBLISHED_PARAMETER};
+use vkd_tasks::{DistillTask, PUBLISHED_PARAMETER};
 
 /// Settings of one [`train`] call.
 pub struct TrainerConfig<'a> {
@@ -61,12 +61,12 @@ pub fn decays(name: &str, rank: usize) -> bool {
 /// # Errors
 /// A variable that does not learn ([`gradient_audit`]), a loss term or a variable that is not finite (the first
 /// term is named, and the last good checkpoint), a checkpoint that doesn't fit, and whatever the parts refuse.
-pub fn train(
-    task: &dyn DistillTask,
+pub fn train<T: DistillTask>(
+    task: &T,
     store: &VarStore,
     config: &TrainerConfig,
     from: Option<&Saved>,
-    mut batch: impl FnMut(u64) -> Result<Batch>,
+    mut batch: impl FnMut(u64) -> Result<T::Batch>,
     validate: impl Fn() -> Result<f64>,
     observer: &mut Observer,
 ) -> Result<Outcome> {
@@ -87,7 +87,7 @@ pub fn train(
         let micro_batch = |i| {
             let number = step * training.accumulate + i;
             let data = batch(number)?;
-            let ctx = Context::train(seed, number, data.sample_ids.clone());
+            let ctx = Context::train(seed, number, T::sample_ids(&data));
             Ok((data, ctx))
         };
         let micro_batches: Vec<_> =
@@ -140,10 +140,10 @@ pub fn train(
 }
 
 /// Gradients, loss and terms of one phase: means over the micro-batches.
-fn gradients(
-    task: &dyn DistillTask,
+fn gradients<T: DistillTask>(
+    task: &T,
     phase: &PhaseState,
-    micro_batches: &[(Batch, Context)],
+    micro_batches: &[(T::Batch, Context)],
     guard: &Guard,
     step: u64,
 ) -> Result<(GradStore, f64, BTreeMap<String, f64>)> {
