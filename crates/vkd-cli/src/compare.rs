@@ -4,15 +4,16 @@
 //! hash of what decided it. So a grid can be stopped at any moment, gain arms and seeds later, and be kept in a repository.
 
 use crate::grid::Grid;
-use crate::progress::Progress;
+use crate::machine;
+use crate::missing::Missing;
 use crate::recipe_args::RecipeArgs;
-use crate::report::{grid::html, markdown::markdown};
-use crate::{distill, machine, pool};
-use candle_core::{Error, Result, bail};
-use std::collections::BTreeSet;
+use crate::report::grid::{html, picture};
+use crate::report::markdown::markdown;
+use candle_core::{Result, bail};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use vkd_models::write_atomically;
-use vkd_train::{ArmResult, Dataset, Recipe, RunFacts, RunFolder, fingerprint};
+use vkd_train::{ArmResult, Dataset, fingerprint};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -30,21 +31,18 @@ pub(crate) struct Args {
     /// How many runs train side by side, one thread each [default: the number of processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     jobs: Option<u64>,
-    /// Folder of report.html, report.md and the runs [default: runs/NAME-compare]
+    /// Folder of report.html, report.md, teachers and runs, which other comparisons may share [default: runs/NAME-compare]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Folder of the result files, one a finished arm and seed [default: OUT/results]
     #[arg(long, value_name = "DIR")]
     results: Option<PathBuf>,
+    /// Write the learning curves, means and spread over the seeds, as one SVG file
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
     /// Train nothing: print the Markdown of all results in this folder, and with --out write both reports
     #[arg(long, value_name = "DIR", conflicts_with_all = ["recipe", "set", "seed", "seeds", "jobs", "results"])]
     from: Option<PathBuf>,
-}
-
-/// A part of the grid that is missing.
-struct Missing {
-    run: RunFolder,
-    arms: Vec<String>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -65,7 +63,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let seeds: Vec<u64> = (0..args.seeds).map(|i| recipe.seed.saturating_add(i)).collect();
     let hash = |arm: &String| Ok((arm.clone(), fingerprint(&recipe, arm, &data)?.1));
     let fingerprints = recipe.arms.iter().map(hash).collect::<Result<Vec<_>>>()?;
-    train(args, &recipe, &data, &seeds, &fingerprints, &out, &results)?;
+    let missing = Missing {
+        recipe: &recipe,
+        data: &data,
+        fingerprints: &fingerprints,
+        out: &out,
+        results: &results,
+    };
+    missing.train(&seeds, args.jobs.map_or(machine::processors(), |jobs| jobs as usize))?;
     let mut found = Vec::new();
     for (arm, hash) in &fingerprints {
         for seed in &seeds {
@@ -79,82 +84,43 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     command.extend(args.reference.iter().map(|name| format!("--reference {name}")));
     let command = command.join(" ");
     write(&grid, &out, &recipe.name, &recipe.to_toml()?, &command)?;
+    plot(args, &grid)?;
     crate::print(&format!(
-        "\n{}\nthe report is {}, the results are in {}\n",
+        "\n{}\nthe report is {}, the results are in {}\n{}",
         markdown(&grid),
         out.join("report.html").display(),
-        results.display()
+        results.display(),
+        left_out(&results, &fingerprints, &seeds)?
     ))
 }
 
-/// Trains what is missing of the grid; `fingerprints` has the hash of each arm.
-fn train(
-    args: &Args,
-    recipe: &Recipe,
-    data: &Dataset,
-    seeds: &[u64],
-    fingerprints: &[(String, String)],
-    out: &Path,
-    results: &Path,
-) -> Result<()> {
-    let (mut missing, mut skipped) = (Vec::new(), 0);
-    for seed in seeds {
-        let mut arms = Vec::new();
-        for (arm, hash) in fingerprints {
-            match ArmResult::find(results, arm, *seed, hash)? {
-                Some(_) => skipped += 1,
-                None => arms.push(arm.clone()),
-            }
-        }
-        if !arms.is_empty() {
-            let recipe = Recipe { seed: *seed, arms: arms.clone(), ..recipe.clone() };
-            let folder = out.join(format!("seed{seed}"));
-            RunFolder::fits(&folder, &recipe).map_err(|e| {
-                let (e, results) = (vkd_train::plain(&e), results.display());
-                Error::Msg(format!(
-                    "{e}; choose another --out: with --results {results} no finished run is lost"
-                ))
-            })?;
-            missing.push(Missing { run: RunFolder::create(&folder, recipe, false)?, arms });
-        }
+/// What the results folder holds beside this grid, in a line an arm.
+fn left_out(results: &Path, fingerprints: &[(String, String)], seeds: &[u64]) -> Result<String> {
+    let mut others: BTreeMap<(&str, String), BTreeSet<u64>> = BTreeMap::new();
+    for entry in std::fs::read_dir(results)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let Some((arm, seed, hash)) = named(&name) else { continue };
+        let why = match fingerprints.iter().find(|(known, _)| known == arm) {
+            None => "not asked for",
+            Some((_, known)) if known != hash => "of other settings",
+            Some(_) if !seeds.contains(&seed) => "of other seeds",
+            Some(_) => continue,
+        };
+        others.entry((why, arm.to_owned())).or_default().insert(seed);
     }
-    let progress = Progress::new();
-    let all = recipe.arms.len() * seeds.len();
-    progress.line(&format!(
-        "{}: {} arms, {} seeds; {skipped} of {all} runs found in {}, {} to train",
-        recipe.name,
-        recipe.arms.len(),
-        seeds.len(),
-        results.display(),
-        all - skipped
-    ));
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let jobs = args.jobs.map_or(machine::processors(), |jobs| jobs as usize);
-    // All teachers first: every arm of a seed needs its own.
-    pool::for_each(&missing, jobs, |m| {
-        let label = format!("seed {} teacher", m.run.recipe().seed);
-        distill::teacher(&m.run, data, &label, &progress).map(|_| ())
-    })?;
-    let facts = RunFacts {
-        // Of the recipe; filled in where the result is gathered.
-        batch: 0,
-        steps: 0,
-        images: 0,
-        // What a worker process is given.
-        threads: 1,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        commit: machine::commit(),
-        machine: machine::description(),
+    let line = |((why, arm), seeds): ((&str, String), BTreeSet<u64>)| {
+        let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
+        let word = if seeds.len() == 1 { "seed" } else { "seeds" };
+        format!("left out: {arm} {why}, {word} {}\n", seeds.join(", "))
     };
-    let places: Vec<(&Missing, &String)> =
-        missing.iter().flat_map(|m| m.arms.iter().map(move |arm| (m, arm))).collect();
-    pool::for_each(&places, jobs, |(m, arm)| {
-        let label = format!("seed {} {arm}", m.run.recipe().seed);
-        distill::arm(&m.run, arm, &label, &progress)?;
-        ArmResult::gather(&m.run, data, arm, facts.clone())?.write(results)
-    })
+    Ok(others.into_iter().map(line).collect())
+}
+
+/// Arm, seed and fingerprint of a result file's name.
+fn named(file: &str) -> Option<(&str, u64, &str)> {
+    let (rest, hash) = file.strip_suffix(".json")?.rsplit_once('-')?;
+    let (arm, seed) = rest.rsplit_once("-seed")?;
+    Some((arm, seed.parse().ok()?, hash))
 }
 
 /// The reports of a folder of result files.
@@ -185,16 +151,58 @@ fn report_only(args: &Args, folder: &Path) -> Result<()> {
         Err(e) => bail!("{}: {}", folder.display(), vkd_train::plain(&e)),
     };
     if let Some(out) = &args.out {
-        std::fs::create_dir_all(out)?;
         let name = grid.first().map_or_else(String::new, |r| r.recipe.clone());
         write(&grid, out, &name, "", "")?;
     }
+    plot(args, &grid)?;
     crate::print(&markdown(&grid))
+}
+
+/// Writes the learning curves where `--plot` says.
+fn plot(args: &Args, grid: &Grid) -> Result<()> {
+    let Some(path) = &args.plot else { return Ok(()) };
+    let Some(picture) = picture(grid) else {
+        bail!(
+            "{}: expected results with learning curves to plot, got none: a report.json has no curve",
+            path.display()
+        )
+    };
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    Ok(write_atomically(path, picture.as_bytes())?)
 }
 
 fn write(grid: &Grid, out: &Path, title: &str, recipe: &str, command: &str) -> Result<()> {
     let page = html(grid, title, recipe, command);
+    std::fs::create_dir_all(out)?;
     write_atomically(&out.join("report.html"), page.as_bytes())?;
     let text = format!("# Comparison: {title}\n\n{}", markdown(grid));
     Ok(write_atomically(&out.join("report.md"), text.as_bytes())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_told_by_its_reason() {
+        assert_eq!(named("vkd-no-norm-seed12-00ff.json"), Some(("vkd-no-norm", 12, "00ff")));
+        assert_eq!(named("odd-seed-seed1-ab.json"), Some(("odd-seed", 1, "ab")));
+        for other in ["seed-0.json", "vkd-seed1-ab.txt", "report.json"] {
+            assert_eq!(named(other), None, "{other}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        for file in
+            ["a-seed0-1", "a-seed1-1", "a-seed0-2", "a-seed2-2", "a-seed7-1", "b-seed3-1", "x"]
+        {
+            std::fs::write(dir.path().join(format!("{file}.json")), "").unwrap();
+        }
+        let known = [("a".to_owned(), "1".to_owned())];
+        assert_eq!(
+            left_out(dir.path(), &known, &[0, 1]).unwrap(),
+            "left out: b not asked for, seed 3\nleft out: a of other seeds, seed 7\n\
+             left out: a of other settings, seeds 0, 2\n"
+        );
+    }
 }

@@ -134,13 +134,15 @@ fn watched(
 ) -> Result<()> {
     let mut board = TensorBoard::create(&run.path("tensorboard").join(name))?;
     let mut fault = None;
-    let skipped = train_in_process(run.dir(), name, |event| {
+    let observe = |event: &_| {
         part.show(event);
         // The first failed write is told at the end; training goes on.
         if fault.is_none() {
             fault = board.write(event).err();
         }
-    })?;
+    };
+    let waiting = |who: &str| progress.line(&format!("{label:>16} waits: {who}"));
+    let skipped = train_in_process(run.dir(), name, observe, waiting)?;
     if let Some(first) = skipped.first() {
         let n = skipped.len();
         progress.line(&format!(

@@ -4,14 +4,18 @@ use crate::dry_run::bytes;
 use crate::machine::{self, kibibytes};
 use crate::recipe_args::RecipeArgs;
 use candle_core::{Result, bail};
+use indicatif::ProgressBar;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use vkd_train::{Dataset, Recipe};
+use vkd_train::{Dataset, OnCorrupt, Recipe};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
+    /// Decode every image, on all processors, and name those that can't be read; without it image files are only looked at
+    #[arg(long)]
+    decode: bool,
 }
 
 /// The findings, line by line.
@@ -42,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match args.recipe.load() {
         Ok(recipe) => {
             found.fine("recipe", &format!("{}, arms {}", recipe.name, recipe.arms.join(", ")));
-            data(&recipe, &mut found);
+            data(&recipe, args.decode, &mut found);
         }
         Err(e) => found.problem("recipe", &vkd_train::plain(&e)),
     }
@@ -94,9 +98,9 @@ fn instructions() -> &'static str {
     "those of the target"
 }
 
-fn data(recipe: &Recipe, found: &mut Findings) {
+fn data(recipe: &Recipe, decode: bool, found: &mut Findings) {
     if let Some(dir) = &recipe.data.dir {
-        folders(dir, found);
+        folders(dir, !decode, found);
     }
     let data = match Dataset::open(&recipe.data) {
         Ok(data) => data,
@@ -136,6 +140,9 @@ fn data(recipe: &Recipe, found: &mut Findings) {
             (false, _) => found.note(part, &format!("no image of {}", shown(&empty))),
         }
     }
+    if decode {
+        decoded(&data, recipe.data.on_corrupt, found);
+    }
     if recipe.data.labels < data.class_names.len() {
         let (labels, classes) = (recipe.data.labels, data.class_names.len());
         found.note("labels", &format!("{labels} for {classes} classes: some have none"));
@@ -144,6 +151,27 @@ fn data(recipe: &Recipe, found: &mut Findings) {
         (Err(e), _) => found.problem("networks", &vkd_train::plain(&e)),
         (Ok(()), Some(path)) => found.fine("teacher", &format!("{} fits", path.display())),
         (Ok(()), None) => found.fine("teacher", "is trained first; all sizes fit"),
+    }
+}
+
+/// Decodes all images; the unreadable ones by name, each with what is wrong.
+fn decoded(data: &Dataset, on_corrupt: OnCorrupt, found: &mut Findings) {
+    let bar = ProgressBar::new(data.len() as u64);
+    let unreadable = data.unreadable(|| bar.inc(1));
+    bar.finish_and_clear();
+    if unreadable.is_empty() {
+        return found.fine("images", &format!("all {} decoded", data.len()));
+    }
+    let list = format!(
+        "{} of {} can't be read:\n         {}",
+        unreadable.len(),
+        data.len(),
+        unreadable.join("\n         ")
+    );
+    match on_corrupt {
+        OnCorrupt::Stop => found.problem("images", &list),
+        // As the recipe wishes.
+        OnCorrupt::Skip => found.note("images", &list),
     }
 }
 
@@ -157,8 +185,9 @@ fn shown(names: &[&str]) -> String {
     }
 }
 
-/// Pictures in the class folders below `dir`, if it has any: how many, of which classes none, which can't be read.
-fn folders(dir: &Path, found: &mut Findings) {
+/// Pictures in the class folders below `dir`, if it has any: how many, of which classes none, and with `headers` which don't
+/// begin as one.
+fn folders(dir: &Path, headers: bool, found: &mut Findings) {
     let entries = |dir: &Path| -> Vec<PathBuf> {
         let read = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
         let mut all: Vec<PathBuf> = read.collect();
@@ -178,8 +207,7 @@ fn folders(dir: &Path, found: &mut Findings) {
                 }
             } else if depth > 0 && is_picture(&path) {
                 pictures += 1;
-                // The header only: all of a large set would take hours.
-                if image::image_dimensions(&path).is_err() {
+                if headers && image::image_dimensions(&path).is_err() {
                     broken.push(path);
                 }
             }
@@ -229,7 +257,7 @@ mod tests {
         std::fs::write(dir.path().join("train/cat/c.jpg"), "no picture").unwrap();
         std::fs::write(dir.path().join("train/cat/notes.txt"), "left alone").unwrap();
         let mut found = Findings::default();
-        folders(dir.path(), &mut found);
+        folders(dir.path(), true, &mut found);
         assert_eq!(found.problems, 2, "{}", found.text);
         for part in [
             "3 class folders, 3 pictures",
@@ -239,7 +267,7 @@ mod tests {
             assert!(found.text.contains(part), "{part}: {}", found.text);
         }
         let mut none = Findings::default();
-        folders(&dir.path().join("train/cat"), &mut none);
+        folders(&dir.path().join("train/cat"), true, &mut none);
         assert!(none.text.is_empty(), "no class folders: another kind of data");
         assert_eq!(shown(&["a", "b", "c", "d", "e", "f", "g"]), "a, b, c, d and 3 more");
     }

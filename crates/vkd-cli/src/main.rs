@@ -10,11 +10,13 @@ mod grid;
 mod images;
 mod inspect;
 mod machine;
+mod missing;
 mod pool;
 mod predict;
 mod progress;
 mod recipe_args;
 mod report;
+mod summary;
 mod tensor_file;
 mod worker;
 

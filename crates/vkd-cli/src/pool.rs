@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Calls `work` on each item, `jobs` at a time and in order. After a failure no further item starts; the first error is
 /// returned.
-pub(crate) fn for_each<T: Sync>(
-    items: &[T],
+pub(crate) fn for_each<'a, T: Sync>(
+    items: &'a [T],
     jobs: usize,
-    work: impl Fn(&T) -> Result<()> + Sync,
+    work: impl Fn(&'a T) -> Result<()> + Sync,
 ) -> Result<()> {
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let one = || {

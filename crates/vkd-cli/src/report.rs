@@ -9,6 +9,7 @@ mod curves;
 pub(crate) mod grid;
 mod html;
 pub(crate) mod markdown;
+mod picture;
 mod plot;
 #[cfg(test)]
 mod tests;

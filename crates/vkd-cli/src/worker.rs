@@ -3,12 +3,13 @@
 //! A process and not a thread: candle, its matrix products and ours each keep a pool, and with two arms in one process they
 //! fight for the cores. A process with one thread each has no such fight, and an arm that fails takes no other along.
 
+use crate::machine;
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use vkd_train::{Dataset, Event, RunFolder, train_arm, train_teacher};
+use vkd_train::{Dataset, Event, RunFolder, Worker, train_arm, train_teacher};
 
 /// Name of the worker that trains the teacher.
 pub(crate) const TEACHER: &str = "teacher";
@@ -26,6 +27,8 @@ pub(crate) struct Args {
 #[serde(rename_all = "snake_case")]
 enum Message {
     Event(Event),
+    /// Another process is at the same part; what is said of it.
+    Waiting(String),
     /// The end, with the names of the images that could not be read and were passed over.
     Done {
         skipped: Vec<String>,
@@ -36,7 +39,12 @@ enum Message {
 /// The worker's side: trains and writes one message a line.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let work = || {
-        let run = RunFolder::open(&args.folder)?;
+        let waiting = |who: &str| {
+            // Where nobody listens any more, the first event will tell.
+            send(&Message::Waiting(who.to_owned())).ok();
+        };
+        let worker = Worker { commit: machine::commit(), machine: machine::description(), waiting };
+        let run = RunFolder::open(&args.folder)?.with_worker(worker);
         let data = Dataset::open(&run.recipe().data)?;
         // A parent that is gone closes the pipe: the failed write ends this process too.
         let observer = &mut |e: &Event| send(&Message::Event(e.clone()));
@@ -59,12 +67,13 @@ fn send(message: &Message) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// The parent's side: runs the worker of one part on one thread to its end and hands its events on. The result
-/// lies in the run folder; returned are the names of the images that it passed over.
+/// The parent's side: runs the worker of one part on one thread to its end and hands its events on, and to `waiting` for whom
+/// it waits. The result lies in the run folder; returned are the names of the images that it passed over.
 pub(crate) fn train_in_process(
     folder: &Path,
     part: &str,
     mut observe: impl FnMut(&Event),
+    waiting: impl Fn(&str),
 ) -> Result<Vec<String>> {
     let mut child = Command::new(std::env::current_exe()?)
         .args([std::ffi::OsStr::new("worker"), folder.as_os_str(), std::ffi::OsStr::new(part)])
@@ -92,6 +101,7 @@ pub(crate) fn train_in_process(
     for line in BufReader::new(out).lines() {
         match serde_json::from_str(&line?) {
             Ok(Message::Event(event)) => observe(&event),
+            Ok(Message::Waiting(who)) => waiting(&who),
             Ok(message) => end = Some(message),
             Err(e) => bail!("{part}: expected a worker's message: {e}"),
         }

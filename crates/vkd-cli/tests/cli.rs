@@ -167,6 +167,26 @@ fn a_grid_is_built_in_parts_and_never_twice() {
     assert!(table.contains("6 steps of 10 images (effective batch), 60 images seen"), "{table}");
     let files = |folder: &str| std::fs::read_dir(at.join(folder)).unwrap().count();
     assert_eq!(files("kept"), 4);
+    assert!(!table.contains("left out"), "{table}");
+    // A kill between an arm's end and its file, and a program of another commit after it: the file names the one that trained.
+    let one = |folder: &str, start: &str| {
+        let mut all = std::fs::read_dir(at.join(folder)).unwrap().map(|e| e.unwrap().path());
+        all.find(|p| p.file_name().unwrap().to_str().unwrap().starts_with(start)).unwrap()
+    };
+    let read = |path: &Path| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    };
+    let (file, notes) = (one("kept", "vkd-seed1-"), one("runs/tiny-compare/runs", "vkd-seed1-"));
+    let notes = notes.join("arms/vkd/run.json");
+    let mut facts = read(&notes);
+    assert_eq!(facts, read(&file)["run"]);
+    assert_eq!((&facts["threads"], &facts["images"]), (&1.into(), &60.into()));
+    facts["commit"] = "before".into();
+    std::fs::write(&notes, facts.to_string()).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let (_, log) = grid("none,vkd", "2", &[]);
+    assert!(log.contains("3 of 4 runs found") && !log.contains("validation"), "{log}");
+    assert_eq!(read(&file)["run"], facts);
     let page = std::fs::read_to_string(at.join("runs/tiny-compare/report.html")).unwrap();
     assert!(page.contains("class=\"band\"") && page.contains("effective batch"));
     // Another arm and seed: only what is missing is trained, and the numbers of the rest stay, even without their run folders.
@@ -176,29 +196,79 @@ fn a_grid_is_built_in_parts_and_never_twice() {
     assert!(wider.contains("| vkd − logits ") && wider.contains("| none − logits "), "{wider}");
     let (again, log) = grid("none,vkd", "2", &[]);
     assert!(log.contains("4 of 4 runs found") && !log.contains("validation"), "{log}");
-    assert_eq!(again, table);
-    // Other settings are another arm: nothing of the old is taken for it.
-    let (_, log) = grid("none,vkd", "2", &["--set", "arm.vkd.features=6", "--out", "other"]);
+    let rows = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| line.starts_with('|')).map(str::to_owned).collect()
+    };
+    assert_eq!(rows(&again), rows(&table));
+    assert!(again.contains("left out: logits not asked for, seeds 0, 1, 2\n"), "{again}");
+    assert!(again.contains("left out: none of other seeds, seed 2\n"), "{again}");
+    // Other settings are another arm: nothing of the old is taken for it, and the teachers stay.
+    let (changed, log) = grid("none,vkd", "2", &["--set", "arm.vkd.features=6"]);
     assert!(log.contains("2 of 4 runs found"), "{log}");
-    let changed = ["--set", "arm.vkd.features=7"];
-    let words = ["compare", TINY, "--arms", "vkd", "--seeds", "1", "--results", "kept"];
-    let changed = bad(at, &[&words[..], &changed].concat());
-    assert!(changed.contains("arm.vkd.features is 7.0 here and 5.0 there"), "{changed}");
-    assert!(changed.contains("another --out: with --results kept"), "{changed}");
+    for teacher in ["seed 0 teacher test", "seed 1 teacher test"] {
+        let line = log.lines().find(|l| l.contains(teacher)).unwrap();
+        assert!(line.contains("finished earlier and reused"), "{log}");
+    }
+    assert!(changed.contains("left out: vkd of other settings, seeds 0, 1, 2\n"), "{changed}");
     // A folder with both can't be summed up, and says what differs.
     let mixed = bad(at, &["compare", "--from", "kept"]);
     assert!(mixed.contains("differ: arm.features is "), "{mixed}");
     let kept = good(at, &["compare", "--from", "kept", "--arms", "none,logits", "--out", "page"]);
     assert!(kept.contains("| logits − none ") && at.join("page/report.md").exists(), "{kept}");
+    // The curves, twice the same bytes.
+    let plot = |file: &str| {
+        good(at, &["compare", "--from", "kept", "--arms", "none,logits", "--plot", file]);
+        std::fs::read_to_string(at.join(file)).unwrap()
+    };
+    let picture = plot("pictures/curves.svg");
+    assert!(picture.starts_with("<svg xmlns") && picture.contains(">logits</text>"), "{picture}");
+    assert!(picture.contains("class=\"band\"") && plot("again.svg") == picture);
+    let report = at.join("report");
+    std::fs::create_dir(&report).unwrap();
+    let digits = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/results/runs/mnist/seed-0.json");
+    std::fs::copy(digits, report.join("seed-0.json")).unwrap();
+    let none = bad(at, &["compare", "--from", "report", "--plot", "none.svg"]);
+    assert!(none.contains("none.svg: expected results with learning curves"), "{none}");
     assert!(bad(at, &["compare", TINY, "--arms", "none,vkt"]).contains("got vkt"));
     assert!(bad(at, &["compare", "--from", "kept", "--arms", "none,vkt"]).contains("got vkt"));
-    let mut one = std::fs::read_dir(at.join("kept")).unwrap().flatten().map(|e| e.path());
-    let one = one.find(|p| p.to_string_lossy().contains("none-seed0")).unwrap();
+    let one = one("kept", "none-seed0");
     let whole = std::fs::read(&one).unwrap();
     std::fs::write(&one, &whole[..whole.len() / 2]).unwrap();
-    let half = bad(at, &[&words[..3], &["none", "--seeds", "1", "--results", "kept"]].concat());
+    let half = ["compare", TINY, "--arms", "none", "--seeds", "1", "--results", "kept"];
+    let half = bad(at, &half);
     assert!(half.contains("none-seed0") && half.contains("trained again"), "{half}");
     assert!(bad(at, &["compare", "--from", "nowhere"]).contains("nowhere"));
+}
+
+#[test]
+fn two_comparisons_beside_each_other_train_nothing_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = |arms: &str| {
+        let words =
+            ["compare", TINY, "--arms", arms, "--seeds", "2", "--jobs", "2", "--out", "both"];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vkd"));
+        command.current_dir(dir.path()).args(words).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let both = [start("none,vkd"), start("vkd,none,linear")];
+    let logs = both.map(|child| {
+        let out = child.wait_with_output().unwrap();
+        let log = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{log}");
+        log
+    });
+    let logs = logs.concat();
+    // Only who trains a part sees its last validation.
+    for (part, steps) in [("teacher", 30), ("none", 6), ("vkd", 6), ("linear", 6)] {
+        for seed in 0..2 {
+            let part = format!("seed {seed} {part} ");
+            let last = format!(" {steps}/{steps} ");
+            let ends = logs.lines().filter(|l| l.contains(&part) && l.contains(&last)).count();
+            assert_eq!(ends, 1, "{part}: {logs}");
+        }
+    }
+    let files = |folder: &str| std::fs::read_dir(dir.path().join(folder)).unwrap().count();
+    assert_eq!((files("both/teachers"), files("both/runs"), files("both/results")), (2, 6, 6));
 }
 
 #[test]

@@ -64,6 +64,32 @@ fn deit_ti_trains_with_the_papers_recipe_on_jpegs() {
 }
 
 #[test]
+fn the_doctor_decodes_every_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    good(dir, &["images", "--out", "images", "--size", "24", "--count", "4"], &[]);
+    let doctor = |more: &[&str]| {
+        let set: Vec<&str> = FOLDER.iter().chain(&["data.train=20"]).chain(more).copied().collect();
+        let set = set.iter().flat_map(|set| ["--set", set]);
+        let args: Vec<&str> = ["doctor", TINY, "--decode"].into_iter().chain(set).collect();
+        let out = vkd(dir, &args);
+        (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    let (well, text) = doctor(&[]);
+    assert!(well && text.contains("ok       images: all 50 decoded"), "{text}");
+    // A good header, and then nothing of the picture.
+    let broken = dir.join("images/train/3/0.jpg");
+    let whole = std::fs::read(&broken).unwrap();
+    let scan = whole.windows(2).position(|pair| pair == b"\xff\xda").unwrap();
+    std::fs::write(&broken, &whole[..scan]).unwrap();
+    let (well, text) = doctor(&[]);
+    assert!(!well && text.contains("PROBLEM  images: 1 of 50 can't be read:"), "{text}");
+    assert!(text.contains("0.jpg: expected a JPEG"), "{text}");
+    let (well, text) = doctor(&["data.on_corrupt=skip"]);
+    assert!(well && text.contains("note     images: 1 of 50"), "{text}");
+}
+
+#[test]
 fn a_folder_that_holds_something_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("mine"), b"x").unwrap();

@@ -138,6 +138,7 @@ fn a_run_killed_again_and_again_ends_at_the_same_bits() {
         "checkpoint-000100.safetensors",
         "events.jsonl",
         "result.json",
+        "run.json",
         "student.json",
         "student.safetensors",
     ];
@@ -164,20 +165,74 @@ fn newest(run: &Path) -> Option<std::path::PathBuf> {
     files.filter(|p| p.file_name().unwrap().to_str().unwrap().starts_with("checkpoint-")).max()
 }
 
+/// The number of the process that trains for `child`.
+fn worker(child: &Child) -> String {
+    // Arms are started from a thread of their own: the worker is the child of one of the parent's threads.
+    let mut workers = String::new();
+    for task in std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap() {
+        let children = task.unwrap().path().join("children");
+        workers.push_str(&std::fs::read_to_string(children).unwrap_or_default());
+    }
+    workers.split_whitespace().next().unwrap().to_owned()
+}
+
+#[test]
+fn a_worker_that_outlived_its_parent_is_named_and_not_run_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let mut first = distill(dir.path(), "run").spawn().unwrap();
+    wait_for(&mut first, &run, 80);
+    // Beside a live run, whose worker may be between two steps.
+    let anew = |expected: &str| {
+        let out =
+            distill(dir.path(), "run").arg("--overwrite").stderr(Stdio::piped()).output().unwrap();
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(
+            !out.status.success() && text.contains("expected a run that nobody works on"),
+            "{text}"
+        );
+        assert!(text.contains(expected), "{text}");
+    };
+    anew("process ");
+    let orphan = worker(&first);
+    let signal = |name: &str| {
+        assert!(Command::new("kill").args([name, "--", &orphan]).status().unwrap().success());
+    };
+    // It stands still, so that it can't meet the closed pipe.
+    signal("-STOP");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    anew(&format!("used by process {orphan} since 20"));
+    let mut second = distill(dir.path(), "run").stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = std::io::BufReader::new(second.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("waits: ") {
+        line.clear();
+        assert!(
+            std::io::BufRead::read_line(&mut log, &mut line).unwrap() > 0,
+            "no word of waiting"
+        );
+    }
+    let who = format!("vkd of run is being trained by process {orphan} since 20");
+    assert!(line.contains(&who) && line.contains("UTC, which outlived the command"), "{line}");
+    signal("-CONT");
+    std::io::copy(&mut log, &mut std::io::sink()).unwrap();
+    assert!(second.wait().unwrap().success());
+    good(distill(dir.path(), "alone"));
+    assert_same(&run, &dir.path().join("alone"));
+    // Nobody works on it any more.
+    let mut again = distill(dir.path(), "run");
+    again.arg("--overwrite");
+    good(again);
+}
+
 #[test]
 fn a_dead_worker_is_named_and_its_work_is_not_lost() {
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("run");
     let mut child = distill(dir.path(), "run").stderr(Stdio::piped()).spawn().unwrap();
     wait_for(&mut child, &run, 80);
-    let children = format!("/proc/{0}/task/{0}/children", child.id());
-    // Arms are started from a thread of their own: the worker is the child of one of the parent's threads.
-    let mut workers = std::fs::read_to_string(children).unwrap();
-    for task in std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap() {
-        let children = task.unwrap().path().join("children");
-        workers.push_str(&std::fs::read_to_string(children).unwrap_or_default());
-    }
-    kill(workers.split_whitespace().next().expect("a worker at work"));
+    kill(&worker(&child));
     let out = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&out.stderr);
     assert!(!out.status.success());

@@ -125,6 +125,11 @@ impl Batches {
         Ok(Self { maker, workers, loader: None })
     }
 
+    /// Threads that make batches ahead of the step; 0 where [`get`](Self::get) makes them.
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
     /// The batch of one step: images `(B, C, H, W)` in f32, labelled ones first, their labels, and `B` sample ids.
     /// Labels are classes `(L)`, or `(L, K)` shares of the classes where images are mixed; labelled images are mixed with
     /// labelled ones, the others among themselves.
@@ -280,7 +285,7 @@ pub(crate) fn readable_images(
     let read = |&index: &usize| -> Result<Option<(usize, Vec<f32>)>> {
         let made = guarded(&data.image_name(index), || {
             let mut out = vec![0f32; length];
-            augment.sample(data.image(index)?, 0, 0, &mut out);
+            augment.sample(data.view(index)?, 0, 0, &mut out);
             Ok((index, out))
         });
         data.or_skip(index, made)

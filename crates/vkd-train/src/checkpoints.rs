@@ -5,6 +5,7 @@ use crate::folder::named;
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 const PREFIX: &str = "checkpoint-";
@@ -19,6 +20,7 @@ const BEST: &str = "best.safetensors";
 pub struct Checkpoints {
     dir: PathBuf,
     keep: usize,
+    log: Option<PathBuf>,
 }
 
 /// What a checkpoint says of itself beside its tensors.
@@ -48,7 +50,13 @@ pub struct Saved {
 impl Checkpoints {
     /// Those in `dir`, of which the last `keep` stay.
     pub fn new(dir: impl Into<PathBuf>, keep: usize) -> Self {
-        Self { dir: dir.into(), keep }
+        Self { dir: dir.into(), keep, log: None }
+    }
+
+    /// The same, but no state is written before all that the file `log` holds is on the disk: a machine that loses its power
+    /// has no state ahead of its log.
+    pub fn after(self, log: impl Into<PathBuf>) -> Self {
+        Self { log: Some(log.into()), ..self }
     }
 
     /// The folder.
@@ -71,7 +79,7 @@ impl Checkpoints {
     /// # Errors
     /// A failed write, a full disk for one; nothing is removed then.
     pub fn save(&self, tensors: &BTreeMap<String, Tensor>, note: &Note) -> Result<()> {
-        save(&self.path(note.step), tensors, note)?;
+        self.write(&self.path(note.step), tensors, note)?;
         self.prune(note.step)
     }
 
@@ -87,7 +95,15 @@ impl Checkpoints {
     /// # Errors
     /// A failed write; the best one before stays whole.
     pub fn save_best(&self, tensors: &BTreeMap<String, Tensor>, note: &Note) -> Result<()> {
-        save(&self.best_path(), tensors, note)
+        self.write(&self.best_path(), tensors, note)
+    }
+
+    fn write(&self, path: &Path, tensors: &BTreeMap<String, Tensor>, note: &Note) -> Result<()> {
+        if let Some(log) = &self.log {
+            File::open(log).and_then(|log| log.sync_all()).map_err(|e| named(log, &e))?;
+        }
+        let note = serde_json::to_value(note).map_err(candle_core::Error::wrap)?;
+        checkpoint::save(path, tensors, &note)
     }
 
     /// The newest state that can be read, and why newer ones were passed over.
@@ -152,10 +168,6 @@ pub(crate) fn unfinished(name: &str) -> bool {
     name.starts_with(".vkd-") && name.ends_with(".tmp")
 }
 
-fn save(path: &Path, tensors: &BTreeMap<String, Tensor>, note: &Note) -> Result<()> {
-    checkpoint::save(path, tensors, &serde_json::to_value(note).map_err(candle_core::Error::wrap)?)
-}
-
 fn read(step: u64, path: PathBuf) -> Result<Saved> {
     let (tensors, note) = checkpoint::load(&path)?;
     match serde_json::from_value::<Note>(note) {
@@ -165,7 +177,8 @@ fn read(step: u64, path: PathBuf) -> Result<Saved> {
     }
 }
 
-fn remove(path: &Path) -> Result<()> {
+/// Removes a file, if it is there.
+pub(crate) fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(named(path, &e)),
         _ => Ok(()),
@@ -208,6 +221,24 @@ mod tests {
         std::fs::write(folder.path().join("a/mine.txt"), "")?;
         all.remove()?;
         assert_eq!(all.names()?, ["mine.txt"]);
+        Ok(())
+    }
+
+    #[test]
+    fn no_state_is_written_before_its_log() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let log = folder.path().join("events.jsonl");
+        let all = Checkpoints::new(folder.path(), 2).after(&log);
+        let tensors = BTreeMap::from([("x".to_owned(), Tensor::new(&[1f32], &Device::Cpu)?)]);
+        // A log that is not there stands for one that can't be brought to the disk.
+        for save in [Checkpoints::save, Checkpoints::save_best] {
+            let message = save(&all, &tensors, &note(1)).unwrap_err().to_string();
+            assert!(message.contains("events.jsonl"), "{message}");
+        }
+        assert!(all.names()?.is_empty());
+        std::fs::write(&log, "")?;
+        all.save(&tensors, &note(1))?;
+        assert!(all.path(1).exists());
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! What a run tells its observer, and the rows of `metrics.jsonl`.
 
 use crate::folder::{RunFolder, named};
+use crate::lock::Lock;
 use candle_core::Result;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -56,6 +57,7 @@ pub type Observer<'a> = dyn FnMut(&Event) -> Result<()> + 'a;
 pub(crate) struct EventLog<'a, 'b> {
     path: PathBuf,
     file: File,
+    _lock: Lock,
     observer: &'a mut Observer<'b>,
 }
 
@@ -66,14 +68,15 @@ impl<'a, 'b> EventLog<'a, 'b> {
         name: &str,
         observer: &'a mut Observer<'b>,
     ) -> Result<Self> {
+        let lock = run.lock(name)?;
         let path = run.events_path(name);
-        let open = || {
-            let file = File::options().read(true).append(true).create(true).open(&path)?;
-            file.lock()?;
-            Ok(file)
-        };
-        let file = open().map_err(|e| named(&path, &e))?;
-        Ok(Self { path, file, observer })
+        let file = File::options().read(true).append(true).create(true).open(&path);
+        let file = file.map_err(|e| named(&path, &e))?;
+        // Its name must be on the disk as well; not every platform lets a folder be opened.
+        if let Some(folder) = path.parent().and_then(|folder| File::open(folder).ok()) {
+            folder.sync_all().ok();
+        }
+        Ok(Self { path, file, _lock: lock, observer })
     }
 
     /// Cuts the log back to the rows that were written before the state after `step` updates was saved, a row half written

@@ -1,12 +1,17 @@
-//! The folder of a run: what lies where, and what may be reused.
+//! The folder of a run: what lies where, and who works on it.
+
+mod claim;
 
 use crate::checkpoint;
-use crate::checkpoints::{Checkpoints, unfinished};
+use crate::checkpoints::Checkpoints;
 use crate::event::Event;
+use crate::lock::{Lock, named_holder};
 use crate::recipe::{Recipe, TEACHER};
 use crate::report::{ArmReport, Report, TeacherReport};
+use crate::result::RunFacts;
 use candle_core::{Result, bail};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use vkd_models::{card_path, write_atomically};
 
@@ -17,80 +22,44 @@ use vkd_models::{card_path, write_atomically};
 /// teacher.safetensors      the teacher, with its scores in the metadata
 /// teacher.jsonl            its events
 /// teacher/                 its checkpoints, until it is finished
-/// arms/NAME/student.safetensors, student.json, result.json, events.jsonl
+/// arms/NAME/student.safetensors, student.json, result.json, run.json, events.jsonl
 /// arms/NAME/checkpoint-000240.safetensors, best.safetensors      the last `training.keep` states and the best one
 /// student.safetensors, student.json      of the arm vkd, or of the first one where vkd did not run
 /// metrics.jsonl, metrics.csv, report.json, report.html
 /// tensorboard/PART/         event files of each part; new ones are added, none is removed
+/// locks/PART                who trains this part, or was the last to
 /// ```
 pub struct RunFolder {
     dir: PathBuf,
     recipe: Recipe,
+    worker: Worker,
+    /// While it lives nobody starts the run anew; only of who trains in the folder.
+    _in_use: Option<Lock>,
 }
 
-/// What a run writes at the top of its folder: all that `--overwrite` may remove.
-const FILES: [&str; 9] = [
-    "recipe.toml",
-    "teacher.safetensors",
-    "teacher.jsonl",
-    "student.safetensors",
-    "student.json",
-    "metrics.jsonl",
-    "metrics.csv",
-    "report.json",
-    "report.html",
-];
-/// What a run writes for each arm.
-const ARM_FILES: [&str; 4] = ["student.safetensors", "student.json", "result.json", "events.jsonl"];
+/// What a process that trains says of itself in the notes of its runs, and how it says that it has to wait.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    /// Commit of the program, where it is known.
+    pub commit: Option<String>,
+    /// Processor.
+    pub machine: String,
+    /// Is told which part of which run another process trains, which one, and since when, before this one waits for it.
+    pub waiting: fn(&str),
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self { commit: None, machine: std::env::consts::ARCH.to_owned(), waiting: |_| {} }
+    }
+}
+
 const ARMS: &str = "arms";
+const LOCKS: &str = "locks";
+/// The lock of the run as a whole. No part has this name: arms' are of letters, digits, `-` and `_`.
+const WHOLE: &str = ".run";
 
 impl RunFolder {
-    /// Creates the folder, or takes up one of the same recipe: finished parts are then reused, and unfinished ones go on from
-    /// their last checkpoint. Which arms are chosen may differ; every other value counts. Files that the recipe only names (`data.dir`, `teacher.checkpoint`) are taken to
-    /// be what they were.
-    ///
-    /// # Errors
-    /// What [`fits`](Self::fits) refuses, unless `overwrite`: then the run's own files are removed, and nothing else.
-    pub fn create(dir: &Path, recipe: Recipe, overwrite: bool) -> Result<Self> {
-        let run = Self { dir: dir.to_owned(), recipe };
-        if overwrite {
-            run.clear()?;
-        } else {
-            Self::fits(dir, &run.recipe)?;
-        }
-        // The recipe first: a folder with anything else in it and no recipe is nobody's run.
-        std::fs::create_dir_all(dir).map_err(|e| named(dir, &e))?;
-        write_atomically(&run.path("recipe.toml"), run.recipe.to_toml()?.as_bytes())?;
-        std::fs::create_dir_all(run.path(ARMS)).map_err(|e| named(&run.path(ARMS), &e))?;
-        Ok(run)
-    }
-
-    /// Whether a run of `recipe` lies in `dir` already: a folder that is empty or not there yet fits too, and holds none.
-    ///
-    /// # Errors
-    /// A folder of another recipe (the first difference is named) or one that is no run folder.
-    pub fn fits(dir: &Path, recipe: &Recipe) -> Result<bool> {
-        if dir.join("recipe.toml").exists() {
-            let other = Self::open(dir)?.recipe;
-            let blank = |r: &Recipe| Recipe { arms: vec![], ..r.clone() };
-            if blank(&other) != blank(recipe) {
-                bail!(
-                    "{}: expected a run of this recipe, got one of another: {}",
-                    dir.display(),
-                    difference(recipe, &other)?
-                )
-            }
-            return Ok(true);
-        }
-        if dir.is_dir() && holds_something(dir)? {
-            bail!(
-                "{}: expected an empty folder or a run of this recipe, got a folder without recipe.toml",
-                dir.display()
-            )
-        }
-        Ok(false)
-    }
-
     /// Opens an existing run.
     ///
     /// # Errors
@@ -98,36 +67,17 @@ impl RunFolder {
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join("recipe.toml");
         let text = std::fs::read_to_string(&path).map_err(|e| named(&path, &e))?;
-        Ok(Self {
-            dir: dir.to_owned(),
-            recipe: Recipe::parse(&text, &path.display().to_string(), &[])?,
-        })
+        let recipe = Recipe::parse(&text, &path.display().to_string(), &[])?;
+        Ok(Self { dir: dir.to_owned(), recipe, worker: Worker::default(), _in_use: None })
     }
 
-    fn clear(&self) -> Result<()> {
-        for name in FILES {
-            match std::fs::remove_file(self.path(name)) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(named(&self.path(name), &e));
-                }
-                _ => {}
-            }
-        }
-        self.remove_checkpoints(TEACHER)?;
-        for arm in self.recipe.arm.keys() {
-            self.checkpoints(arm).remove()?;
-            for name in ARM_FILES {
-                match std::fs::remove_file(self.arm_path(arm, name)) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(named(&self.arm_path(arm, name), &e));
-                    }
-                    _ => {}
-                }
-            }
-            // Stays where something else lies in it.
-            std::fs::remove_dir(self.arm_path(arm, "")).ok();
-        }
-        Ok(())
+    /// The same run with what this process says of itself; without it there is no commit, and waiting is silent.
+    pub fn with_worker(self, worker: Worker) -> Self {
+        Self { worker, ..self }
+    }
+
+    pub(crate) fn worker(&self) -> &Worker {
+        &self.worker
     }
 
     /// The run's recipe.
@@ -153,7 +103,7 @@ impl RunFolder {
     /// The checkpoints of `teacher` or of an arm.
     pub fn checkpoints(&self, name: &str) -> Checkpoints {
         let dir = if name == TEACHER { self.path(TEACHER) } else { self.arm_path(name, "") };
-        Checkpoints::new(dir, self.recipe.training.keep)
+        Checkpoints::new(dir, self.recipe.training.keep).after(self.events_path(name))
     }
 
     /// Removes all checkpoints of a part.
@@ -162,6 +112,29 @@ impl RunFolder {
         // Stays where something else lies in it.
         std::fs::remove_dir(self.checkpoints(name).dir()).ok();
         Ok(())
+    }
+
+    fn lock_path(&self, name: &str) -> PathBuf {
+        self.dir.join(LOCKS).join(name)
+    }
+
+    /// Waits until nobody else trains the part, then keeps others off.
+    pub(crate) fn lock(&self, part: &str) -> Result<Lock> {
+        let folder = self.path(LOCKS);
+        std::fs::create_dir_all(&folder).map_err(|e| named(&folder, &e))?;
+        Lock::wait(&self.lock_path(part), |holder| {
+            let (dir, holder) = (self.dir.display(), named_holder(holder));
+            (self.worker.waiting)(&format!("{part} of {dir} is being trained by {holder}"));
+        })
+    }
+
+    /// Which process trains a part at this moment and since when, if any does.
+    ///
+    /// # Errors
+    /// A lock that can't be looked at.
+    pub fn trained_by(&self, part: &str) -> Result<Option<String>> {
+        let holder = Lock::holder(&self.lock_path(part))?;
+        Ok(holder.map(|holder| named_holder(holder.as_ref())))
     }
 
     pub(crate) fn teacher_path(&self) -> PathBuf {
@@ -199,19 +172,23 @@ impl RunFolder {
     /// # Errors
     /// A file that is there but broken.
     pub fn arm_report(&self, arm: &str) -> Result<Option<ArmReport>> {
-        let path = self.arm_path(arm, "result.json");
-        if !path.exists() {
-            return Ok(None);
-        }
-        let text = std::fs::read_to_string(&path).map_err(|e| named(&path, &e))?;
-        match serde_json::from_str(&text) {
-            Ok(report) => Ok(Some(report)),
-            Err(e) => bail!("{}: {e}", path.display()),
-        }
+        read_json(&self.arm_path(arm, "result.json"))
     }
 
     pub(crate) fn write_arm_report(&self, report: &ArmReport) -> Result<()> {
         write_json(&self.arm_path(&report.name, "result.json"), report)
+    }
+
+    /// How an arm was trained, or is being; `None` for one that has not begun.
+    ///
+    /// # Errors
+    /// A file that is there but broken.
+    pub fn facts(&self, arm: &str) -> Result<Option<RunFacts>> {
+        read_json(&self.arm_path(arm, "run.json"))
+    }
+
+    pub(crate) fn write_facts(&self, arm: &str, facts: &RunFacts) -> Result<()> {
+        write_json(&self.arm_path(arm, "run.json"), facts)
     }
 
     /// Gathers the finished parts: `report.json`, `metrics.jsonl` and the run's student.
@@ -277,14 +254,17 @@ impl RunFolder {
     }
 }
 
-/// Whether a folder has anything in it but what a killed write left behind.
-fn holds_something(dir: &Path) -> Result<bool> {
-    for entry in std::fs::read_dir(dir).map_err(|e| named(dir, &e))? {
-        if !unfinished(&entry.map_err(|e| named(dir, &e))?.file_name().to_string_lossy()) {
-            return Ok(true);
-        }
+/// What a file holds; `None` where it is not there.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(named(path, &e)),
+    };
+    match serde_json::from_str(&text) {
+        Ok(value) => Ok(Some(value)),
+        Err(e) => bail!("{}: {e}", path.display()),
     }
-    Ok(false)
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
@@ -295,38 +275,4 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 
 pub(crate) fn named(path: &Path, e: &std::io::Error) -> candle_core::Error {
     candle_core::Error::Msg(format!("{}: {e}", path.display()))
-}
-
-/// The first line in which two recipes differ, as `ours, theirs`.
-fn difference(ours: &Recipe, theirs: &Recipe) -> Result<String> {
-    let flat = |r: &Recipe| -> Result<Vec<(String, String)>> {
-        let table = toml::Table::try_from(r).map_err(candle_core::Error::wrap)?;
-        let mut all = Vec::new();
-        flatten("", &toml::Value::Table(table), &mut all);
-        all.retain(|(key, _)| key != "arms");
-        Ok(all)
-    };
-    let (ours, theirs) = (flat(ours)?, flat(theirs)?);
-    let other = |all: &[(String, String)], key: &str| {
-        all.iter().find(|(k, _)| k == key).map_or("nothing".to_owned(), |(_, v)| v.clone())
-    };
-    for (key, _) in ours.iter().chain(&theirs) {
-        let (a, b) = (other(&ours, key), other(&theirs, key));
-        if a != b {
-            return Ok(format!("{key} is {a} here and {b} there"));
-        }
-    }
-    Ok("they are equal".to_owned())
-}
-
-fn flatten(prefix: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
-    match value {
-        toml::Value::Table(table) => {
-            for (key, value) in table {
-                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                flatten(&path, value, out);
-            }
-        }
-        other => out.push((prefix.to_owned(), other.to_string())),
-    }
 }

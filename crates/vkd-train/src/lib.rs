@@ -17,8 +17,8 @@
 //! # }
 //! ```
 //!
-//! Invariants: every random draw is a function of the seed, a name, the step and the sample; every file but the growing event logs is either
-//! the old one or the whole new one; a run that was killed goes on from its last checkpoint and ends at the same bits;
+//! Invariants: every random draw is a function of the seed, a name, the step and the sample; every file but the locks and the
+//! growing event logs is either the old one or the whole new one; a run that was killed goes on from its last checkpoint and ends at the same bits;
 //! nothing of the test images decides anything before the report.
 
 mod audit;
@@ -29,9 +29,11 @@ pub mod checkpoint;
 mod checkpoints;
 mod data;
 mod event;
+mod fingerprint;
 mod folder;
 mod guard;
 mod loader;
+mod lock;
 pub mod metrics;
 mod networks;
 mod optimizer;
@@ -53,7 +55,8 @@ pub use build::check;
 pub use checkpoints::{Checkpoints, Note, Saved};
 pub use data::{Dataset, Image, write_image_folder};
 pub use event::{Event, EventKind, Observer};
-pub use folder::RunFolder;
+pub use fingerprint::{fingerprint, teacher_fingerprint};
+pub use folder::{RunFolder, Worker};
 pub use networks::{STUDENT_TAP, TEACHER_TAP, network};
 pub use plan::{ArmPlan, Plan, plan};
 pub use recipe::{
@@ -62,7 +65,7 @@ pub use recipe::{
     RandAugmentConfig, Recipe, ScheduleKind, TapNames, TaskKind, TeacherConfig, TrainingConfig,
 };
 pub use report::{ArmReport, Report, TeacherReport};
-pub use result::{ArmResult, RunFacts, fingerprint};
+pub use result::{ArmResult, RunFacts};
 pub use run::{train_arm, train_teacher};
 pub use score::evaluate_student;
 pub use tensorboard::{TensorBoard, csv, scalars};

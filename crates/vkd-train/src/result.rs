@@ -6,8 +6,8 @@
 
 use crate::data::Dataset;
 use crate::event::{Event, EventKind};
+use crate::fingerprint::{fingerprint, hex};
 use crate::folder::{RunFolder, named};
-use crate::recipe::{ArmConfig, Recipe};
 use crate::report::{ArmReport, Report, TeacherReport};
 use candle_core::{Error, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -60,115 +60,58 @@ pub struct RunFacts {
     pub images: u64,
     /// Threads of the process that trained it.
     pub threads: usize,
-    /// Version of vkd.
+    /// Threads that made its batches ahead of the step; 0 where the training did.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub loader_threads: usize,
+    /// Version of vkd; of each in turn where several trained it.
     pub version: String,
-    /// Commit, where vkd ran out of its own repository.
+    /// Commit, where vkd ran out of its own repository; of each in turn where several trained it.
     pub commit: Option<String>,
     /// Processor.
     pub machine: String,
 }
 
-/// The settings that decide the result of an arm, and their hash: 16 hexadecimal digits of SHA-256.
-///
-/// Left out are the seed, names, the other arms, where files lie, who makes the batches, and what only the logs show. An arm that doesn't use the
-/// teacher doesn't depend on it, one without a feature term not on the projector's settings. In place of a path stand the
-/// hashes of the teacher's file and of the labels. A recipe key that is not written while it has its default changes nothing.
-///
-/// # Errors
-/// An unknown arm, or a teacher's file that can't be read.
-pub fn fingerprint(
-    recipe: &Recipe,
-    arm: &str,
-    data: &Dataset,
-) -> Result<(BTreeMap<String, Value>, String)> {
-    let config = recipe.arm(arm)?;
-    let mut settings = BTreeMap::new();
-    let whole = serde_json::to_value(recipe).map_err(Error::wrap)?;
-    for table in ["task", "data", "student", "training"] {
-        flatten(table, &whole[table], &mut settings);
-    }
-    for unimportant in [
-        "data.dir",
-        "data.workers",
-        "training.log_every",
-        "training.checkpoint_every",
-        "training.keep",
-        "training.term_gradients",
-    ] {
-        settings.remove(unimportant);
-    }
-    let mut labels = Sha256::new();
-    for index in 0..data.len() {
-        labels.update(format!("{},", data.label(index)));
-    }
-    settings.insert("data.hash".to_owned(), hex(labels).into());
-    settings.insert("arm.labels".to_owned(), json!(config.labels));
-    if config.uses_teacher() {
-        flatten("teacher", &whole["teacher"], &mut settings);
-        if let Some(path) = &recipe.teacher.checkpoint {
-            let bytes = std::fs::read(path).map_err(|e| named(path, &e))?;
-            let hash = hex(Sha256::new_with_prefix(bytes));
-            settings.insert("teacher.checkpoint".to_owned(), hash.into());
-        }
-    }
-    method(recipe, config, &mut settings);
-    let text = serde_json::to_string(&settings).map_err(Error::wrap)?;
-    Ok((settings, hex(Sha256::new_with_prefix(text))))
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
-/// The parts of the method that this arm uses.
-fn method(recipe: &Recipe, config: &ArmConfig, settings: &mut BTreeMap<String, Value>) {
-    let method = config.method(&recipe.distill);
-    let mut put = |key: &str, value: Value| settings.insert(key.to_owned(), value);
-    if config.logits > 0. {
-        put("arm.logits", json!(config.logits));
-        put("distill.temperature", json!(method.temperature));
-        if let Some(kind) = config.logit_loss {
-            put("arm.logit_loss", json!(kind));
+impl RunFacts {
+    /// How this process trains an arm of `run` that goes on where `earlier` stopped, or begins.
+    pub(crate) fn begun(run: &RunFolder, loader_threads: usize, earlier: Option<Self>) -> Self {
+        let (training, worker) = (&run.recipe().training, run.worker());
+        let (version, commit) = earlier.map(|e| (e.version, e.commit)).unwrap_or_default();
+        let version = in_turn(Some(version).filter(|v| !v.is_empty()), env!("CARGO_PKG_VERSION"));
+        Self {
+            batch: training.effective_batch(),
+            steps: training.steps,
+            images: training.images(),
+            threads: rayon::current_num_threads(),
+            loader_threads,
+            version,
+            commit: match &worker.commit {
+                Some(now) => Some(in_turn(commit, now)),
+                None => commit,
+            },
+            machine: worker.machine.clone(),
         }
-    }
-    if config.features > 0. {
-        put("arm.features", json!(config.features));
-        put("arm.projector", json!(config.projector));
-        if let Some(hidden) = config.hidden {
-            put("arm.hidden", json!(hidden));
-        }
-        // As with every key: where it is not written it has its default.
-        if let Some(taps) = json!(method).get("tap") {
-            put("distill.tap", taps.clone());
-        }
-        put("distill.loss", json!(method.loss));
-        put("distill.beta", json!(method.beta));
-        put("distill.map", json!(method.map));
-        put("distill.teacher_normalizer", json!(method.teacher_normalizer));
-        put("distill.student_normalizer", json!(method.student_normalizer));
     }
 }
 
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn flatten(prefix: &str, value: &Value, out: &mut BTreeMap<String, Value>) {
-    match value {
-        Value::Object(table) => {
-            for (key, value) in table {
-                flatten(&format!("{prefix}.{key}"), value, out);
-            }
-        }
-        Value::Null => {}
-        other => {
-            out.insert(prefix.to_owned(), other.clone());
-        }
+/// `a, b`, or `b` alone where `a` ends in it.
+fn in_turn(before: Option<String>, now: &str) -> String {
+    match before {
+        Some(before) if before.rsplit(", ").next() != Some(now) => format!("{before}, {now}"),
+        Some(before) => before,
+        None => now.to_owned(),
     }
 }
 
 impl ArmResult {
-    /// The result of a finished arm of `run`; `facts` are completed from the recipe.
+    /// The result of a finished arm of `run`, with the facts of the process that trained it.
     ///
     /// # Errors
     /// An arm or a teacher that is not finished, or a log that can't be read.
-    pub fn gather(run: &RunFolder, data: &Dataset, arm: &str, facts: RunFacts) -> Result<Self> {
+    pub fn gather(run: &RunFolder, data: &Dataset, arm: &str) -> Result<Self> {
         let recipe = run.recipe();
         let (Some(report), Some(teacher)) = (run.arm_report(arm)?, run.teacher_report()?) else {
             bail!("{}: expected arm {arm} and the teacher finished", run.dir().display())
@@ -186,12 +129,7 @@ impl ArmResult {
             curve: Vec::new(),
             losses: BTreeMap::new(),
             geometry: BTreeMap::new(),
-            run: Some(RunFacts {
-                batch: recipe.training.effective_batch(),
-                steps: recipe.training.steps,
-                images: recipe.training.images(),
-                ..facts
-            }),
+            run: run.facts(arm)?,
             settings,
         };
         for event in run.part_events(arm)? {
@@ -206,9 +144,14 @@ impl ArmResult {
         Ok(result)
     }
 
+    /// What files and folders of an arm and a seed are called.
+    pub fn name(arm: &str, seed: u64, fingerprint: &str) -> String {
+        format!("{arm}-seed{seed}-{fingerprint}")
+    }
+
     /// Where the file of an arm and a seed lies in `folder`.
     pub fn path(folder: &Path, arm: &str, seed: u64, fingerprint: &str) -> PathBuf {
-        folder.join(format!("{arm}-seed{seed}-{fingerprint}.json"))
+        folder.join(format!("{}.json", Self::name(arm, seed, fingerprint)))
     }
 
     /// Writes the file into `folder`, one line a key.
@@ -323,46 +266,37 @@ impl RunFolder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Recipe, Worker};
 
     const TINY: &str = include_str!("../tests/tiny.toml");
 
-    fn hash(arm: &str, set: &[&str]) -> Result<String> {
-        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
-        let recipe = Recipe::parse(TINY, "tiny.toml", &set)?;
-        Ok(fingerprint(&recipe, arm, &Dataset::open(&recipe.data)?)?.1)
-    }
-
     #[test]
-    fn only_what_decides_an_arm_changes_its_fingerprint() -> Result<()> {
-        let vkd = hash("vkd", &[])?;
-        assert_eq!(vkd.len(), 16);
-        for same in [
-            "seed=3",
-            "name=other",
-            "arm.linear.features=9",
-            "training.log_every=2",
-            "data.workers=2",
-            // The same by another way.
-            "arm.vkd.map=cayley",
-        ] {
-            assert_eq!(hash("vkd", &[same])?, vkd, "{same}");
-        }
-        for other in [
-            "training.steps=7",
-            "arm.vkd.features=6",
-            "arm.vkd.map=householder",
-            "distill.map=householder",
-            "teacher.steps=31",
-            "data.labels=30",
-            "data.train=210",
-        ] {
-            assert_ne!(hash("vkd", &[other])?, vkd, "{other}");
-        }
-        let (none, logits) = (hash("none", &[])?, hash("logits", &[])?);
-        assert_ne!(none, logits);
-        assert_eq!(hash("none", &["teacher.steps=31", "distill.temperature=2"])?, none);
-        assert_eq!(hash("logits", &["distill.map=householder"])?, logits);
-        assert_ne!(hash("logits", &["distill.temperature=2"])?, logits);
+    fn facts_name_each_program_in_turn() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let begun = |commit: Option<&str>, earlier| -> Result<RunFacts> {
+            let recipe = Recipe::parse(TINY, "tiny.toml", &[])?;
+            let worker = Worker { commit: commit.map(str::to_owned), ..Worker::default() };
+            let run = RunFolder::take(folder.path(), recipe)?.with_worker(worker);
+            Ok(RunFacts::begun(&run, 3, earlier))
+        };
+        let first = begun(Some("a"), None)?;
+        assert_eq!(
+            (first.commit.as_deref(), first.loader_threads, first.images),
+            (Some("a"), 3, 60)
+        );
+        assert_eq!(begun(Some("a"), Some(first.clone()))?, first);
+        let second = begun(Some("b"), Some(first.clone()))?;
+        assert_eq!(second.commit.as_deref(), Some("a, b"));
+        assert_eq!(second.version, first.version);
+        assert_eq!(begun(None, Some(first.clone()))?.commit, first.commit);
+        // Files of before have no loader threads, and those of training without any are as before.
+        let none =
+            serde_json::to_value(RunFacts { loader_threads: 0, ..first }).map_err(Error::wrap)?;
+        assert!(none.get("loader_threads").is_none());
+        assert_eq!(
+            serde_json::from_value::<RunFacts>(none).map_err(Error::wrap)?.loader_threads,
+            0
+        );
         Ok(())
     }
 

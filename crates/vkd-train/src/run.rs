@@ -14,6 +14,7 @@ use crate::networks::network;
 use crate::probe::Probe;
 use crate::recipe::TEACHER;
 use crate::report::{ArmReport, TeacherReport};
+use crate::result::RunFacts;
 use crate::score::{score, scores};
 use crate::trainer::{TrainerConfig, train};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -157,6 +158,9 @@ pub fn train_arm(
     task.check(&data.blank()?)?;
     let (mut batches, labels) = batches(recipe, arm, data)?;
     let (checkpoints, newest) = take_up(run, name, &mut log)?;
+    // Before any result, so that none is ever taken for another program's.
+    let earlier = if newest.is_some() { run.facts(name)? } else { None };
+    run.write_facts(name, &RunFacts::begun(run, batches.workers(), earlier))?;
     let trainer =
         TrainerConfig { arm: name, seed: recipe.seed, training, checkpoints: &checkpoints };
     let batch = |number| batches.get(number);

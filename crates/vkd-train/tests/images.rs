@@ -2,7 +2,9 @@
 
 use candle_core::Result;
 use std::path::Path;
-use vkd_train::{Batches, Dataset, Recipe, RunFolder, check, train_arm, train_teacher};
+use vkd_train::{
+    Batches, Dataset, Recipe, RunFolder, check, plain_images, train_arm, train_teacher,
+};
 
 const TINY: &str = include_str!("tiny.toml");
 
@@ -50,7 +52,7 @@ fn an_arm_trains_on_jpegs_with_the_papers_augmentation() -> Result<()> {
     train_teacher(&run, &data, &mut |_| Ok(()))?;
     let report = train_arm(&run, &data, "vkd", &mut |_| Ok(()))?;
     assert!(report.projector_residual_max.is_some_and(|r| r <= 1e-6));
-    assert!(data.skipped().is_empty() && data.unreadable().is_empty());
+    assert!(data.skipped().is_empty() && data.unreadable(|| {}).is_empty());
     Ok(())
 }
 
@@ -70,7 +72,7 @@ fn a_broken_file_stops_by_name_or_is_skipped_and_counted() -> Result<()> {
         };
         let message = says(make(&data, &stop)?.get(0));
         assert!(message.contains("3/0.jpg") || message.contains("3\\0.jpg"), "{message}");
-        assert!(data.unreadable()[0].contains("0.jpg"));
+        assert!(data.unreadable(|| {})[0].contains("0.jpg"));
         let skip = recipe(images.path(), &["data.train=70", workers, "data.on_corrupt=skip"])?;
         let data = Dataset::open(&skip.data)?;
         let mut labelled = broken.clone();
@@ -82,6 +84,26 @@ fn a_broken_file_stops_by_name_or_is_skipped_and_counted() -> Result<()> {
         assert_ne!(batch.sample_ids[0], batch.sample_ids[1]);
         assert_eq!(data.skipped().len(), 1);
     }
+    Ok(())
+}
+
+#[test]
+fn validation_images_are_decoded_once() -> Result<()> {
+    let images = tempfile::tempdir()?;
+    vkd_train::write_image_folder(images.path(), 24, 8, 2, 0)?;
+    let recipe = recipe(images.path(), &[])?;
+    let data = Dataset::open(&recipe.data)?;
+    let look = |indices: &[usize]| -> Result<Vec<f32>> {
+        plain_images(&data, indices, data.preprocessing())?.flatten_all()?.to_vec1()
+    };
+    let first = look(&data.validation)?;
+    look(&data.train)?;
+    for part in ["train", "val"] {
+        std::fs::remove_dir_all(images.path().join(part))?;
+    }
+    // The files are gone, and the very same numbers come back; of the others nothing was kept.
+    assert_eq!(look(&data.validation)?, first);
+    assert!(look(&data.train[..1]).is_err() && look(&data.test[..1]).is_err());
     Ok(())
 }
 

@@ -66,6 +66,30 @@ fn every_optimiser_and_schedule_goes_on_where_it_stopped() -> Result<()> {
 }
 
 #[test]
+fn what_changes_no_result_may_change_on_the_way() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let settings = [r#"arms=["vkd"]"#, "teacher.steps=4", "teacher.floor=0.01"];
+    let alone = run(&folder.path().join("alone"), &settings, None)?;
+    let stopped = folder.path().join("stopped");
+    assert!(run(&stopped, &settings, Some(4)).is_err());
+    let neutral = [
+        "data.workers=2",
+        "training.log_every=4",
+        "training.checkpoint_every=1",
+        "training.keep=1",
+        "training.term_gradients=true",
+    ];
+    let stopped = run(&stopped, &[&settings[..], &neutral].concat(), None)?;
+    let student = |run: &RunFolder| std::fs::read(run.path("student.safetensors"));
+    assert_eq!(student(&alone)?, student(&stopped)?);
+    assert_eq!(stopped.facts("vkd")?.map(|facts| facts.loader_threads), Some(2));
+    let message =
+        run(stopped.dir(), &["training.steps=7"], None).err().map(|e| vkd_train::plain(&e));
+    assert!(message.is_some_and(|m| m.contains("expected a run of this recipe")));
+    Ok(())
+}
+
+#[test]
 fn a_checkpoint_that_can_not_be_written_is_named_and_the_older_one_stays() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let settings = [r#"arms=["vkd"]"#, "teacher.steps=4", "teacher.floor=0.01"];

@@ -4,11 +4,13 @@
 //! `<!-- begin generated: KEY -->` and `<!-- end generated -->`. Keys: `runs/*` (every grid
 //! under docs/results/runs), `runs/NAME` (one of them), `benchmarks/*`, `benchmarks/NAME`.
 //! A run file that no page shows is an error, so is a key that no file answers.
+//! Where `docs/images/NAME-curves.svg` exists, it is the learning curves of `docs/results/runs/NAME`.
 
 mod fit;
 mod markers;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use crate::Result;
@@ -17,9 +19,10 @@ use crate::{rows, shell};
 
 pub(crate) const COMMAND: Command = Command {
     name: "docs",
-    summary: "Fill the result and benchmark tables of the pages from committed run files",
+    summary: "Fill the result and benchmark tables of the pages, and the curves, from committed run files",
     details: "Pages: README.md and docs/**/*.md. Sources: docs/results/runs/<grid>/*.json, through `vkd compare`,\n\
-              and benches/results/*.json. Only text between markers changes.",
+              and benches/results/*.json. Only text between markers changes. Pictures: docs/images/<grid>-curves.svg,\n\
+              those that are there.",
     flags: &[Flag { name: "--check", value: None, help: "write nothing; fail if a page differs" }],
     run: |args| {
         let root = shell::root()?;
@@ -29,6 +32,7 @@ pub(crate) const COMMAND: Command = Command {
 
 const RUNS: &str = "docs/results/runs";
 const BENCHMARKS: &str = "benches/results";
+const PICTURES: &str = "docs/images";
 
 /// Fails where a page is not what [`write()`] would make of it.
 pub(crate) fn check(root: &Path) -> Result<()> {
@@ -46,7 +50,7 @@ pub(crate) fn check(root: &Path) -> Result<()> {
 fn write(root: &Path) -> Result<()> {
     for page in pages(root)? {
         let state = if page.before == page.after { "unchanged" } else { "rewritten" };
-        println!("{}: {} tables, {state}", page.name, page.tables);
+        println!("{}: {} parts, {state}", page.name, page.tables);
         if page.before != page.after {
             std::fs::write(root.join(&page.name), &page.after)
                 .map_err(|error| format!("{}: {error}", page.name))?;
@@ -62,7 +66,7 @@ struct Page {
     tables: usize,
 }
 
-/// Every page with a marker, before and after.
+/// Every page with a marker and every picture of learning curves, before and after.
 fn pages(root: &Path) -> Result<Vec<Page>> {
     let blocks = blocks(root)?;
     let mut shown = BTreeSet::new();
@@ -79,6 +83,7 @@ fn pages(root: &Path) -> Result<Vec<Page>> {
         }
         shown.extend(keys);
     }
+    pages.extend(pictures(root)?);
     let unseen: Vec<&str> = blocks
         .keys()
         .filter(|key| !shown.contains(*key) && !shown.contains(&markers::star(key)))
@@ -92,7 +97,7 @@ fn blocks(root: &Path) -> Result<BTreeMap<String, String>> {
     let mut blocks = BTreeMap::new();
     for folder in folders(&root.join(RUNS))? {
         let name = file_name(&folder);
-        let text = comparison(root, &folder).map_err(|e| format!("{RUNS}/{name}: {e}"))?;
+        let text = comparison(root, &folder, &[]).map_err(|e| format!("{RUNS}/{name}: {e}"))?;
         blocks.insert(format!("runs/{name}"), text);
     }
     for path in files(&root.join(BENCHMARKS), "json")? {
@@ -103,10 +108,33 @@ fn blocks(root: &Path) -> Result<BTreeMap<String, String>> {
     Ok(blocks)
 }
 
+/// The learning curves of each grid that has a picture, before and after.
+fn pictures(root: &Path) -> Result<Vec<Page>> {
+    let mut pictures = Vec::new();
+    for path in files(&root.join(PICTURES), "svg")? {
+        let name = relative(root, &path);
+        let Some(grid) = grid_of(&name) else { continue };
+        let folder = root.join(RUNS).join(grid);
+        if !folder.is_dir() {
+            return Err(format!("{name}: no folder {RUNS}/{grid} that it could be made of"));
+        }
+        let made = shell::target_directory(&shell::metadata(root)?)?.join("curves.svg");
+        comparison(root, &folder, &[OsStr::new("--plot"), made.as_os_str()])
+            .map_err(|e| format!("{name}: {e}"))?;
+        pictures.push(Page { before: read(&path)?, after: read(&made)?, name, tables: 1 });
+    }
+    Ok(pictures)
+}
+
+/// The grid whose learning curves a picture shows.
+fn grid_of(name: &str) -> Option<&str> {
+    name.strip_prefix(PICTURES)?.strip_prefix('/')?.strip_suffix("-curves.svg")
+}
+
 /// What `vkd compare` says of the result files in a folder: the program that makes the reports makes the pages.
-fn comparison(root: &Path, folder: &Path) -> Result<String> {
+fn comparison(root: &Path, folder: &Path, more: &[&OsStr]) -> Result<String> {
     let run = ["run", "--quiet", "--release", "--package", "vkd-cli", "--", "compare", "--from"];
-    shell::capture(shell::cargo(root).args(run).arg(folder))
+    shell::capture(shell::cargo(root).args(run).arg(folder).args(more))
 }
 
 fn benchmark(rows: &[serde_json::Value]) -> Result<String> {
@@ -202,7 +230,22 @@ fn files(folder: &Path, extension: &str) -> Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
-    use super::markdown_table;
+    use super::{grid_of, markdown_table, pictures};
+
+    #[test]
+    fn a_picture_names_its_grid() {
+        assert_eq!(grid_of("docs/images/digits-few-curves.svg"), Some("digits-few"));
+        for other in ["docs/images/residual-vs-scale.svg", "docs/a-curves.svg"] {
+            assert_eq!(grid_of(other), None);
+        }
+        // One of a grid that is not there fails.
+        let root = std::env::temp_dir().join(format!("xtask-docs-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("docs/images")).unwrap();
+        std::fs::write(root.join("docs/images/gone-curves.svg"), "").unwrap();
+        let message = pictures(&root).err().unwrap_or_default();
+        std::fs::remove_dir_all(&root).unwrap();
+        assert!(message.contains("no folder docs/results/runs/gone"), "{message}");
+    }
 
     #[test]
     fn tables_align() {

@@ -4,7 +4,8 @@ use super::html::{Pen, count, escape, scientific, seconds};
 use super::markdown::{METRICS, Metric, facts, interval, terms};
 use super::plot::{Level, Line, Plot};
 use super::{STYLE, curves::LAW};
-use crate::grid::{Grid, Pair, Summary};
+use crate::grid::{Grid, Pair};
+use crate::summary::Summary;
 use std::collections::BTreeSet;
 
 /// The whole page; `recipe` is the resolved TOML and `command` what makes it again.
@@ -148,28 +149,17 @@ fn forest(d: Summary, reach: f64) -> String {
     )
 }
 
-fn curves(grid: &Grid) -> String {
-    let lines: Vec<Line> = grid
-        .arms
-        .iter()
-        .map(|arm| {
-            let curve = grid.curve(arm);
-            let part = |f: fn(Summary) -> f64| {
-                curve.iter().map(|(step, s)| (*step as f64, f(s.times(100.)))).collect::<Vec<_>>()
-            };
-            let band = match curve.iter().all(|(_, s)| s.deviation.is_some()) {
-                true => part(|s| s.mean - s.deviation.unwrap_or(0.))
-                    .into_iter()
-                    .zip(part(|s| s.mean + s.deviation.unwrap_or(0.)))
-                    .map(|((step, low), (_, high))| (step, low, high.min(100.)))
-                    .collect(),
-                false => Vec::new(),
-            };
-            Line { name: arm, pen: pen(grid, arm), points: part(|s| s.mean), band }
-        })
-        .collect();
+/// The learning curves as a picture of its own; none where no result has a curve, as those read from a `report.json`.
+pub(crate) fn picture(grid: &Grid) -> Option<String> {
+    let data = grid.first()?.dataset.as_str();
+    Some(plot(grid)?.picture(&format!("Validation accuracy: {data}")))
+}
+
+/// The learning curves: a line an arm, the mean over its seeds.
+fn plot(grid: &Grid) -> Option<Plot<'_>> {
+    let lines: Vec<Line> = grid.arms.iter().map(|arm| line(grid, arm)).collect();
     if lines.iter().all(|l| l.points.is_empty()) {
-        return String::new();
+        return None;
     }
     let teacher = METRICS[1].summary(grid.teacher("validation_accuracy").into_values());
     let levels = teacher
@@ -179,15 +169,34 @@ fn curves(grid: &Grid) -> String {
     } else {
         ""
     };
-    let figure = Plot {
+    Some(Plot {
         title: "Validation accuracy",
         unit: "accuracy (%)",
         log: false,
         lines,
         levels: levels.into_iter().collect(),
         note,
-    }
-    .figure();
+    })
+}
+
+fn line<'a>(grid: &Grid, arm: &'a str) -> Line<'a> {
+    let curve = grid.curve(arm);
+    let part = |f: fn(Summary) -> f64| {
+        curve.iter().map(|(step, s)| (*step as f64, f(s.times(100.)))).collect::<Vec<_>>()
+    };
+    let band = match curve.iter().all(|(_, s)| s.deviation.is_some()) {
+        true => part(|s| s.mean - s.deviation.unwrap_or(0.))
+            .into_iter()
+            .zip(part(|s| s.mean + s.deviation.unwrap_or(0.)))
+            .map(|((step, low), (_, high))| (step, low, high.min(100.)))
+            .collect(),
+        false => Vec::new(),
+    };
+    Line { name: arm, pen: pen(grid, arm), points: part(|s| s.mean), band }
+}
+
+fn curves(grid: &Grid) -> String {
+    let Some(figure) = plot(grid).map(|plot| plot.figure()) else { return String::new() };
     format!(
         "<section>\n<h2>Learning curves</h2>\n<div class=\"figures wide\">\n{figure}</div>\n</section>\n"
     )
@@ -263,7 +272,7 @@ fn reproduction(recipe: &str, command: &str) -> String {
 mod tests {
     use super::*;
     use crate::grid::tests::result;
-    use crate::report::tests::check;
+    use crate::report::tests::{check, closed};
 
     fn page(results: Vec<vkd_train::ArmResult>) -> String {
         let page =
@@ -285,6 +294,34 @@ mod tests {
         assert_eq!(page.matches("class=\"band\"").count(), 4);
         assert!(page.contains("logits − none") && page.contains("8.000\u{a0}±\u{a0}0.000"));
         assert!(page.contains("vkd compare"));
+    }
+
+    #[test]
+    fn the_curves_are_a_picture() {
+        let arms = ["none", "vkd", "<b>"];
+        let all = || {
+            let one = |seed| arms.map(|arm| result(arm, seed, 0.7 + 0.1 * seed as f64));
+            Grid::new((0..3).flat_map(one).collect(), None, None).unwrap()
+        };
+        let svg = picture(&all()).unwrap();
+        closed(svg.split_once("</style>").unwrap().1, vec!["svg"]);
+        assert!(
+            svg.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\"")
+                && !svg.contains("<script")
+        );
+        for part in ["&lt;b&gt;</text>", "teacher, finished (95.0 %)</text>", "bands one standard"]
+        {
+            assert!(svg.contains(part), "{part}: {svg}");
+        }
+        assert!(svg.contains("Validation accuracy: UCI handwritten digits</text>"));
+        assert_eq!(
+            (svg.matches("class=\"band\"").count(), svg.matches("class=\"key\"").count()),
+            (3, 4)
+        );
+        assert_eq!(picture(&all()).unwrap(), svg, "the same bytes");
+        let mut bare = result("none", 0, 0.5);
+        bare.curve.clear();
+        assert_eq!(picture(&Grid::new(vec![bare], None, None).unwrap()), None);
     }
 
     #[test]

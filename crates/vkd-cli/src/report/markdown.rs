@@ -1,6 +1,7 @@
 //! The Markdown of a grid: for a page, a pull request or a terminal.
 
-use crate::grid::{Grid, Pair, Summary};
+use crate::grid::{Grid, Pair};
+use crate::summary::Summary;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How a metric is written.
@@ -102,11 +103,14 @@ pub(crate) fn facts(grid: &Grid) -> Vec<String> {
     };
     if grid.results().any(|r| r.run.is_some()) {
         facts.push(format!(
-            "{} steps of {} images (effective batch), {} images seen; {} thread a run.",
+            "{} steps of {} images (effective batch), {} images seen; {} a run.",
             ran(&|f| f.steps.to_string()),
             ran(&|f| f.batch.to_string()),
             ran(&|f| f.images.to_string()),
-            ran(&|f| f.threads.to_string())
+            ran(&|f| match f.loader_threads {
+                0 => format!("{} thread", f.threads),
+                loader => format!("{} thread and {loader} to load images", f.threads),
+            })
         ));
         let commits =
             ran(&|f| f.commit.clone().unwrap_or_else(|| format!("of version {}", f.version)));

@@ -1,4 +1,5 @@
-//! A line plot as SVG, and the figure around it. The legend is HTML, so that it wraps and is never cut.
+//! A line plot as SVG, and the figure around it. The figure's legend is HTML, so that it wraps and is never cut; [`super::picture`]
+//! is the same plot as a file of its own.
 
 use super::axis::Axis;
 use super::html::{Pen, escape, scientific};
@@ -31,23 +32,26 @@ pub(super) struct Plot<'a> {
 }
 
 // Units of the view box: about one CSS pixel on a wide screen.
-const WIDTH: f64 = 440.;
-const HEIGHT: f64 = 270.;
+pub(super) const WIDTH: f64 = 440.;
+pub(super) const HEIGHT: f64 = 270.;
 const TOP: f64 = 28.;
 const BOTTOM: f64 = 40.;
 const RIGHT: f64 = 14.;
 /// Width of a character of a tick's label, generously.
-const CHARACTER: f64 = 7.5;
+pub(super) const CHARACTER: f64 = 7.5;
 /// Up to so many points a line, each is marked.
 const MARKED: usize = 30;
 
 impl Plot<'_> {
     /// The figure; where there is nothing to draw, it says so.
     pub(super) fn figure(&self) -> String {
-        let lines: Vec<&Line> = self.lines.iter().filter(|l| !l.points.is_empty()).collect();
-        let body = match lines.is_empty() {
+        let body = match self.drawn().is_empty() {
             true => "<p class=\"nothing\">Nothing was recorded.</p>\n".to_owned(),
-            false => format!("{}{}", self.svg(&lines), self.legend(&lines)),
+            false => format!(
+                "<svg class=\"plot\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\n{}</svg>\n{}",
+                self.drawing(),
+                self.legend()
+            ),
         };
         let note = match self.note {
             "" => String::new(),
@@ -59,18 +63,27 @@ impl Plot<'_> {
         )
     }
 
-    fn legend(&self, lines: &[&Line]) -> String {
-        let lines = lines.iter().map(|l| (l.pen, l.name));
+    /// The lines with any point.
+    fn drawn(&self) -> Vec<&Line<'_>> {
+        self.lines.iter().filter(|l| !l.points.is_empty()).collect()
+    }
+
+    /// What the legend names, in its order.
+    pub(super) fn keys(&self) -> Vec<(Pen, &str)> {
         let levels = self.levels.iter().map(|l| (Pen::LEVEL, l.name.as_str()));
-        let items: String = lines
-            .chain(levels)
-            .filter(|(_, name)| !name.is_empty())
-            .map(|(pen, name)| format!("<li>{}{}</li>\n", pen.key(), escape(name)))
-            .collect();
+        let lines = self.drawn().into_iter().map(|l| (l.pen, l.name));
+        lines.chain(levels).filter(|(_, name)| !name.is_empty()).collect()
+    }
+
+    fn legend(&self) -> String {
+        let item = |(pen, name): (Pen, &str)| format!("<li>{}{}</li>\n", pen.key(), escape(name));
+        let items: String = self.keys().into_iter().map(item).collect();
         format!("<ul class=\"legend\">\n{items}</ul>\n")
     }
 
-    fn svg(&self, lines: &[&Line]) -> String {
+    /// The plot's elements, in a box of [`WIDTH`] by [`HEIGHT`].
+    pub(super) fn drawing(&self) -> String {
+        let lines = self.drawn();
         let points = || lines.iter().flat_map(|l| &l.points);
         let x = Axis::steps(points().map(|p| p.0).fold(0., f64::max));
         let bands = || lines.iter().flat_map(|l| &l.band);
@@ -84,7 +97,7 @@ impl Plot<'_> {
         let right = WIDTH - RIGHT;
 
         let mut out = format!(
-            "<svg class=\"plot\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\n<title>{}: {} over the steps</title>\n\
+            "<title>{}: {} over the steps</title>\n\
              <text class=\"unit\" x=\"0\" y=\"13\">{}</text>\n\
              <text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">step</text>\n",
             escape(self.title),
@@ -139,7 +152,7 @@ impl Plot<'_> {
                 around.join(" ")
             ));
         }
-        for line in lines {
+        for line in &lines {
             let path: Vec<String> = line
                 .points
                 .iter()
@@ -165,7 +178,6 @@ impl Plot<'_> {
                 }
             }
         }
-        out.push_str("</svg>\n");
         out
     }
 }

@@ -56,7 +56,7 @@ fn half_to_even(value: usize) -> usize {
 
 /// The centre of the image: its shorter side is brought to `size / keep` pixels, then `size` by `size` are cut out.
 /// An image that is `size` by `size` stays as it is.
-pub(super) fn center_crop(image: Image, size: usize, keep: f64) -> Image {
+pub(crate) fn center_crop(image: Image, size: usize, keep: f64) -> Image {
     if (image.width, image.height) == (size, size) {
         return image;
     }

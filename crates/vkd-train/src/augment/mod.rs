@@ -15,6 +15,7 @@ mod resize;
 mod shift;
 mod three_augment;
 
+pub(crate) use crop::center_crop;
 pub use resize::resize;
 
 use crate::data::{Dataset, Image, normalization};

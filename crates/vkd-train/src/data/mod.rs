@@ -9,12 +9,15 @@ mod image_folder;
 pub(crate) mod normalization;
 mod shards;
 mod source;
+mod views;
 
 pub use generated::write_image_folder;
 pub use image::Image;
 pub(crate) use image::luma;
 pub(crate) use source::Source;
 
+use crate::augment::center_crop;
+use crate::loader::guarded;
 use crate::recipe::{DataConfig, DataKind, OnCorrupt};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rand::seq::SliceRandom;
@@ -22,6 +25,7 @@ use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use views::Views;
 use vkd_models::Preprocessing;
 use vkd_nn::stream;
 
@@ -50,6 +54,7 @@ pub struct Dataset {
     on_corrupt: OnCorrupt,
     labels: Arc<[u32]>,
     source: Arc<Source>,
+    views: Arc<Views>,
     /// Images that were passed over; shared by all clones.
     skipped: Arc<Mutex<BTreeSet<usize>>>,
 }
@@ -110,6 +115,9 @@ impl Dataset {
         if train.is_empty() {
             bail!("data.train: expected training images, got none of {name}")
         }
+        // What lies decoded in memory needs no second copy.
+        let kept: &[usize] = if source.encoded() { &validation } else { &[] };
+        let views = Views::new(kept, size * size * channels);
         let measured = if source.encoded() {
             // Decoding everything to measure it would take an epoch, so ImageNet's numbers stand in.
             let (mean, std) = match channels {
@@ -141,6 +149,7 @@ impl Dataset {
             on_corrupt: config.on_corrupt,
             labels: labels.into(),
             source: Arc::new(source),
+            views: Arc::new(views),
             skipped: Arc::default(),
         })
     }
@@ -151,6 +160,15 @@ impl Dataset {
     /// A file that can't be read or is no image, by its name.
     pub fn image(&self, index: usize) -> Result<Image> {
         self.source.load(index)
+    }
+
+    /// Image `index` as evaluation sees it: the centre crop, `size` by `size`. Those for validation are decoded once and kept, up
+    /// to 512 MiB.
+    ///
+    /// # Errors
+    /// As [`image`](Self::image).
+    pub(crate) fn view(&self, index: usize) -> Result<Image> {
+        self.views.get(index, || Ok(center_crop(self.image(index)?, self.size, self.keep)))
     }
 
     /// What messages call image `index`: its file, where it has one.
@@ -218,12 +236,15 @@ impl Dataset {
         skipped.iter().map(|&i| self.source.name(i)).collect()
     }
 
-    /// Reads every image once, on all processors, and says which can't be read: each with its name and what is wrong.
-    pub fn unreadable(&self) -> Vec<String> {
-        (0..self.len())
-            .into_par_iter()
-            .filter_map(|i| self.image(i).err().map(|e| crate::plain(&e)))
-            .collect()
+    /// Reads and decodes every image once, on all processors, and says which can't be read: each with its name and what is
+    /// wrong. `seen` is called after each.
+    pub fn unreadable(&self, seen: impl Fn() + Sync) -> Vec<String> {
+        let fault = |index| {
+            let read = guarded(&self.image_name(index), || self.image(index));
+            seen();
+            read.err().map(|e| crate::plain(&e))
+        };
+        (0..self.len()).into_par_iter().filter_map(fault).collect()
     }
 
     /// `count` training images of known label, as even over the classes as possible, drawn from `seed`; sorted.

@@ -24,6 +24,15 @@ use vkd_models::Architecture;
 /// Name under which the teacher trains and logs; no arm may have it.
 pub(crate) const TEACHER: &str = "teacher";
 
+/// Keys that say how a run is made and what its logs show, and change no bit of its result.
+pub(crate) const NEUTRAL: [&str; 5] = [
+    "data.workers",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep",
+    "training.term_gradients",
+];
+
 /// Everything that decides a run. A recipe and a seed give the same student on the same machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,0 +1,225 @@
+//! What decides a result, and the hash that it is found by.
+
+use crate::data::Dataset;
+use crate::folder::named;
+use crate::recipe::{ArmConfig, NEUTRAL, Recipe};
+use candle_core::{Error, Result};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// The settings that decide the result of an arm, and their hash: 16 hexadecimal digits of SHA-256.
+///
+/// Left out are the seed, names, the other arms, where files lie, who makes the batches, and what only the logs show. An arm
+/// that doesn't use the teacher doesn't depend on it, one without a feature term not on the projector's settings. In place of a
+/// path stand the hashes of the teacher's file and of the labels. A recipe key that is not written while it has its default
+/// changes nothing.
+///
+/// # Errors
+/// An unknown arm, or a teacher's file that can't be read.
+pub fn fingerprint(
+    recipe: &Recipe,
+    arm: &str,
+    data: &Dataset,
+) -> Result<(BTreeMap<String, Value>, String)> {
+    let config = recipe.arm(arm)?;
+    let mut settings = BTreeMap::new();
+    let whole = serde_json::to_value(recipe).map_err(Error::wrap)?;
+    for table in ["task", "data", "student", "training"] {
+        flatten(table, &whole[table], &mut settings);
+    }
+    forget(&mut settings);
+    settings.insert("data.hash".to_owned(), labels(data).into());
+    settings.insert("arm.labels".to_owned(), json!(config.labels));
+    if config.uses_teacher() {
+        teacher(recipe, &whole, &mut settings)?;
+    }
+    method(recipe, config, &mut settings);
+    let hash = hash(&settings)?;
+    Ok((settings, hash))
+}
+
+/// The hash of what decides a recipe's teacher: its settings, those of the training that it shares, the data and the seed.
+///
+/// # Errors
+/// A teacher's file that can't be read.
+pub fn teacher_fingerprint(recipe: &Recipe, data: &Dataset) -> Result<String> {
+    let mut settings = BTreeMap::from([("seed".to_owned(), json!(recipe.seed))]);
+    let whole = serde_json::to_value(recipe).map_err(Error::wrap)?;
+    let training = recipe.training.of_teacher(&recipe.teacher);
+    let training = serde_json::to_value(training).map_err(Error::wrap)?;
+    flatten("data", &whole["data"], &mut settings);
+    flatten("training", &training, &mut settings);
+    forget(&mut settings);
+    // How many labels arms know, how often is validated, and how good a teacher must be, change none.
+    settings.remove("data.labels");
+    settings.remove("training.evaluate_every");
+    settings.insert("data.hash".to_owned(), labels(data).into());
+    teacher(recipe, &whole, &mut settings)?;
+    settings.remove("teacher.floor");
+    hash(&settings)
+}
+
+/// Removes what decides nothing.
+fn forget(settings: &mut BTreeMap<String, Value>) {
+    NEUTRAL.into_iter().chain(["data.dir"]).for_each(|key| drop(settings.remove(key)));
+}
+
+/// The hash of all labels.
+fn labels(data: &Dataset) -> String {
+    let mut labels = Sha256::new();
+    for index in 0..data.len() {
+        labels.update(format!("{},", data.label(index)));
+    }
+    hex(labels)
+}
+
+/// The teacher's settings; in place of the path to a file stands the file's hash.
+fn teacher(recipe: &Recipe, whole: &Value, settings: &mut BTreeMap<String, Value>) -> Result<()> {
+    flatten("teacher", &whole["teacher"], settings);
+    if let Some(path) = &recipe.teacher.checkpoint {
+        let bytes = std::fs::read(path).map_err(|e| named(path, &e))?;
+        let hash = hex(Sha256::new_with_prefix(bytes));
+        settings.insert("teacher.checkpoint".to_owned(), hash.into());
+    }
+    Ok(())
+}
+
+fn hash(settings: &BTreeMap<String, Value>) -> Result<String> {
+    let text = serde_json::to_string(settings).map_err(Error::wrap)?;
+    Ok(hex(Sha256::new_with_prefix(text)))
+}
+
+/// The parts of the method that this arm uses.
+fn method(recipe: &Recipe, config: &ArmConfig, settings: &mut BTreeMap<String, Value>) {
+    let method = config.method(&recipe.distill);
+    let mut put = |key: &str, value: Value| settings.insert(key.to_owned(), value);
+    if config.logits > 0. {
+        put("arm.logits", json!(config.logits));
+        put("distill.temperature", json!(method.temperature));
+        if let Some(kind) = config.logit_loss {
+            put("arm.logit_loss", json!(kind));
+        }
+    }
+    if config.features > 0. {
+        put("arm.features", json!(config.features));
+        put("arm.projector", json!(config.projector));
+        if let Some(hidden) = config.hidden {
+            put("arm.hidden", json!(hidden));
+        }
+        // As with every key: where it is not written it has its default.
+        if let Some(taps) = json!(method).get("tap") {
+            put("distill.tap", taps.clone());
+        }
+        put("distill.loss", json!(method.loss));
+        put("distill.beta", json!(method.beta));
+        put("distill.map", json!(method.map));
+        put("distill.teacher_normalizer", json!(method.teacher_normalizer));
+        put("distill.student_normalizer", json!(method.student_normalizer));
+    }
+}
+
+/// The first 16 hexadecimal digits.
+pub(crate) fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn flatten(prefix: &str, value: &Value, out: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Object(table) => {
+            for (key, value) in table {
+                flatten(&format!("{prefix}.{key}"), value, out);
+            }
+        }
+        Value::Null => {}
+        other => {
+            out.insert(prefix.to_owned(), other.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TINY: &str = include_str!("../tests/tiny.toml");
+
+    fn hash(arm: &str, set: &[&str]) -> Result<String> {
+        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+        let recipe = Recipe::parse(TINY, "tiny.toml", &set)?;
+        Ok(fingerprint(&recipe, arm, &Dataset::open(&recipe.data)?)?.1)
+    }
+
+    #[test]
+    fn only_what_decides_an_arm_changes_its_fingerprint() -> Result<()> {
+        let vkd = hash("vkd", &[])?;
+        assert_eq!(vkd.len(), 16);
+        for same in [
+            "seed=3",
+            "name=other",
+            "arm.linear.features=9",
+            "training.log_every=2",
+            "data.workers=2",
+            // The same by another way.
+            "arm.vkd.map=cayley",
+        ] {
+            assert_eq!(hash("vkd", &[same])?, vkd, "{same}");
+        }
+        for other in [
+            "training.steps=7",
+            "arm.vkd.features=6",
+            "arm.vkd.map=householder",
+            "distill.map=householder",
+            "teacher.steps=31",
+            "data.labels=30",
+            "data.train=210",
+        ] {
+            assert_ne!(hash("vkd", &[other])?, vkd, "{other}");
+        }
+        let (none, logits) = (hash("none", &[])?, hash("logits", &[])?);
+        assert_ne!(none, logits);
+        assert_eq!(hash("none", &["teacher.steps=31", "distill.temperature=2"])?, none);
+        assert_eq!(hash("logits", &["distill.map=householder"])?, logits);
+        assert_ne!(hash("logits", &["distill.temperature=2"])?, logits);
+        Ok(())
+    }
+
+    #[test]
+    fn a_teacher_is_named_by_what_decides_it() -> Result<()> {
+        let hash = |set: &[&str]| -> Result<String> {
+            let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+            let recipe = Recipe::parse(TINY, "tiny.toml", &set)?;
+            teacher_fingerprint(&recipe, &Dataset::open(&recipe.data)?)
+        };
+        let plain = hash(&[])?;
+        assert_eq!(plain.len(), 16);
+        for same in [
+            "name=other",
+            r#"arms=["vkd"]"#,
+            "arm.vkd.features=9",
+            "distill.map=householder",
+            "student.depth=2",
+            "training.steps=7",
+            "training.learning_rate=0.1",
+            "training.log_every=2",
+            "training.evaluate_every=2",
+            "data.workers=2",
+            "data.labels=30",
+            "teacher.floor=0.2",
+        ] {
+            assert_eq!(hash(&[same])?, plain, "{same}");
+        }
+        for other in [
+            "seed=1",
+            "teacher.steps=31",
+            "teacher.model.widths=[4, 9]",
+            // Shared with the student.
+            "training.warmup=3",
+            "data.shift=0",
+            "data.train=210",
+        ] {
+            assert_ne!(hash(&[other])?, plain, "{other}");
+        }
+        Ok(())
+    }
+}

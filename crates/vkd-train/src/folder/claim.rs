@@ -1,0 +1,196 @@
+//! How a process comes to own a run folder: a new one, one that it goes on with, or one that it starts anew.
+
+use super::{ARMS, LOCKS, RunFolder, WHOLE, Worker, named};
+use crate::checkpoints::{remove, unfinished};
+use crate::lock::{Lock, named_holder};
+use crate::recipe::{NEUTRAL, Recipe, TEACHER};
+use candle_core::{Result, bail};
+use std::path::Path;
+use vkd_models::write_atomically;
+
+/// What a run writes at the top of its folder: all that `--overwrite` may remove.
+const FILES: [&str; 9] = [
+    "recipe.toml",
+    "teacher.safetensors",
+    "teacher.jsonl",
+    "student.safetensors",
+    "student.json",
+    "metrics.jsonl",
+    "metrics.csv",
+    "report.json",
+    "report.html",
+];
+/// What a run writes for each arm.
+const ARM_FILES: [&str; 5] =
+    ["student.safetensors", "student.json", "result.json", "run.json", "events.jsonl"];
+
+impl RunFolder {
+    /// Creates the folder, or takes up one of the same recipe: finished parts are then reused, and unfinished ones go on from
+    /// their last checkpoint. Which arms are chosen may differ, and what changes no bit of a result (`data.workers`, how often is
+    /// logged and saved); every other value counts. Files that the recipe only names (`data.dir`, `teacher.checkpoint`) are taken
+    /// to be what they were.
+    ///
+    /// # Errors
+    /// What [`fits`](Self::fits) refuses, unless `overwrite`: then the run's own files are removed, and nothing else. A run
+    /// that any process works on is not overwritten.
+    pub fn create(dir: &Path, recipe: Recipe, overwrite: bool) -> Result<Self> {
+        if !overwrite {
+            Self::fits(dir, &recipe)?;
+        }
+        let run = Self { dir: dir.to_owned(), recipe, worker: Worker::default(), _in_use: None };
+        if overwrite {
+            let _held = run.keep_all_off()?;
+            run.clear()?;
+        }
+        run.begin()
+    }
+
+    /// Takes a folder whose name tells the settings that decide its result, as a fingerprint does: what lies in it is reused,
+    /// though its recipe may differ in what decides nothing, and is written anew.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn take(dir: &Path, recipe: Recipe) -> Result<Self> {
+        Self { dir: dir.to_owned(), recipe, worker: Worker::default(), _in_use: None }.begin()
+    }
+
+    fn begin(self) -> Result<Self> {
+        let run = self;
+        // The recipe first: a folder with anything else in it and no recipe is nobody's run.
+        std::fs::create_dir_all(&run.dir).map_err(|e| named(&run.dir, &e))?;
+        write_atomically(&run.path("recipe.toml"), run.recipe.to_toml()?.as_bytes())?;
+        for folder in [ARMS, LOCKS] {
+            std::fs::create_dir_all(run.path(folder)).map_err(|e| named(&run.path(folder), &e))?;
+        }
+        match Lock::shared(&run.lock_path(WHOLE))? {
+            Ok(lock) => Ok(Self { _in_use: Some(lock), ..run }),
+            Err(holder) => bail!(
+                "{}: expected a run to train, got one that {} starts anew",
+                run.dir.display(),
+                named_holder(holder.as_ref())
+            ),
+        }
+    }
+
+    /// The locks of the run and of all its parts, so that nobody works on any of them.
+    fn keep_all_off(&self) -> Result<Vec<Lock>> {
+        let folder = self.path(LOCKS);
+        let entries = match std::fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(named(&folder, &e)),
+        };
+        let mut locks = Vec::new();
+        for entry in entries {
+            match Lock::alone(&entry.map_err(|e| named(&folder, &e))?.path())? {
+                Ok(lock) => locks.push(lock),
+                Err(holder) => bail!(
+                    "{}: expected a run that nobody works on to start it anew, got one that is used by {}",
+                    self.dir.display(),
+                    named_holder(holder.as_ref())
+                ),
+            }
+        }
+        Ok(locks)
+    }
+
+    /// Whether a run of `recipe` lies in `dir` already: a folder that is empty or not there yet fits too, and holds none.
+    ///
+    /// # Errors
+    /// A folder of another recipe (the first difference is named) or one that is no run folder.
+    pub fn fits(dir: &Path, recipe: &Recipe) -> Result<bool> {
+        if dir.join("recipe.toml").exists() {
+            if let Some(difference) = difference(recipe, &Self::open(dir)?.recipe)? {
+                bail!(
+                    "{}: expected a run of this recipe, got one of another: {difference}",
+                    dir.display()
+                )
+            }
+            return Ok(true);
+        }
+        if dir.is_dir() && holds_something(dir)? {
+            bail!(
+                "{}: expected an empty folder or a run of this recipe, got a folder without recipe.toml",
+                dir.display()
+            )
+        }
+        Ok(false)
+    }
+
+    /// Takes over the finished teacher of another run: a link to the same file, a copy where the file system has no links.
+    ///
+    /// # Errors
+    /// A teacher that is not finished, or a failed write.
+    pub fn take_teacher(&self, other: &Self) -> Result<()> {
+        let (from, to) = (other.teacher_path(), self.teacher_path());
+        let link = self.path(&format!(".vkd-link-{}.tmp", std::process::id()));
+        remove(&link)?;
+        if std::fs::hard_link(&from, &link).is_ok() {
+            std::fs::rename(&link, &to).map_err(|e| named(&to, &e))?;
+            // Where both were the same file already, the rename has done nothing.
+            return remove(&link);
+        }
+        let bytes = std::fs::read(&from).map_err(|e| named(&from, &e))?;
+        Ok(write_atomically(&to, &bytes)?)
+    }
+
+    fn clear(&self) -> Result<()> {
+        for name in FILES {
+            remove(&self.path(name))?;
+        }
+        self.remove_checkpoints(TEACHER)?;
+        for arm in self.recipe.arm.keys() {
+            self.checkpoints(arm).remove()?;
+            for name in ARM_FILES {
+                remove(&self.arm_path(arm, name))?;
+            }
+            // Stays where something else lies in it.
+            std::fs::remove_dir(self.arm_path(arm, "")).ok();
+        }
+        Ok(())
+    }
+}
+
+/// Whether a folder has anything in it but what a killed write left behind.
+fn holds_something(dir: &Path) -> Result<bool> {
+    for entry in std::fs::read_dir(dir).map_err(|e| named(dir, &e))? {
+        if !unfinished(&entry.map_err(|e| named(dir, &e))?.file_name().to_string_lossy()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The first value in which two recipes differ, but for the chosen arms and what changes no result.
+fn difference(ours: &Recipe, theirs: &Recipe) -> Result<Option<String>> {
+    let flat = |r: &Recipe| -> Result<Vec<(String, String)>> {
+        let table = toml::Table::try_from(r).map_err(candle_core::Error::wrap)?;
+        let mut all = Vec::new();
+        flatten("", &toml::Value::Table(table), &mut all);
+        all.retain(|(key, _)| key != "arms" && !NEUTRAL.contains(&key.as_str()));
+        Ok(all)
+    };
+    let (ours, theirs) = (flat(ours)?, flat(theirs)?);
+    let other = |all: &[(String, String)], key: &str| {
+        all.iter().find(|(k, _)| k == key).map_or("nothing".to_owned(), |(_, v)| v.clone())
+    };
+    for (key, _) in ours.iter().chain(&theirs) {
+        let (a, b) = (other(&ours, key), other(&theirs, key));
+        if a != b {
+            return Ok(Some(format!("{key} is {a} here and {b} there")));
+        }
+    }
+    Ok(None)
+}
+
+fn flatten(prefix: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                flatten(&path, value, out);
+            }
+        }
+        other => out.push((prefix.to_owned(), other.to_string())),
+    }
+}
