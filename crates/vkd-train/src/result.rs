@@ -7,7 +7,7 @@
 use crate::data::Dataset;
 use crate::event::{Event, EventKind};
 use crate::folder::{RunFolder, named};
-use crate::recipe::{ArmConfig, Recipe};
+use crate::recipe::{ArmConfig, LogitLossKind, Recipe};
 use crate::report::{ArmReport, Report, TeacherReport};
 use candle_core::{Error, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -125,6 +125,11 @@ fn method(recipe: &Recipe, config: &ArmConfig, settings: &mut BTreeMap<String, V
         put("distill.temperature", json!(method.temperature));
         if let Some(kind) = config.logit_loss {
             put("arm.logit_loss", json!(kind));
+            if kind == LogitLossKind::Dkd {
+                let (alpha, beta) = config.dkd_weights();
+                put("arm.dkd_alpha", json!(alpha));
+                put("arm.dkd_beta", json!(beta));
+            }
         }
     }
     if config.features > 0. {
