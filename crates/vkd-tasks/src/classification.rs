@@ -13,7 +13,7 @@ use vkd_norm::Context;
 ///
 /// The loss is `label + Σ distillation terms` (V_kD, published code `engine.py`): cross entropy of the class head on the
 /// labelled images, soft where their labels are; divergence of the distillation head and features on all images. Without a distillation term
-/// on the logits both heads learn the labels, so that no head is left untrained.
+/// on the logits both heads learn the labels, and in a batch without labels both learn the teacher's logits, so that no head is left untrained.
 pub struct ClassificationTask {
     student: Box<dyn Network>,
     distillation: Option<(Teacher, Distiller)>,
@@ -121,7 +121,8 @@ impl DistillTask for ClassificationTask {
         let student = self.student.forward(&batch.images, ctx)?;
         let distilled = match &self.distillation {
             Some((teacher, distiller)) => {
-                distiller.terms(&student, &teacher.forward(&batch.images)?, ctx)?
+                let teacher = teacher.forward(&batch.images)?;
+                distiller.terms_with_labels(&student, &teacher, &batch.labels, ctx)?
             }
             None => Vec::new(),
         };

@@ -75,7 +75,7 @@ pub struct LogitLoss {
 }
 
 /// What the logits' term measures.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum LogitDistance {
     /// [`vkd_loss::kl`], as [`LogitLoss`] says.
     #[default]
@@ -84,6 +84,14 @@ pub enum LogitDistance {
     Dist,
     /// [`vkd_loss::baselines::logit_standardization`].
     Standardized,
+    /// [`vkd_loss::baselines::dkd`]. It is defined by a row's class, so it sees the labelled rows alone, and refuses shares of
+    /// classes.
+    Decoupled {
+        /// Weight of the class's part.
+        alpha: f64,
+        /// Weight of the other classes' part.
+        beta: f64,
+    },
 }
 
 struct Tap {
@@ -187,27 +195,49 @@ impl Distiller {
     /// The distillation terms of one batch: `logits`, then `feature.TAP` for each tap.
     ///
     /// # Errors
-    /// Those of [`check`](Self::check), and those of the losses.
+    /// Those of [`check`](Self::check), those of the losses, and a distance of the logits that needs labels.
     pub fn terms(
         &self,
         student: &NetworkOutput,
         teacher: &NetworkOutput,
         ctx: &Context,
     ) -> Result<Vec<Term>> {
+        self.all_terms(student, teacher, None, ctx)
+    }
+
+    /// [`terms`](Self::terms) of a batch whose first rows have `labels`, in the form of
+    /// [`Batch::labels`](crate::Batch::labels). Where it has none, both heads of a student with two learn the teacher's logits:
+    /// nothing else would train the first.
+    ///
+    /// # Errors
+    /// Those of [`terms`](Self::terms).
+    pub fn terms_with_labels(
+        &self,
+        student: &NetworkOutput,
+        teacher: &NetworkOutput,
+        labels: &Tensor,
+        ctx: &Context,
+    ) -> Result<Vec<Term>> {
+        self.all_terms(student, teacher, Some(labels), ctx)
+    }
+
+    fn all_terms(
+        &self,
+        student: &NetworkOutput,
+        teacher: &NetworkOutput,
+        labels: Option<&Tensor>,
+        ctx: &Context,
+    ) -> Result<Vec<Term>> {
         self.check(student, teacher)?;
         let mut terms = Vec::new();
-        if let Some(LogitLoss { temperature, weight }) = self.logits {
-            let logits = student.distillation_logits.as_ref().unwrap_or(&student.logits);
-            let (target, mean) = (&teacher.logits, Reduction::Mean);
-            let value = match self.distance {
-                LogitDistance::Kl => vkd_loss::kl(logits, target, temperature, mean)?,
-                LogitDistance::Dist => {
-                    let config = baselines::DistConfig { temperature, ..Default::default() };
-                    baselines::dist(logits, target, config)?
-                }
-                LogitDistance::Standardized => {
-                    baselines::logit_standardization(logits, target, temperature, mean)?
-                }
+        if let Some(LogitLoss { weight, temperature }) = self.logits {
+            let distance =
+                |head: &Tensor| self.logit_loss(head, &teacher.logits, labels, temperature);
+            let none = labels.map(|l| l.dim(0)).transpose()? == Some(0);
+            let value = match &student.distillation_logits {
+                Some(other) if none => ((distance(&student.logits)? + distance(other)?)? * 0.5)?,
+                Some(other) => distance(other)?,
+                None => distance(&student.logits)?,
             };
             terms.push(Term { name: "logits".to_owned(), weight, value });
         }
@@ -217,6 +247,41 @@ impl Distiller {
             terms.push(Term { name, weight: tap.config.weight, value });
         }
         Ok(terms)
+    }
+
+    fn logit_loss(
+        &self,
+        student: &Tensor,
+        teacher: &Tensor,
+        labels: Option<&Tensor>,
+        temperature: f64,
+    ) -> Result<Tensor> {
+        let mean = Reduction::Mean;
+        match self.distance {
+            LogitDistance::Kl => vkd_loss::kl(student, teacher, temperature, mean),
+            LogitDistance::Dist => {
+                let config = baselines::DistConfig { temperature, ..Default::default() };
+                baselines::dist(student, teacher, config)
+            }
+            LogitDistance::Standardized => {
+                baselines::logit_standardization(student, teacher, temperature, mean)
+            }
+            LogitDistance::Decoupled { alpha, beta } => {
+                let labels = match labels {
+                    Some(labels) if labels.rank() == 1 && labels.dim(0)? > 0 => labels,
+                    other => bail!(
+                        "distiller: logits: expected labels of one class each for the decoupled distance, got {}",
+                        match other.map(Tensor::dims) {
+                            None | Some([0, ..]) => "none".to_owned(),
+                            Some(dims) => format!("shares {dims:?}"),
+                        }
+                    ),
+                };
+                let labelled = |logits: &Tensor| logits.narrow(0, 0, labels.dim(0)?);
+                let config = baselines::DkdConfig { alpha, beta, temperature };
+                baselines::dkd(&labelled(student)?, &labelled(teacher)?, labels, config, mean)
+            }
+        }
     }
 
     fn tap_loss(

@@ -3,12 +3,13 @@
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use std::sync::Arc;
+use vkd_loss::baselines::{DkdConfig, dkd};
 use vkd_loss::{Reduction, smooth_l1};
 use vkd_norm::{Context, Moments, Normalizer, Shrinkage, WhitenConfig, Whitener, layer_norm};
 use vkd_ortho::{OrthogonalConfig, OrthogonalMap};
 use vkd_tasks::{
-    Batch, ClassificationTask, DistillTask, Distiller, FeatureLoss, FeatureMap, Layout, LogitLoss,
-    NetworkOutput, ProjectorConfig, TapConfig, Teacher,
+    Batch, ClassificationTask, DistillTask, Distiller, FeatureLoss, FeatureMap, Layout,
+    LogitDistance, LogitLoss, NetworkOutput, ProjectorConfig, TapConfig, Teacher,
 };
 use vkd_testkit::{Tolerance, assert_close, gradcheck_variables, normal};
 
@@ -127,9 +128,10 @@ fn the_whole_loss_has_right_gradients_and_the_teacher_has_none() -> Result<()> {
         for (name, var) in teacher.named("teacher") {
             assert!(grads.get(&var).is_none(), "{name} must be off the tape");
         }
-        // Without labels the class head has nothing to learn from; the rest still does.
-        let grads = loss(0)?.loss.backward()?;
-        assert!(grads.get(&student.head).is_none() && grads.get(&student.dist).is_some());
+        // Without labels both heads learn the teacher's logits.
+        gradcheck_variables(&all, || Ok(loss(0)?.loss))?;
+        let names: Vec<String> = loss(0)?.terms.into_iter().map(|t| t.name).collect();
+        assert_eq!(names, ["logits", "feature.tokens"]);
     }
     Ok(())
 }
@@ -220,6 +222,47 @@ fn logits_without_weight_are_no_term() -> Result<()> {
     let grads = out.loss.backward()?;
     for head in [&student.head, &student.dist] {
         assert!(grads.get(head).is_some());
+    }
+    Ok(())
+}
+
+#[test]
+fn the_decoupled_distance_sees_the_labelled_rows_alone() -> Result<()> {
+    let map = VarMap::new();
+    let vb = || VarBuilder::from_varmap(&map, DType::F64, &Device::Cpu);
+    let decoupled = LogitDistance::Decoupled { alpha: 0.5, beta: 3. };
+    let distiller = Distiller::new(vec![], LOGITS, vb())?.with_logit_distance(decoupled);
+    let student = Var::from_tensor(&normal(&[6, CLASSES], DType::F64, 1)?)?;
+    let output = NetworkOutput::new(student.as_tensor().clone());
+    let teacher = NetworkOutput::new(normal(&[6, CLASSES], DType::F64, 2)?);
+    let labels = batch(4)?.labels;
+    let terms = distiller.terms_with_labels(&output, &teacher, &labels, &Context::eval())?;
+    let config = DkdConfig { alpha: 0.5, beta: 3., temperature: 2. };
+    let four = |t: &Tensor| t.narrow(0, 0, 4);
+    let want = dkd(&four(&student)?, &four(&teacher.logits)?, &labels, config, Reduction::Mean)?;
+    assert_close("loss", &terms[0].value, &want, Tolerance::EXACT)?;
+    let grads = terms[0].value.backward()?;
+    let grad = grads.get(&student).map(|g| g.to_vec2::<f64>()).transpose()?.unwrap_or_default();
+    assert!(grad[..4].iter().all(|row| row.iter().any(|g| *g != 0.)));
+    assert!(grad[4..].iter().flatten().all(|g| *g == 0.));
+    gradcheck_variables(&[("logits".to_owned(), student.clone())], || {
+        let terms = distiller.terms_with_labels(&output, &teacher, &labels, &Context::eval())?;
+        Ok(terms[0].value.clone())
+    })?;
+    // Nobody's class, a mixture of classes, and a caller who has no labels to give.
+    let shares = Tensor::full(1. / 3., (6, CLASSES), &Device::Cpu)?;
+    for (labels, part) in
+        [(Some(batch(0)?.labels), "none"), (Some(shares), "[6, 3]"), (None, "none")]
+    {
+        let terms = match &labels {
+            Some(l) => distiller.terms_with_labels(&output, &teacher, l, &Context::eval()),
+            None => distiller.terms(&output, &teacher, &Context::eval()),
+        };
+        let message = terms.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(
+            message.contains("expected labels of one class each") && message.contains(part),
+            "{message}"
+        );
     }
     Ok(())
 }

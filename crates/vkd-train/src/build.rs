@@ -95,12 +95,14 @@ pub(crate) fn batches(
     let labelled = match arm.labels {
         LabelBudget::Few => data.labelled(recipe.data.labels, recipe.seed)?,
         LabelBudget::All => data.train.clone(),
+        LabelBudget::None => Vec::new(),
     };
     let labels = labelled.len();
     // Without a teacher an unlabelled image says nothing, so the whole batch is labelled: the arm gets the same
     // number of images to learn from.
     let from_labelled = match (arm.labels, arm.uses_teacher()) {
         (LabelBudget::Few, true) => training.labelled,
+        (LabelBudget::None, _) => 0,
         _ => training.batch,
     };
     let rest = training.batch - from_labelled;
@@ -108,10 +110,13 @@ pub(crate) fn batches(
 }
 
 pub(crate) fn term_weights(recipe: &Recipe, arm: &ArmConfig) -> BTreeMap<String, f64> {
-    let mut terms = BTreeMap::from([("label".to_owned(), 1.)]);
+    let label = f64::from(arm.labels != LabelBudget::None);
+    let mut terms = BTreeMap::new();
     let features =
         recipe.distill.tap.iter().map(|tap| (format!("feature.{}", tap.student), arm.features));
-    for (name, weight) in features.chain([("logits".to_owned(), arm.logits)]) {
+    for (name, weight) in
+        features.chain([("logits".to_owned(), arm.logits), ("label".to_owned(), label)])
+    {
         if weight > 0. {
             terms.insert(name, weight);
         }
@@ -190,6 +195,10 @@ pub(crate) fn distiller(
         None | Some(LogitLossKind::Kl) => LogitDistance::Kl,
         Some(LogitLossKind::Dist) => LogitDistance::Dist,
         Some(LogitLossKind::LogitStandardization) => LogitDistance::Standardized,
+        Some(LogitLossKind::Dkd) => {
+            let (alpha, beta) = arm.dkd_weights();
+            LogitDistance::Decoupled { alpha, beta }
+        }
     };
     Ok(Distiller::new(taps, logits, store.builder().pp(PROJECTOR))?.with_logit_distance(distance))
 }

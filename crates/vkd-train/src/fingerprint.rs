@@ -99,6 +99,11 @@ fn method(recipe: &Recipe, config: &ArmConfig, settings: &mut BTreeMap<String, V
         put("distill.temperature", json!(method.temperature));
         if let Some(kind) = config.logit_loss {
             put("arm.logit_loss", json!(kind));
+            if kind == LogitLossKind::Dkd {
+                let (alpha, beta) = config.dkd_weights();
+                put("arm.dkd_alpha", json!(alpha));
+                put("arm.dkd_beta", json!(beta));
+            }
         }
     }
     if config.features > 0. {

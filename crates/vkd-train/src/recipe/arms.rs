@@ -1,9 +1,10 @@
 //! The method, and the arms of a comparison.
 
-use super::not_negative;
+use super::{AugmentConfig, not_negative};
 use crate::networks::{STUDENT_TAP, TEACHER_TAP};
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
+use vkd_loss::baselines::DkdConfig;
 
 /// Settings of the method.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,6 +83,9 @@ pub enum LogitLossKind {
     Dist,
     /// KL divergence of standardised logits, arXiv:2403.01427.
     LogitStandardization,
+    /// Decoupled distillation, arXiv:2203.08679. It is defined by an image's class: it sees the labelled images alone, and
+    /// needs images that are not mixed.
+    Dkd,
 }
 
 /// One arm of the comparison.
@@ -105,6 +109,15 @@ pub struct ArmConfig {
     /// What the term on the logits measures; by default the KL divergence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logit_loss: Option<LogitLossKind>,
+    /// Weight of the target class's part with `logit_loss = "dkd"`; by default the paper's 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dkd_alpha: Option<f64>,
+    /// Weight of the other classes' part; by default the paper's 8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dkd_beta: Option<f64>,
+    /// In place of `distill.temperature`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
     /// In place of `distill.loss`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<LossKind>,
@@ -120,11 +133,45 @@ pub struct ArmConfig {
 }
 
 impl ArmConfig {
-    pub(super) fn check(&self, name: &str, distill: &DistillConfig) -> Result<()> {
+    pub(super) fn check(
+        &self,
+        name: &str,
+        distill: &DistillConfig,
+        augment: &AugmentConfig,
+    ) -> Result<()> {
         not_negative(&[
             (&format!("arm.{name}.logits"), self.logits),
             (&format!("arm.{name}.features"), self.features),
+            (&format!("arm.{name}.dkd_alpha"), self.dkd_alpha.unwrap_or(0.)),
+            (&format!("arm.{name}.dkd_beta"), self.dkd_beta.unwrap_or(0.)),
         ])?;
+        if let Some(temperature) = self.temperature
+            && !(temperature > 0. && temperature.is_finite())
+        {
+            bail!("arm.{name}.temperature: expected a finite value above 0, got {temperature}")
+        }
+        let dkd = self.logit_loss == Some(LogitLossKind::Dkd);
+        if !dkd && (self.dkd_alpha.is_some() || self.dkd_beta.is_some()) {
+            bail!("arm.{name}: expected dkd_alpha and dkd_beta only with logit_loss = \"dkd\"")
+        }
+        if dkd && augment.mixes() {
+            bail!(
+                "arm.{name}.logit_loss: expected data.augment without mixup and cutmix for dkd, which needs one class an image"
+            )
+        }
+        if self.labels == LabelBudget::None {
+            if !self.uses_teacher() {
+                bail!("arm.{name}.labels: expected labels or a teacher's term, got neither")
+            }
+            if self.logits == 0. {
+                bail!(
+                    "arm.{name}.logits: expected a weight above 0 with labels = \"none\": nothing else trains the head"
+                )
+            }
+            if dkd {
+                bail!("arm.{name}.labels: expected some with logit_loss = \"dkd\", got none")
+            }
+        }
         if self.hidden.is_some() && self.projector != ProjectorKind::Mlp {
             bail!("arm.{name}.hidden: expected only with projector = \"mlp\"")
         }
@@ -141,12 +188,19 @@ impl ArmConfig {
     pub fn method(&self, distill: &DistillConfig) -> DistillConfig {
         let or = |own: &Option<String>, shared: &String| own.as_ref().unwrap_or(shared).clone();
         DistillConfig {
+            temperature: self.temperature.unwrap_or(distill.temperature),
             loss: self.loss.unwrap_or(distill.loss),
             map: or(&self.map, &distill.map),
             teacher_normalizer: or(&self.teacher_normalizer, &distill.teacher_normalizer),
             student_normalizer: or(&self.student_normalizer, &distill.student_normalizer),
             ..distill.clone()
         }
+    }
+
+    /// Alpha and beta of `logit_loss = "dkd"`.
+    pub(crate) fn dkd_weights(&self) -> (f64, f64) {
+        let paper = DkdConfig::default();
+        (self.dkd_alpha.unwrap_or(paper.alpha), self.dkd_beta.unwrap_or(paper.beta))
     }
 
     /// Whether the arm looks at the teacher at all.
@@ -163,6 +217,8 @@ pub enum LabelBudget {
     Few,
     /// All.
     All,
+    /// None: only the teacher speaks, and every batch is drawn from all training images.
+    None,
 }
 
 /// Kind of projector.

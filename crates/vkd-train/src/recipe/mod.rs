@@ -154,7 +154,8 @@ impl Recipe {
         self.data.check()?;
         self.teacher.check()?;
         self.training.check()?;
-        self.arm.iter().try_for_each(|(name, arm)| arm.check(name, &self.distill))
+        let augment = &self.data.augment;
+        self.arm.iter().try_for_each(|(name, arm)| arm.check(name, &self.distill, augment))
     }
 }
 
