@@ -1,7 +1,7 @@
 //! `vkd images`: a small image folder in ImageNet's layout, to try recipes of image files without a download.
 
 use candle_core::{Result, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One image for the test to so many for training.
 const TRAIN_TO_TEST: usize = 4;
@@ -23,12 +23,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    new_or_empty(&args.out)?;
     let out = args.out.display();
-    match std::fs::read_dir(&args.out).map(|mut entries| entries.next().is_some()) {
-        Ok(true) => bail!("{out}: expected a new or empty folder, got one with files"),
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => bail!("{out}: {e}"),
-        _ => {}
-    }
     let test = args.count.div_ceil(TRAIN_TO_TEST);
     vkd_train::write_image_folder(&args.out, args.size, args.count, test, args.seed)?;
     crate::print(&format!(
@@ -40,4 +36,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args.size,
         args.size
     ))
+}
+
+/// Refuses a folder that holds something.
+pub(crate) fn new_or_empty(path: &Path) -> Result<()> {
+    let out = path.display();
+    match std::fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
+        Ok(true) => bail!("{out}: expected a new or empty folder, got one with files"),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => bail!("{out}: {e}"),
+        _ => Ok(()),
+    }
 }

@@ -16,6 +16,7 @@ mod predict;
 mod progress;
 mod recipe_args;
 mod report;
+mod scenes;
 mod summary;
 mod tensor_file;
 mod worker;
@@ -46,6 +47,8 @@ enum Command {
     Predict(predict::Args),
     /// Write a small image folder in ImageNet's layout, to try recipes of image files
     Images(images::Args),
+    /// Write scenes of handwritten digits as a COCO data set, to try detection without a download
+    Scenes(scenes::Args),
     /// Turn orthogonally parametrised weights, PyTorch's or vkd's, into plain ones
     Bake(bake::Args),
     /// List the tensors of a file and how orthonormal they are
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Images(args) => images::run(&args),
+        Command::Scenes(args) => scenes::run(&args),
         Command::Bake(args) => bake::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Worker(args) => worker::run(&args),

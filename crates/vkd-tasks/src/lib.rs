@@ -54,7 +54,7 @@ mod teacher;
 
 pub use adapter::{ClassificationAdapter, FeatureAdapter};
 pub use classification::ClassificationTask;
-pub use detection::Objects;
+pub use detection::{DetectionBatch, Objects};
 pub use distiller::{Distiller, FeatureLoss, LogitDistance, LogitLoss, TapConfig};
 pub use features::{FeatureMap, Layout, Network, NetworkOutput};
 pub use projector::{Projector, ProjectorConfig};

@@ -3,7 +3,7 @@
 use crate::augment::Augment;
 use crate::augment::mix::{Mix, draw};
 use crate::data::Dataset;
-use crate::loader::{Loader, guarded};
+use crate::loader::{Prefetch, guarded};
 use crate::recipe::{AugmentConfig, DataConfig};
 use candle_core::{Device, Result, Tensor, bail};
 use rand::Rng;
@@ -17,15 +17,12 @@ use vkd_models::Preprocessing;
 use vkd_nn::stream;
 use vkd_tasks::Batch;
 
-/// Finished batches that wait for the step.
-const AHEAD: usize = 2;
-
 /// Images drawn in place of one that can't be read before the batch is given up.
 const REPLACEMENTS: u64 = 100;
 
 /// Endless stream of indices from a pool: one seeded permutation after the other.
 #[derive(Clone)]
-struct Pool {
+pub(crate) struct Pool {
     name: &'static str,
     indices: Arc<[usize]>,
     seed: u64,
@@ -33,12 +30,12 @@ struct Pool {
 }
 
 impl Pool {
-    fn new(name: &'static str, indices: Vec<usize>, seed: u64) -> Self {
+    pub(crate) fn new(name: &'static str, indices: Vec<usize>, seed: u64) -> Self {
         Self { name, indices: indices.into(), seed, epoch: None }
     }
 
     /// The `at`-th index of the stream.
-    fn get(&mut self, at: u64) -> usize {
+    pub(crate) fn get(&mut self, at: u64) -> usize {
         let (epoch, place) = (at / self.indices.len() as u64, at % self.indices.len() as u64);
         match &self.epoch {
             Some((current, order)) if *current == epoch => order[place as usize],
@@ -58,8 +55,8 @@ impl Pool {
 /// With workers a thread makes them ahead, each batch on a pool of `workers` threads; a batch is the same for any number.
 pub struct Batches {
     maker: Maker,
-    workers: usize,
-    loader: Option<Loader<Batch>>,
+    /// None where the caller's thread does all.
+    ahead: Option<Prefetch<Batch>>,
 }
 
 /// Makes the batch of a step.
@@ -122,7 +119,7 @@ impl Batches {
             data: data.clone(),
             threads: None,
         };
-        Ok(Self { maker, workers, loader: None })
+        Ok(Self { maker, ahead: (workers > 0).then(|| Prefetch::new(workers)) })
     }
 
     /// Threads that make batches ahead of the step; 0 where [`get`](Self::get) makes them.
@@ -139,23 +136,13 @@ impl Batches {
     /// # Errors
     /// An image that can't be read, by its name, where the recipe says to stop; a hundred in a row where it says to skip.
     pub fn get(&mut self, step: u64) -> Result<Batch> {
-        if self.workers == 0 {
+        let Some(ahead) = &mut self.ahead else {
             return self.maker.batch(step, &AtomicBool::new(false));
-        }
-        match &mut self.loader {
-            Some(loader) if loader.next() == step => loader.get(),
-            _ => {
-                // The old one's thread ends before the new one's starts.
-                self.loader = None;
-                let mut maker = self.maker.clone();
-                let name = |i| format!("vkd-loader-{i}");
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(self.workers);
-                let pool = pool.thread_name(name).build().map_err(candle_core::Error::wrap)?;
-                maker.threads = Some(Arc::new(pool));
-                let start = Loader::start(step, AHEAD, move |step, stop| maker.batch(step, stop));
-                self.loader.insert(start?).get()
-            }
-        }
+        };
+        ahead.get(step, |threads| {
+            let mut maker = Maker { threads: Some(threads), ..self.maker.clone() };
+            move |step, stop| maker.batch(step, stop)
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::data::Dataset;
 use crate::folder::named;
-use crate::recipe::{ArmConfig, NEUTRAL, Recipe};
+use crate::recipe::{ArmConfig, LogitLossKind, NEUTRAL, Recipe};
 use candle_core::{Error, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};

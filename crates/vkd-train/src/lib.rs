@@ -28,6 +28,7 @@ mod build;
 pub mod checkpoint;
 mod checkpoints;
 mod data;
+mod detection_batches;
 mod event;
 mod fingerprint;
 mod folder;
@@ -53,16 +54,21 @@ pub use augment::resize;
 pub use batches::{Batches, plain_images};
 pub use build::check;
 pub use checkpoints::{Checkpoints, Note, Saved};
-pub use data::{Dataset, Image, write_image_folder};
+pub use data::{
+    Annotation, Counts, Dataset, DetectionDataset, Image, write_image_folder, write_scenes,
+};
+pub use detection_batches::{DetectionBatches, plain_detection};
 pub use event::{Event, EventKind, Observer};
 pub use fingerprint::{fingerprint, teacher_fingerprint};
 pub use folder::{RunFolder, Worker};
 pub use networks::{STUDENT_TAP, TEACHER_TAP, network};
 pub use plan::{ArmPlan, Plan, plan};
 pub use recipe::{
-    ArmConfig, AugmentConfig, CropConfig, DataConfig, DataKind, DistillConfig, EraseWith,
-    LabelBudget, LogitLossKind, LossKind, OnCorrupt, OptimizerKind, ProjectorKind,
-    RandAugmentConfig, Recipe, ScheduleKind, TapNames, TaskKind, TeacherConfig, TrainingConfig,
+    ArmConfig, AugmentConfig, BoxAugmentConfig, BoxCropConfig, CocoConfig, CropConfig, DataConfig,
+    DataKind, DetectionDataConfig, DetectionSource, DistillConfig, EraseWith, LabelBudget,
+    LogitLossKind, LossKind, OnCorrupt, OptimizerKind, Outside, ProjectorKind, RandAugmentConfig,
+    Recipe, ScenesConfig, ScheduleKind, TapNames, TaskKind, TeacherConfig, TrainingConfig,
+    ValidationPart,
 };
 pub use report::{ArmReport, Report, TeacherReport};
 pub use result::{ArmResult, RunFacts};

@@ -1,6 +1,7 @@
 //! Batches made ahead of the step in a thread of their own.
 
-use candle_core::{Result, bail};
+use candle_core::{Error, Result, bail};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -8,11 +9,49 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
+/// Finished answers that wait for the one who asks.
+const AHEAD: usize = 2;
+
+/// Answers of numbered steps, made ahead on threads of their own and asked for in any order.
+pub(crate) struct Prefetch<T> {
+    workers: usize,
+    loader: Option<Loader<T>>,
+}
+
+impl<T: Send + 'static> Prefetch<T> {
+    /// With so many threads for each answer, at least one.
+    pub(crate) fn new(workers: usize) -> Self {
+        Self { workers, loader: None }
+    }
+
+    /// The answer of a step; the next one after it is already being made. `work` gets the threads.
+    ///
+    /// # Errors
+    /// That of the work, or threads that the system refuses.
+    pub(crate) fn get<W: FnMut(u64, &AtomicBool) -> Result<T> + Send + 'static>(
+        &mut self,
+        step: u64,
+        work: impl FnOnce(Arc<ThreadPool>) -> W,
+    ) -> Result<T> {
+        match &mut self.loader {
+            Some(loader) if loader.next() == step => loader.get(),
+            _ => {
+                // The old one's thread ends before the new one's starts.
+                self.loader = None;
+                let name = |i| format!("vkd-loader-{i}");
+                let pool = ThreadPoolBuilder::new().num_threads(self.workers).thread_name(name);
+                let work = work(Arc::new(pool.build().map_err(Error::wrap)?));
+                self.loader.insert(Loader::start(step, AHEAD, work)?).get()
+            }
+        }
+    }
+}
+
 /// Runs `work` for `first`, `first + 1`, .. ahead of the one who asks; what it gives comes out in that order.
 ///
 /// An error or a panic of the work comes out in its place and ends the thread. Dropping the loader ends it too: at the latest
 /// when the piece of work in hand is done.
-pub(crate) struct Loader<T> {
+struct Loader<T> {
     /// What the next answer belongs to.
     next: u64,
     answers: Option<Receiver<Result<T>>>,
@@ -25,7 +64,7 @@ impl<T: Send + 'static> Loader<T> {
     ///
     /// # Errors
     /// A thread that the system refuses.
-    pub(crate) fn start(
+    fn start(
         first: u64,
         ahead: usize,
         mut work: impl FnMut(u64, &AtomicBool) -> Result<T> + Send + 'static,
@@ -48,7 +87,7 @@ impl<T: Send + 'static> Loader<T> {
     }
 
     /// What the next [`get`](Self::get) gives.
-    pub(crate) fn next(&self) -> u64 {
+    fn next(&self) -> u64 {
         self.next
     }
 
@@ -56,7 +95,7 @@ impl<T: Send + 'static> Loader<T> {
     ///
     /// # Errors
     /// That of the work, or none left after one.
-    pub(crate) fn get(&mut self) -> Result<T> {
+    fn get(&mut self) -> Result<T> {
         let step = self.next;
         self.next += 1;
         match self.answers.as_ref().map(Receiver::recv) {

@@ -5,6 +5,7 @@
 
 mod affine;
 mod blur;
+pub(crate) mod boxes;
 mod color;
 mod crop;
 mod erase;

@@ -1,19 +1,24 @@
 //! Data sets: where images come from, their fixed split, and how they are read.
 
 mod cifar;
+mod coco;
+pub(crate) mod detection;
 mod digits;
 mod generated;
 mod idx;
 mod image;
 mod image_folder;
 pub(crate) mod normalization;
+mod scenes;
 mod shards;
 mod source;
 mod views;
 
+pub use detection::{Annotation, Counts, DetectionDataset};
 pub use generated::write_image_folder;
 pub use image::Image;
 pub(crate) use image::luma;
+pub use scenes::write_scenes;
 pub(crate) use source::Source;
 
 use crate::augment::center_crop;

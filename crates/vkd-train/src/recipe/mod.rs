@@ -3,6 +3,7 @@
 mod arms;
 mod augment;
 mod data;
+mod detection;
 mod overrides;
 mod teacher;
 mod training;
@@ -12,6 +13,10 @@ pub use arms::{
 };
 pub use augment::{AugmentConfig, CropConfig, EraseWith, RandAugmentConfig};
 pub use data::{DataConfig, DataKind, OnCorrupt};
+pub use detection::{
+    BoxAugmentConfig, BoxCropConfig, CocoConfig, DetectionDataConfig, DetectionSource, Outside,
+    ScenesConfig, ValidationPart,
+};
 pub use teacher::TeacherConfig;
 pub use training::{OptimizerKind, ScheduleKind, TrainingConfig};
 

@@ -1,0 +1,40 @@
+//! One batch of images with boxes.
+
+use super::Objects;
+use candle_core::Tensor;
+use std::sync::Arc;
+
+/// Images of different sizes side by side, padded at the right and at the bottom, with what is to be found in them.
+#[derive(Clone, Debug)]
+pub struct DetectionBatch {
+    /// Images `(B, C, H, W)`, zero where padded.
+    pub images: Tensor,
+    /// Where images are padded, u8 `(B, H, W)`: 1 there, 0 on the image.
+    pub padding: Tensor,
+    /// The objects of each image, in its pixels as the network sees it.
+    pub objects: Vec<Objects>,
+    /// Height and width of each image within the batch, padding left out.
+    pub sizes: Vec<[usize; 2]>,
+    /// Height and width of each image as it is stored: boxes times the quotient of the two are the stored image's, where nothing
+    /// was cropped.
+    pub original_sizes: Vec<[usize; 2]>,
+    /// Identity of each image in its data set.
+    pub sample_ids: Arc<[u64]>,
+}
+
+impl DetectionBatch {
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
+    /// Number of objects, all images together.
+    pub fn object_count(&self) -> usize {
+        self.objects.iter().map(Objects::len).sum()
+    }
+}
