@@ -124,7 +124,7 @@ impl Batches {
 
     /// Threads that make batches ahead of the step; 0 where [`get`](Self::get) makes them.
     pub fn workers(&self) -> usize {
-        self.workers
+        self.ahead.as_ref().map_or(0, Prefetch::workers)
     }
 
     /// The batch of one step: images `(B, C, H, W)` in f32, labelled ones first, their labels, and `B` sample ids.

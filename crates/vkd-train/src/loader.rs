@@ -24,6 +24,11 @@ impl<T: Send + 'static> Prefetch<T> {
         Self { workers, loader: None }
     }
 
+    /// Threads for each answer.
+    pub(crate) fn workers(&self) -> usize {
+        self.workers
+    }
+
     /// The answer of a step; the next one after it is already being made. `work` gets the threads.
     ///
     /// # Errors
