@@ -26,7 +26,7 @@ fn reads_the_published_files_gzipped_and_plain() -> Result<()> {
     let data = open(&folder)?;
     assert_eq!(
         (data.len(), data.size, data.train.len(), data.test.len()),
-        (70_000, 28, 20_000, 10_000)
+        (70_000, 28, 8_000, 10_000)
     );
     // The first training digit is a five, the first of the test a seven; the pixel sum is of the file itself.
     assert_eq!((data.label(0), data.label(60_000)), (5, 7));
