@@ -182,7 +182,12 @@ fn a_worker_that_outlived_its_parent_is_named_and_not_run_over() {
     let run = dir.path().join("run");
     let mut first = distill(dir.path(), "run").spawn().unwrap();
     wait_for(&mut first, &run, 80);
-    // Beside a live run, whose worker may be between two steps.
+    let orphan = worker(&first);
+    let signal = |name: &str| {
+        assert!(Command::new("kill").args([name, "--", &orphan]).status().unwrap().success());
+    };
+    // It stands still, so that it neither ends nor meets the closed pipe.
+    signal("-STOP");
     let anew = |expected: &str| {
         let out =
             distill(dir.path(), "run").arg("--overwrite").stderr(Stdio::piped()).output().unwrap();
@@ -193,13 +198,8 @@ fn a_worker_that_outlived_its_parent_is_named_and_not_run_over() {
         );
         assert!(text.contains(expected), "{text}");
     };
-    anew("process ");
-    let orphan = worker(&first);
-    let signal = |name: &str| {
-        assert!(Command::new("kill").args([name, "--", &orphan]).status().unwrap().success());
-    };
-    // It stands still, so that it can't meet the closed pipe.
-    signal("-STOP");
+    // Beside a live run.
+    anew("is used by process ");
     first.kill().unwrap();
     first.wait().unwrap();
     anew(&format!("used by process {orphan} since 20"));
