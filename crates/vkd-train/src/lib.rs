@@ -57,8 +57,8 @@ pub use folder::RunFolder;
 pub use networks::{STUDENT_TAP, TEACHER_TAP, network};
 pub use plan::{ArmPlan, Plan, plan};
 pub use recipe::{
-    ArmConfig, AugmentConfig, CropConfig, DataConfig, DataKind, DistillConfig, EraseWith,
-    LabelBudget, LogitLossKind, LossKind, OnCorrupt, OptimizerKind, ProjectorKind,
+    ArmConfig, AugmentConfig, ComputeKind, CropConfig, DataConfig, DataKind, DistillConfig,
+    EraseWith, LabelBudget, LogitLossKind, LossKind, OnCorrupt, OptimizerKind, ProjectorKind,
     RandAugmentConfig, Recipe, ScheduleKind, TapNames, TaskKind, TeacherConfig, TrainingConfig,
 };
 pub use report::{ArmReport, Report, TeacherReport};

@@ -13,7 +13,7 @@ pub use arms::{
 pub use augment::{AugmentConfig, CropConfig, EraseWith, RandAugmentConfig};
 pub use data::{DataConfig, DataKind, OnCorrupt};
 pub use teacher::TeacherConfig;
-pub use training::{OptimizerKind, ScheduleKind, TrainingConfig};
+pub use training::{ComputeKind, OptimizerKind, ScheduleKind, TrainingConfig};
 
 use candle_core::{Result, bail};
 use overrides::{blame, located, set};
