@@ -4,7 +4,7 @@ use crate::machine::kibibytes;
 use crate::report::markdown::terms;
 use candle_core::Result;
 use std::path::Path;
-use vkd_train::{Dataset, Recipe, plan};
+use vkd_train::{Dataset, Plan, Recipe, plan};
 
 /// Checks a recipe and says what it costs; `reused` where its run lies in `out` already.
 pub(crate) fn run(recipe: &Recipe, data: &Dataset, out: &Path, reused: bool) -> Result<()> {
@@ -58,6 +58,7 @@ pub(crate) fn run(recipe: &Recipe, data: &Dataset, out: &Path, reused: bool) -> 
          one step of {} images here, scaled to {images}, and rough.\n",
         plan.trial_images
     ));
+    text.push_str(&compute(recipe, &plan));
     if let (Some(before), Some(after)) = (before, after) {
         let step = after.saturating_sub(before) as f64;
         text.push_str(&format!(
@@ -72,6 +73,24 @@ pub(crate) fn run(recipe: &Recipe, data: &Dataset, out: &Path, reused: bool) -> 
     }
     text.push_str(&format!("{}\nnothing was written\n", place(out, reused)));
     crate::print(&text)
+}
+
+/// What the passes are computed in, and the memory that it takes.
+fn compute(recipe: &Recipe, plan: &Plan) -> String {
+    let (student, teacher) = (recipe.training.compute, recipe.teacher.compute);
+    let copies = plan.arms.iter().map(|arm| arm.compute_bytes).max().unwrap_or(0);
+    let beside = match copies {
+        0 => String::new(),
+        copies => {
+            format!(" (weights and gradients of {} beside the f32 ones)", bytes(copies as f64))
+        }
+    };
+    format!(
+        "compute: the student trains in {}{beside}, the teacher answers in {} (weights of {})\n",
+        student.name(),
+        teacher.name(),
+        bytes(plan.teacher_bytes as f64)
+    )
 }
 
 /// What would become of the folder.

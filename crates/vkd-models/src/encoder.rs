@@ -1,7 +1,7 @@
 //! The transformer that the ViTs share: tokens, positions, blocks and two heads.
 
 use crate::ModelOutput;
-use crate::model::{ModelConfig, at_least_one, check_rate};
+use crate::model::{ModelConfig, at_least_one, check_rate, summable};
 use candle_core::{Module, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use std::collections::BTreeMap;
@@ -124,13 +124,15 @@ impl Encoder {
     /// Patch tokens `(B, N, C)` to logits and taps.
     pub(crate) fn forward(&self, patches: &Tensor, ctx: &Context) -> Result<ModelOutput> {
         let (batch, count, width) = patches.dims3()?;
-        let class = self.cls_token.broadcast_as((batch, 1, width))?;
+        let wide = summable(patches)?;
+        let class = summable(&self.cls_token)?.broadcast_as((batch, 1, width))?;
         let distillation = match &self.dist_token {
-            Some(token) => token.broadcast_as((batch, 1, width))?,
-            None => patches.mean_keepdim(1)?,
+            Some(token) => summable(token)?.broadcast_as((batch, 1, width))?,
+            None => wide.mean_keepdim(1)?,
         };
-        let tokens = Tensor::cat(&[&class, &distillation, patches], 1)?;
-        let mut xs = tokens.broadcast_add(&self.pos_embed)?;
+        let tokens = Tensor::cat(&[&class, &distillation, &wide], 1)?;
+        let mut xs =
+            tokens.broadcast_add(&summable(&self.pos_embed)?)?.to_dtype(patches.dtype())?;
         for block in &self.blocks {
             xs = block.forward(&xs, ctx)?;
         }

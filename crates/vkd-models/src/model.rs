@@ -4,7 +4,7 @@ use crate::{
     Cnn, CnnConfig, Deit, DeitConfig, EfficientnetLite, EfficientnetLiteConfig, Regnet,
     RegnetConfig, Resnet, ResnetConfig, Vit, VitConfig,
 };
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -182,6 +182,15 @@ pub(crate) fn stage_widths(stages: &[usize], pooled: usize) -> BTreeMap<String, 
     taps.extend(stages.iter().enumerate().map(|(i, &width)| (format!("stage{}", i + 1), width)));
     taps.extend(stages.last().map(|&width| ("grid".to_owned(), width)));
     taps
+}
+
+/// Values of a half type in f32, others as they are: candle's own sums, which a broadcast has as its gradient, would lose
+/// what a half type can't hold.
+pub(crate) fn summable(xs: &Tensor) -> Result<Tensor> {
+    match xs.dtype() {
+        DType::F16 | DType::BF16 => xs.to_dtype(DType::F32),
+        _ => Ok(xs.clone()),
+    }
 }
 
 /// Names the first size that is zero.

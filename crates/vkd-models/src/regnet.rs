@@ -1,7 +1,7 @@
 //! RegNetY with the names of timm.
 
 use crate::conv_norm::{ConvNorm, conv_norm, strided};
-use crate::model::{at_least_one, channels_last, check_rate, stage_taps, stage_widths};
+use crate::model::{at_least_one, channels_last, check_rate, stage_taps, stage_widths, summable};
 use crate::resnet::number;
 use crate::{Model, ModelConfig, ModelOutput};
 use candle_core::{Module, Result, Tensor, bail};
@@ -121,7 +121,8 @@ impl SqueezeExcitation {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let means = global_avg_pool2d(xs)?.unsqueeze(1)?.unsqueeze(1)?;
         let gate = self.fc2.forward(&self.fc1.forward_relu(&means)?)?;
-        xs.broadcast_mul(&candle_nn::ops::sigmoid(&gate)?)
+        let gate = candle_nn::ops::sigmoid(&summable(&gate)?)?;
+        summable(xs)?.broadcast_mul(&gate)?.to_dtype(xs.dtype())
     }
 }
 

@@ -36,6 +36,10 @@ impl VarStore {
     }
 
     /// A builder that creates a variable at its first request and returns the same one afterwards.
+    ///
+    /// A request in another dtype than the variable's gets a cast of it, which is on the tape. So a network that is built again,
+    /// for each step, with `builder().set_dtype(DType::BF16)` computes in bf16 while its variables, their gradients and all that
+    /// is made of them stay f32: masters. What a layer wants in f32 all the same, running statistics, is the variable itself.
     pub fn builder(&self) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(self.clone()), self.dtype, self.device.clone())
     }
@@ -118,9 +122,11 @@ impl VarStore {
     }
 }
 
-fn handed_out(name: &str, var: &Var) -> Tensor {
+fn handed_out(name: &str, var: &Var, dtype: DType) -> Result<Tensor> {
     // A buffer shares its storage with the variable, but no tape starts there.
-    if is_buffer(name) { var.as_detached_tensor() } else { var.as_tensor().clone() }
+    let tensor = if is_buffer(name) { var.as_detached_tensor() } else { var.as_tensor().clone() };
+    // To the dtype that it has: itself.
+    tensor.to_dtype(dtype)
 }
 
 impl SimpleBackend for VarStore {
@@ -138,17 +144,17 @@ impl SimpleBackend for VarStore {
             if var.shape() != &shape {
                 bail!("variable {name}: expected shape {shape:?}, got {:?}", var.shape())
             }
-            return Ok(handed_out(name, var));
+            return handed_out(name, var, dtype);
         }
         let var = Var::from_tensor(&self.initial(&shape, name, init, dtype, device)?)?;
-        let tensor = handed_out(name, &var);
+        let tensor = handed_out(name, &var, dtype);
         vars.insert(name.to_owned(), var);
-        Ok(tensor)
+        tensor
     }
 
-    fn get_unchecked(&self, name: &str, _dtype: DType, _device: &Device) -> Result<Tensor> {
+    fn get_unchecked(&self, name: &str, dtype: DType, _device: &Device) -> Result<Tensor> {
         match self.lock().get(name) {
-            Some(var) => Ok(handed_out(name, var)),
+            Some(var) => handed_out(name, var, dtype),
             None => {
                 bail!("variable {name}: expected to exist already, got no shape to create it with")
             }
@@ -196,6 +202,34 @@ mod tests {
         base.slice_set(&Tensor::ones((2, 2), DType::F64, &Device::Cpu)?, 0, 0)?;
         assert_eq!(s.parameters().len(), 1);
         assert_eq!(s.tensors()["base"].to_vec2::<f64>()?, [[1., 1.], [1., 1.]]);
+        Ok(())
+    }
+
+    #[test]
+    fn another_dtype_is_a_cast_and_the_variable_stays() -> Result<()> {
+        let s = VarStore::new(1, DType::F32, &Device::Cpu);
+        let get = |dtype, name: &str| {
+            s.builder().set_dtype(dtype).get_with_hints(1, name, Init::Const(1.001))
+        };
+        get(DType::F32, "w")?;
+        // 1.001 lies between two values of bf16.
+        let cast = get(DType::BF16, "w")?;
+        assert_eq!(cast.to_dtype(DType::F32)?.to_vec1::<f32>()?, [1.]);
+        let var = &s.parameters()[0].1;
+        assert_eq!((var.dtype(), var.to_vec1::<f32>()?), (DType::F32, vec![1.001]));
+        let grads = (cast * 3.)?.sum_all()?.backward()?;
+        let grad = grads.get(var).map(|g| (g.dtype(), g.to_vec1::<f32>()));
+        assert!(matches!(grad, Some((DType::F32, Ok(g))) if g == [3.]));
+        // A buffer that is asked for in its own dtype shares its memory with the variable.
+        get(DType::F32, "running_mean")?;
+        let mean = s.builder().set_dtype(DType::BF16).get_with_hints_dtype(
+            1,
+            "running_mean",
+            Init::Const(0.),
+            DType::F32,
+        )?;
+        mean.slice_set(&Tensor::new(&[7f32], &Device::Cpu)?, 0, 0)?;
+        assert_eq!(s.tensors()["running_mean"].to_vec1::<f32>()?, [7.]);
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! The distiller: named taps, each an adapter, a projector, two normaliser slots and a loss.
 
 use crate::{
-    ClassificationAdapter, FeatureAdapter, NetworkOutput, Projector, ProjectorConfig, Term,
+    ClassificationAdapter, FeatureAdapter, FeatureMap, NetworkOutput, Projector, ProjectorConfig,
+    Term,
 };
 use candle_core::{DType, Device, Error, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
@@ -100,11 +101,16 @@ struct Tap {
 }
 
 /// Matches a student to a teacher; owns the projectors and nothing of the two networks.
+///
+/// Features of a half type are cast to the dtype of the projectors first, so that with networks in bf16 the pooling, the
+/// projectors, the normalisers and the losses are all computed in f32.
 pub struct Distiller {
     taps: Vec<Tap>,
     logits: Option<LogitLoss>,
     distance: LogitDistance,
     adapter: Box<dyn FeatureAdapter>,
+    /// Of the projectors.
+    dtype: DType,
 }
 
 impl Distiller {
@@ -133,6 +139,7 @@ impl Distiller {
             vkd_loss::kl(&zero, &zero, temperature, Reduction::Mean)
                 .map_err(|e| named("logits", e))?;
         }
+        let dtype = vb.dtype();
         let mut built: Vec<Tap> = Vec::new();
         for config in taps {
             if built.iter().any(|t| t.config.student == config.student) {
@@ -159,7 +166,8 @@ impl Distiller {
         }
         let logits = logits.filter(|l| l.weight > 0.);
         let distance = LogitDistance::default();
-        Ok(Self { taps: built, logits, distance, adapter: Box::new(ClassificationAdapter) })
+        let adapter = Box::new(ClassificationAdapter);
+        Ok(Self { taps: built, logits, distance, adapter, dtype })
     }
 
     /// With another distance of the logits than the KL divergence.
@@ -249,6 +257,16 @@ impl Distiller {
         Ok(terms)
     }
 
+    fn adapt(&self, features: &FeatureMap) -> Result<Tensor> {
+        match features.tensor().dtype() {
+            DType::F16 | DType::BF16 => {
+                let wide = features.tensor().to_dtype(self.dtype)?;
+                self.adapter.adapt(&FeatureMap::new(wide, features.layout())?)
+            }
+            _ => self.adapter.adapt(features),
+        }
+    }
+
     fn logit_loss(
         &self,
         student: &Tensor,
@@ -292,9 +310,8 @@ impl Distiller {
         ctx: &Context,
     ) -> Result<Tensor> {
         let c = &tap.config;
-        let projected =
-            tap.projector.forward(&self.adapter.adapt(student.tap("student", &c.student)?)?)?;
-        let target = self.adapter.adapt(teacher.tap("teacher", &c.teacher)?)?;
+        let projected = tap.projector.forward(&self.adapt(student.tap("student", &c.student)?)?)?;
+        let target = self.adapt(teacher.tap("teacher", &c.teacher)?)?;
         // The published pairing has an op of its own, which never writes the normalised teacher down.
         if let (
             Normalizer::Identity,
@@ -323,8 +340,8 @@ impl Distiller {
         self.check(student, teacher)?;
         let mut found = Vec::new();
         for Tap { config, .. } in &self.taps {
-            let student = self.adapter.adapt(student.tap("student", &config.student)?)?;
-            let teacher = self.adapter.adapt(teacher.tap("teacher", &config.teacher)?)?;
+            let student = self.adapt(student.tap("student", &config.student)?)?;
+            let teacher = self.adapt(teacher.tap("teacher", &config.teacher)?)?;
             let values = [
                 ("rank", geometry::effective_rank(&student)),
                 ("teacher_rank", geometry::effective_rank(&teacher)),

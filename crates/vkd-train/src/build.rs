@@ -2,16 +2,19 @@
 
 use crate::batches::Batches;
 use crate::data::Dataset;
+use crate::networks::{frozen_network, training_network};
 use crate::recipe::{
     ArmConfig, LabelBudget, LogitLossKind, LossKind, ProjectorKind, Recipe, TapNames,
 };
 use candle_core::{DType, Device, Error, Result, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
-use vkd_models::{Architecture, LoadOptions, Model, ModelConfig, StudentCard, load_weights};
+use vkd_models::{Architecture, LoadOptions, ModelConfig, StudentCard, load_weights};
 use vkd_nn::VarStore;
 use vkd_ortho::OrthogonalConfig;
-use vkd_tasks::{Distiller, FeatureLoss, LogitDistance, LogitLoss, ProjectorConfig, TapConfig};
+use vkd_tasks::{
+    Distiller, FeatureLoss, LogitDistance, LogitLoss, Network, ProjectorConfig, TapConfig,
+};
 
 /// Variables of the student in the run's store; the prefix is dropped from the exported file.
 pub(crate) const STUDENT: &str = "student";
@@ -26,12 +29,12 @@ const PROJECTOR: &str = "projector";
 pub fn check(recipe: &Recipe, data: &Dataset) -> Result<()> {
     match &recipe.teacher.checkpoint {
         Some(path) => given_teacher(recipe, data, path)?,
-        None => build_teacher(recipe, data)?,
+        None => fresh_teacher(recipe, data)?,
     };
     for name in &recipe.arms {
         let arm = recipe.arm(name)?;
         let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
-        build_student(recipe, data, &store)?;
+        student_network(recipe, data, &store)?;
         distiller(recipe, arm, data, &store)?;
         batches(recipe, arm, data)?;
     }
@@ -48,36 +51,43 @@ pub(crate) fn model(architecture: &Architecture, data: &Dataset) -> ModelConfig 
     }
 }
 
-pub(crate) fn build_student(
+/// The student in training, its variables in `store`.
+pub(crate) fn student_network(
     recipe: &Recipe,
     data: &Dataset,
     store: &VarStore,
-) -> Result<Box<dyn Model>> {
+) -> Result<impl Network + use<>> {
     let named = |e| Error::Msg(format!("student: {}", crate::plain(&e)));
-    model(&recipe.student, data).build(store.builder().pp(STUDENT)).map_err(named)
+    let (model, compute) = (model(&recipe.student, data), recipe.training.compute);
+    training_network(model, compute, store, Some(STUDENT)).map_err(named)
 }
 
-/// The teacher as it begins.
-pub(crate) fn build_teacher(recipe: &Recipe, data: &Dataset) -> Result<(VarStore, Box<dyn Model>)> {
+/// The variables of the teacher as it begins.
+pub(crate) fn fresh_teacher(recipe: &Recipe, data: &Dataset) -> Result<VarStore> {
     let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
     let named = |e| Error::Msg(format!("teacher.model: {}", crate::plain(&e)));
-    let built = model(&recipe.teacher.model, data).build(store.builder()).map_err(named)?;
-    Ok((store, built))
+    model(&recipe.teacher.model, data).build(store.builder()).map_err(named)?;
+    Ok(store)
 }
 
-/// The teacher of `teacher.checkpoint`.
-pub(crate) fn given_teacher(
+/// The teacher that is asked: what `store` holds of it, as constants.
+pub(crate) fn frozen_teacher(
     recipe: &Recipe,
     data: &Dataset,
-    path: &Path,
-) -> Result<(VarStore, Box<dyn Model>)> {
-    let (store, built) = build_teacher(recipe, data)?;
+    store: &VarStore,
+) -> Result<impl Network + use<>> {
+    frozen_network(&model(&recipe.teacher.model, data), recipe.teacher.compute, store)
+}
+
+/// The variables of `teacher.checkpoint`.
+pub(crate) fn given_teacher(recipe: &Recipe, data: &Dataset, path: &Path) -> Result<VarStore> {
+    let store = fresh_teacher(recipe, data)?;
     let named = |e| Error::Msg(format!("teacher.checkpoint: {}", crate::plain(&e)));
     // So that a recipe for a .pth also takes the same weights as .safetensors.
     let flat = path.extension().is_some_and(|e| e == "safetensors");
     let key = recipe.teacher.checkpoint_key.clone().filter(|_| !flat);
     load_weights(&store, path, &LoadOptions { key, ..LoadOptions::default() }).map_err(named)?;
-    Ok((store, built))
+    Ok(store)
 }
 
 pub(crate) fn student_card(recipe: &Recipe, data: &Dataset) -> StudentCard {

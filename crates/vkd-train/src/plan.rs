@@ -2,11 +2,11 @@
 
 use crate::audit::gradient_audit;
 use crate::build::{
-    batches, build_student, build_teacher, distiller, given_teacher, model, term_weights,
+    batches, distiller, fresh_teacher, frozen_teacher, given_teacher, model, student_network,
+    term_weights,
 };
 use crate::data::Dataset;
-use crate::networks::network;
-use crate::recipe::Recipe;
+use crate::recipe::{ComputeKind, Recipe};
 use candle_core::{DType, Device, Error, Result};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -21,6 +21,8 @@ const TRIAL: usize = 8;
 pub struct Plan {
     /// Trainable values of the teacher.
     pub teacher_parameters: usize,
+    /// Bytes of its weights as its students ask it, in `teacher.compute`.
+    pub teacher_bytes: usize,
     /// Multiply-adds of the teacher for one image.
     pub teacher_multiply_adds: usize,
     /// Multiply-adds of the student for one image.
@@ -46,6 +48,9 @@ pub struct ArmPlan {
     pub projector_parameters: usize,
     /// Bytes of all variables with their gradients and the optimiser's two moments.
     pub state_bytes: usize,
+    /// Bytes of the student's weights in `training.compute` with their gradients, beside the variables in f32; 0 where it
+    /// computes in f32.
+    pub compute_bytes: usize,
     /// Seconds of the trial step, forward and backward.
     pub trial_seconds: f64,
     /// The loss of the trial step.
@@ -61,18 +66,22 @@ pub struct ArmPlan {
 pub fn plan(recipe: &Recipe, data: &Dataset) -> Result<Plan> {
     crate::check(recipe, data)?;
     let trial = TRIAL.min(recipe.training.batch);
-    let (mut arms, mut teacher_parameters) = (Vec::new(), 0);
+    let (mut arms, mut teacher_parameters, mut teacher_bytes) = (Vec::new(), 0, 0);
     for name in &recipe.arms {
-        let (store, teacher) = match &recipe.teacher.checkpoint {
+        let store = match &recipe.teacher.checkpoint {
             Some(path) => given_teacher(recipe, data, path)?,
-            None => build_teacher(recipe, data)?,
+            None => fresh_teacher(recipe, data)?,
         };
         teacher_parameters = store.parameter_count();
+        let values: usize = store.tensors().values().map(|t| t.elem_count()).sum();
+        teacher_bytes = values * recipe.teacher.compute.dtype().size_in_bytes();
+        let teacher = frozen_teacher(recipe, data, &store)?;
         let named = |e: Error| Error::Msg(format!("arm {name}: {}", crate::plain(&e)));
-        arms.push(arm(recipe, data, name, Teacher::new(network(teacher)), trial).map_err(named)?);
+        arms.push(arm(recipe, data, name, Teacher::new(teacher), trial).map_err(named)?);
     }
     Ok(Plan {
         teacher_parameters,
+        teacher_bytes,
         teacher_multiply_adds: model(&recipe.teacher.model, data).cost()?.multiply_adds,
         student_multiply_adds: model(&recipe.student, data).cost()?.multiply_adds,
         arms,
@@ -89,13 +98,13 @@ fn arm(
 ) -> Result<ArmPlan> {
     let config = recipe.arm(name)?;
     let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
-    let student = build_student(recipe, data, &store)?;
+    let student = student_network(recipe, data, &store)?;
     let student_parameters = store.parameter_count();
     let distillation = match config.uses_teacher() {
         true => Some((teacher, distiller(recipe, config, data, &store)?)),
         false => None,
     };
-    let task = ClassificationTask::new(network(student), distillation, recipe.training.smoothing)?;
+    let task = ClassificationTask::new(student, distillation, recipe.training.smoothing)?;
     let (mut batches, labels) = batches(recipe, config, data)?;
     let batch = batches.get(0)?;
     let batch = Batch {
@@ -134,6 +143,10 @@ fn arm(
         student_parameters,
         projector_parameters: parameters - student_parameters,
         state_bytes: (4 * parameters + buffers) * DType::F32.size_in_bytes(),
+        compute_bytes: match recipe.training.compute {
+            ComputeKind::F32 => 0,
+            half => 2 * student_parameters * half.dtype().size_in_bytes(),
+        },
         trial_seconds: fastest,
         loss,
     })
@@ -155,6 +168,19 @@ mod tests {
         assert_eq!(linear.state_bytes, 16 * (linear.student_parameters + 32));
         assert_eq!(vkd.state_bytes, linear.state_bytes + 4 * 32);
         assert!(found.arms.iter().all(|a| a.loss.is_finite() && a.labels == 20));
+        assert_eq!((none.compute_bytes, found.teacher_bytes), (0, 4 * found.teacher_parameters));
+        let half = ["training.compute=bf16", "teacher.compute=bf16"];
+        let set: Vec<String> = set.iter().cloned().chain(half.map(str::to_owned)).collect();
+        let recipe = Recipe::parse(include_str!("../tests/tiny.toml"), "tiny.toml", &set)?;
+        let rounded = plan(&recipe, &Dataset::open(&recipe.data)?)?;
+        let student = none.student_parameters;
+        assert_eq!(rounded.teacher_bytes, 2 * found.teacher_parameters);
+        for (half, single) in rounded.arms.iter().zip(&found.arms) {
+            assert_eq!((half.compute_bytes, half.state_bytes), (4 * student, single.state_bytes));
+            // A few roundings to eight bits; the same bits would mean that nothing was rounded.
+            let apart = (half.loss / single.loss - 1.).abs();
+            assert!(apart > 0. && apart < 0.02, "{}: {apart}", half.name);
+        }
         Ok(())
     }
 }

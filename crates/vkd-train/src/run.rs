@@ -2,15 +2,15 @@
 
 use crate::batches::Batches;
 use crate::build::{
-    STUDENT, batches, build_student, build_teacher, distiller, given_teacher, model, student_card,
-    term_weights,
+    STUDENT, batches, distiller, fresh_teacher, frozen_teacher, given_teacher, model, student_card,
+    student_network, term_weights,
 };
 use crate::checkpoint;
 use crate::checkpoints::{Checkpoints, Saved};
 use crate::data::Dataset;
 use crate::event::{Event, EventKind, EventLog, Observer};
 use crate::folder::{RunFolder, named};
-use crate::networks::network;
+use crate::networks::training_network;
 use crate::probe::Probe;
 use crate::recipe::TEACHER;
 use crate::report::{ArmReport, TeacherReport};
@@ -37,12 +37,7 @@ pub fn train_teacher(
     let report = match run.teacher_report()? {
         Some(report) => report,
         None => match &config.checkpoint {
-            Some(path) => {
-                let (store, model) = given_teacher(run.recipe(), data, path)?;
-                let network = network(model);
-                let metrics = scores(|images| network.forward(images, &Context::eval()), data)?;
-                keep_teacher(run, metrics, &store, 0.)?
-            }
+            Some(path) => keep_teacher(run, data, &given_teacher(run.recipe(), data, path)?, 0.)?,
             None => fit_teacher(run, data, observer)?,
         },
     };
@@ -67,9 +62,9 @@ fn fit_teacher(run: &RunFolder, data: &Dataset, observer: &mut Observer) -> Resu
         return Ok(report);
     }
     let recipe = run.recipe();
-    let (store, model) = build_teacher(recipe, data)?;
-    let config = &recipe.teacher;
-    let task = ClassificationTask::new(network(model), None, config.smoothing)?;
+    let (store, config) = (fresh_teacher(recipe, data)?, &recipe.teacher);
+    let network = training_network(model(&config.model, data), config.compute, &store, None)?;
+    let task = ClassificationTask::new(network, None, config.smoothing)?;
     let mut batches =
         Batches::new(data, data.train.clone(), config.batch, 0, &recipe.data, recipe.seed)?;
     let training = &recipe.training.of_teacher(config);
@@ -80,8 +75,7 @@ fn fit_teacher(run: &RunFolder, data: &Dataset, observer: &mut Observer) -> Resu
     let validate = || score(|images| task.evaluate(images), data, &data.validation);
     let log = &mut |e: &Event| log.write(e);
     let outcome = train(&task, &store, &trainer, newest.as_ref(), batch, validate, log)?;
-    let metrics = scores(|images| task.evaluate(images), data)?;
-    keep_teacher(run, metrics, &store, outcome.seconds)
+    keep_teacher(run, data, &store, outcome.seconds)
 }
 
 /// The checkpoints of a part and the newest that can be read, with the log cut back to it. Needs the log, which nobody else
@@ -102,13 +96,15 @@ fn take_up(
     Ok((checkpoints, newest))
 }
 
-/// Writes a teacher with its report.
+/// Scores a teacher as its students will ask it, and writes it with its report.
 fn keep_teacher(
     run: &RunFolder,
-    metrics: BTreeMap<String, f64>,
+    data: &Dataset,
     store: &VarStore,
     seconds: f64,
 ) -> Result<TeacherReport> {
+    let teacher = frozen_teacher(run.recipe(), data, store)?;
+    let metrics = scores(|images| teacher.forward(images, &Context::eval()), data)?;
     let report = TeacherReport { metrics, parameters: store.parameter_count(), seconds };
     let note = serde_json::to_value(&report).map_err(candle_core::Error::wrap)?;
     checkpoint::save(&run.teacher_path(), &store.tensors(), &note)?;
@@ -117,11 +113,9 @@ fn keep_teacher(
 
 fn load_teacher(run: &RunFolder, data: &Dataset) -> Result<Teacher> {
     let (tensors, _) = checkpoint::load(&run.teacher_path())?;
-    let (store, _) = build_teacher(run.recipe(), data)?;
+    let store = fresh_teacher(run.recipe(), data)?;
     store.load(&tensors)?;
-    // Of constants: nothing of its forward pass is kept for a backward pass.
-    let frozen = model(&run.recipe().teacher.model, data).build(store.frozen())?;
-    Ok(Teacher::new(network(frozen)))
+    Ok(Teacher::new(frozen_teacher(run.recipe(), data, &store)?))
 }
 
 /// Trains one arm and writes its student, or takes the result that the folder holds. A training that was stopped goes on
@@ -149,12 +143,12 @@ pub fn train_arm(
     let (arm, training) = (recipe.arm(name)?, &recipe.training);
     let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
     let card = student_card(recipe, data);
-    let student = build_student(recipe, data, &store)?;
+    let student = student_network(recipe, data, &store)?;
     let distillation = match arm.uses_teacher() {
         true => Some((load_teacher(run, data)?, distiller(recipe, arm, data, &store)?)),
         false => None,
     };
-    let task = ClassificationTask::new(network(student), distillation, training.smoothing)?;
+    let task = ClassificationTask::new(student, distillation, training.smoothing)?;
     task.check(&data.blank()?)?;
     let (mut batches, labels) = batches(recipe, arm, data)?;
     let (checkpoints, newest) = take_up(run, name, &mut log)?;

@@ -38,6 +38,7 @@ fn every_optimiser_and_schedule_goes_on_where_it_stopped() -> Result<()> {
             "training.accumulate=3",
             "training.clip_norm=1.0",
         ],
+        &["training.compute=bf16", "teacher.compute=bf16", "training.accumulate=2"],
         // One of the two distillation terms alone.
         &["arm.vkd.logits=0"],
         &["arm.vkd.features=0"],

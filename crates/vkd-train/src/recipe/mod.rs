@@ -18,7 +18,7 @@ pub use detection::{
     ScenesConfig, ValidationPart,
 };
 pub use teacher::TeacherConfig;
-pub use training::{OptimizerKind, ScheduleKind, TrainingConfig};
+pub use training::{ComputeKind, OptimizerKind, ScheduleKind, TrainingConfig};
 
 use candle_core::{Result, bail};
 use overrides::{blame, located, set};

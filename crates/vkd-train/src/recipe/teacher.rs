@@ -1,6 +1,7 @@
 //! The teacher.
 
-use super::{at_least_one, not_negative, shares};
+use super::training::is_default;
+use super::{ComputeKind, at_least_one, not_negative, shares};
 use candle_core::Result;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -12,6 +13,9 @@ use vkd_models::Architecture;
 pub struct TeacherConfig {
     /// Family and sizes; image size, channels and classes come from the data.
     pub model: Architecture,
+    /// What its passes are computed in, in training and when it is scored and asked: `f32` (default) or `bf16`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub compute: ComputeKind,
     /// Optimiser steps.
     pub steps: u64,
     /// Images a step, all labelled.

@@ -2,7 +2,7 @@
 
 use super::teacher::TeacherConfig;
 use super::{at_least_one, not_negative, shares};
-use candle_core::{Result, bail};
+use candle_core::{DType, Result, bail};
 use serde::{Deserialize, Serialize};
 use vkd_nn::{cosine, linear_decay, step_decay};
 
@@ -17,6 +17,36 @@ pub enum OptimizerKind {
     Sgd,
     /// LAMB.
     Lamb,
+}
+
+/// What forward and backward passes are computed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ComputeKind {
+    /// Single precision.
+    #[default]
+    F32,
+    /// bf16: what layers hand to one another, and a cast of the weights. The weights themselves stay f32, and so do gradients
+    /// when they reach the optimiser, averages, statistics, projectors, normalisers and losses.
+    Bf16,
+}
+
+impl ComputeKind {
+    /// candle's name.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+
+    /// The name in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
 }
 
 /// How the learning rate falls after the warm-up.
@@ -46,6 +76,10 @@ pub struct TrainingConfig {
     pub accumulate: u64,
     /// How many of them come from the labelled ones, where only few have labels and a teacher speaks for the rest.
     pub labelled: usize,
+    /// What the student's training passes are computed in: `f32` (default) or `bf16`. It is evaluated in f32 all the same, as
+    /// its file holds it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub compute: ComputeKind,
     /// Optimiser: `adamw` (default), `sgd` or `lamb`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub optimizer: OptimizerKind,
@@ -94,7 +128,7 @@ pub struct TrainingConfig {
 }
 
 /// A key that has its default is not written, so a key that comes later changes no older recipe.
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
@@ -161,6 +195,7 @@ impl TrainingConfig {
             batch: teacher.batch,
             accumulate: 1,
             labelled: teacher.batch,
+            compute: teacher.compute,
             optimizer: OptimizerKind::Adamw,
             learning_rate: teacher.learning_rate,
             min_learning_rate: self.min_learning_rate.min(teacher.learning_rate),
