@@ -46,6 +46,7 @@ mod deit;
 mod efficientnet_lite;
 mod encoder;
 mod model;
+mod pickle;
 mod regnet;
 mod resnet;
 mod student;

@@ -1,15 +1,11 @@
 //! Tensor files of vkd and PyTorch.
 
-use crate::plain;
+use crate::pickle;
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, View};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
-
-/// Held while a pickle is read: the panic hook is the process's.
-static HOOK: Mutex<()> = Mutex::new(());
 
 /// One stored tensor, bytes as they lie in the file.
 pub struct TensorEntry {
@@ -66,12 +62,14 @@ pub struct TensorFile {
 }
 
 impl TensorFile {
-    /// Reads `.safetensors`, or `.pth` and `.pt` as `torch.save` writes them; of a pickle float, int64, uint32 and uint8
-    /// tensors only. `key` names the dict inside a pickle that holds the tensors, `model` for one.
+    /// Reads `.safetensors`, or `.pth` and `.pt` as `torch.save` writes them since PyTorch 1.6. `key` names the dict inside a
+    /// pickle that holds the tensors, `model` for one, or `ema.model` for one in a dict within. Tensors are read as they show
+    /// themselves, whatever the strides of their storage; values of a pickle that are no tensors are left out.
     ///
     /// # Errors
-    /// Another extension, a file that is missing, cut short or none of these, a pickle without tensors under the key. A panic
-    /// of the pickle's reader is turned into an error; the process's panic hook is silent meanwhile.
+    /// Another extension, a file that is missing, cut short or none of these, a pickle without tensors under the key (the
+    /// message lists the keys with tensors), and, by its key, a tensor that is not dense or of a dtype that safetensors lacks.
+    /// A panic of the pickle's reader is turned into an error; the process's panic hook is silent meanwhile.
     pub fn read(path: &Path, key: Option<&str>) -> Result<Self> {
         let name = path.display();
         match path.extension().and_then(|e| e.to_str()) {
@@ -79,7 +77,7 @@ impl TensorFile {
                 bail!("{name}: expected --key only for .pth and .pt, got a safetensors file")
             }
             Some("safetensors") => Self::safetensors(path),
-            Some("pth" | "pt") => Self::pickle(path, key),
+            Some("pth" | "pt") => Ok(Self { entries: pickle::read(path, key)?, metadata: None }),
             _ => bail!("{name}: expected a file named .safetensors, .pth or .pt"),
         }
     }
@@ -102,35 +100,5 @@ impl TensorFile {
         };
         let entries = file.iter().map(|(key, view)| (key.to_owned(), entry(view))).collect();
         Ok(Self { entries, metadata: header.metadata().clone() })
-    }
-
-    fn pickle(path: &Path, key: Option<&str>) -> Result<Self> {
-        let name = path.display();
-        std::fs::File::open(path).map_err(|e| Error::msg(format!("{name}: {e}")))?;
-        let expected = |got: &str| {
-            Error::msg(format!(
-                "{name}: expected a zip of torch.save with a dict of tensors, got: {got}"
-            ))
-        };
-        // The reader may panic on a pickle that no torch has written; the hook that reports panics as ours must not speak.
-        let lock = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
-        let hook = std::panic::take_hook();
-        std::panic::set_hook(Box::new(|_| {}));
-        let read = std::panic::catch_unwind(|| candle_core::pickle::read_all_with_key(path, key));
-        std::panic::set_hook(hook);
-        drop(lock);
-        let tensors = read
-            .map_err(|_| expected("a pickle that can't be read"))?
-            .map_err(|e| expected(&plain(&e)))?;
-        if tensors.is_empty() {
-            bail!(
-                "{name}: expected a dict of tensors, got none; name the key that holds it: --key model where it is `model`"
-            )
-        }
-        let entries = tensors
-            .into_iter()
-            .map(|(key, tensor)| Ok((key, TensorEntry::of(&tensor)?)))
-            .collect::<Result<_>>()?;
-        Ok(Self { entries, metadata: None })
     }
 }
