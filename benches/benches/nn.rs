@@ -1,5 +1,5 @@
-//! Training steps of transformers: blocks of width 192 with three heads, forward, backward and AdamW; and AdamW and batch norm
-//! alone.
+//! Training steps of transformers: blocks of width 192 with three heads, forward, backward and AdamW; and AdamW, batch norm and
+//! deformable attention alone.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,8 @@ use candle_nn::VarBuilder;
 use vkd_benches::{Suite, Work, data, gradient, run};
 use vkd_nn::{
     Activation, AdamW, AdamWConfig, BatchNormConfig, Context, LayerNorm, Linear, SelfAttention,
-    VarStore, batch_norm2d, layer_norm, linear, residual_attention, residual_mlp, self_attention,
+    VarStore, batch_norm2d, deformable_attention, layer_norm, linear, residual_attention,
+    residual_mlp, self_attention,
 };
 
 /// A pre-norm block as in DeiT.
@@ -92,6 +93,22 @@ fn batch_norm(work: &Work) -> Result<impl FnMut() -> Result<Tensor> + use<>> {
     Ok(move || gradient(&layer.forward(&xs, &ctx)?, &xs))
 }
 
+/// Forward and backward, to values, locations and weights, over four levels of which each halves the one before; a good part
+/// of the points is near the border.
+fn deformable(work: &Work) -> Result<impl FnMut() -> Result<Tensor> + use<>> {
+    let [batch, queries, heads, dim, points, side] = work.shape[..] else {
+        bail!("{}: expected batch, queries, heads, dim, points and the largest side", work.name)
+    };
+    let levels = [1, 2, 4, 8].map(|part| (side / part, side / part));
+    let pixels = levels.iter().map(|(rows, cols)| rows * cols).sum::<usize>();
+    let values = Var::from_tensor(&data((batch, pixels, heads, dim), 1)?)?;
+    let taps = (batch, queries, heads, levels.len(), points);
+    let at = data(&[batch, queries, heads, levels.len(), points, 2][..], 2)?;
+    let at = Var::from_tensor(&at.affine(0.5, 0.5)?)?;
+    let weights = Var::from_tensor(&data(taps, 3)?)?;
+    Ok(move || gradient(&deformable_attention(&values, &levels, &at, &weights)?, &values))
+}
+
 /// What candle's tape does with the gradient of every parameter that an op hands it: zeros, and a sum.
 fn accumulation(work: &Work) -> Result<impl FnMut() -> Result<Vec<Tensor>> + use<>> {
     let [depth, _, _, width] = work.shape[..] else {
@@ -115,6 +132,7 @@ fn main() -> ExitCode {
         suite.works("nn/deit_ti_b8_t198", |work| step(work, Block::forward))?;
         suite.works("nn/deit_ti_one_thread", |work| step(work, Block::forward))?;
         suite.works("nn/adamw_6m", adamw)?;
-        suite.works("nn/batch_norm2d", batch_norm)
+        suite.works("nn/batch_norm2d", batch_norm)?;
+        suite.works("nn/deformable_attention", deformable)
     })
 }

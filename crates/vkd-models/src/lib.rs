@@ -12,6 +12,8 @@
 //! | `regnet` | [`Regnet`], RegNetY | `regnety_002` to `regnety_160` |
 //! | `efficientnet_lite` | [`EfficientnetLite`] | `efficientnet_lite0` |
 //!
+//! [`Vidt`] is a detector: it hands over a [`QueryOutput`] of classes, boxes and taps.
+//!
 //! [`load_weights`] reads files with timm's key names; [`Student`] is a distilled network as it is saved, loaded and used.
 //! Images are channels first outside and channels last inside.
 //!
@@ -43,6 +45,7 @@ mod cnn;
 mod conv_norm;
 mod cost;
 mod deit;
+mod detection;
 mod efficientnet_lite;
 mod encoder;
 mod model;
@@ -51,18 +54,21 @@ mod regnet;
 mod resnet;
 mod student;
 mod tensor_file;
+mod vidt;
 mod vit;
 mod weights;
 
 pub use cnn::{Cnn, CnnConfig};
 pub use cost::ModelCost;
 pub use deit::{Deit, DeitConfig, DistillationToken, Embedding};
+pub use detection::QueryOutput;
 pub use efficientnet_lite::{EfficientnetLite, EfficientnetLiteConfig};
 pub use model::{Architecture, Model, ModelConfig, ModelOutput};
 pub use regnet::{Regnet, RegnetConfig};
 pub use resnet::{Resnet, ResnetBlock, ResnetConfig};
 pub use student::{Preprocessing, Student, StudentCard, card_path, write_atomically};
 pub use tensor_file::{TensorEntry, TensorFile};
+pub use vidt::{Vidt, VidtConfig};
 pub use vit::{Vit, VitConfig};
 pub use weights::{LoadOptions, LoadReport, load_weights};
 

@@ -57,7 +57,7 @@ pub use norm::{
 pub use ops::{Activation, gelu, gelu_tanh, relu, relu6, silu};
 pub use ops::{Conv2dConfig, ConvTranspose2dConfig, Pool2dConfig, SumOverReplicas, gather_rows};
 pub use ops::{avg_pool2d, global_avg_pool2d, max_pool2d, pixel_shuffle, pixel_unshuffle};
-pub use ops::{cross_attention, multi_head_attention};
+pub use ops::{cross_attention, deformable_attention, multi_head_attention};
 pub use ops::{upsample_bilinear2d, upsample_nearest2d};
 pub use optim::schedule::{cosine, linear_decay, step_decay};
 pub use optim::{

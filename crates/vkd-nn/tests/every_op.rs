@@ -6,9 +6,9 @@ use vkd_nn::ops::{Body, conv_transpose2d, conv2d, conv2d_relu, linear, sublayer}
 use vkd_nn::{
     Activation, AdamW, AdamWConfig, BatchNormConfig, Context, Conv2dConfig, ConvTranspose2dConfig,
     Ema, GradAccumulator, Lamb, LambConfig, Pool2dConfig, Sgd, SgdConfig, VarStore, avg_pool2d,
-    batch_norm2d, cross_attention, dropout, gather_rows, gelu, gelu_tanh, global_avg_pool2d,
-    global_norm, log_softmax, max_pool2d, multi_head_attention, pixel_shuffle, pixel_unshuffle,
-    relu, silu, softmax, upsample_bilinear2d, upsample_nearest2d,
+    batch_norm2d, cross_attention, deformable_attention, dropout, gather_rows, gelu, gelu_tanh,
+    global_avg_pool2d, global_norm, log_softmax, max_pool2d, multi_head_attention, pixel_shuffle,
+    pixel_unshuffle, relu, silu, softmax, upsample_bilinear2d, upsample_nearest2d,
 };
 use vkd_testkit::{normal, uniform};
 
@@ -59,6 +59,10 @@ fn transformers(all: &mut Vec<Case>) {
             sublayer(&x[0], parameters, body, 1e-6, Some(&[1.25; 8]))
         }));
     }
+    let deformable: [&[usize]; 3] = [&[2, 62, 4, 24], &[2, 40, 4, 2, 3, 2], &[2, 40, 4, 2, 3]];
+    all.push(case("deformable_attention", &deformable, |x| {
+        deformable_attention(&x[0], &[(6, 9), (2, 4)], &x[1], &x[2])
+    }));
     all.push(case("gather_rows", &[&[600, 128]], |x| {
         let ids = (0..900u32).map(|i| i * i % 600);
         gather_rows(&x[0], &Tensor::from_iter(ids, &Device::Cpu)?)
