@@ -1,5 +1,14 @@
-//! Detection: what is to be found in an image, and the losses of detectors.
+//! Detection: what is to be found in an image, the losses of detectors, and boxes from what they predict.
 
+mod assignment;
+mod decode;
+mod dense;
+mod locations;
 mod objects;
+mod set;
 
-pub use objects::Objects;
+pub use assignment::hungarian;
+pub use decode::{DenseDecoding, Detection, decode_dense, decode_queries, suppress};
+pub use dense::{DenseCriterion, DenseLevel};
+pub use objects::{ImageSize, Objects};
+pub use set::{QueryPredictions, SetCriterion, SetWeights};
