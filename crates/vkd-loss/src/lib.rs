@@ -3,7 +3,7 @@
 //! V_kD (arXiv:2403.06213) trains with three terms: cross entropy with the labels, the divergence of the class
 //! distributions, and distance between projected student features and normalised teacher features. This crate holds them
 //! as pure functions, with a [`Reduction`] that is always written out; [`weighted_sum`] adds named terms, and
-//! [`smooth_l1_layer_norm`] normalises the teacher on the way. [`baselines`] holds the losses
+//! [`smooth_l1_layer_norm`] normalises the teacher on the way. Detectors have [`sigmoid_focal`], [`l1`], [`giou`] and [`boxes`]. [`baselines`] holds the losses
 //! that a paper compares with, and [`geometry`] the numbers that a report gives about features.
 //!
 //! Invariants: the student comes first and alone receives a gradient; a teacher that candle tracks is an error where
@@ -35,12 +35,16 @@
 
 pub mod baselines;
 mod bce;
+pub mod boxes;
 mod checks;
 mod cosine;
 mod cross_entropy;
 mod dense;
+mod focal;
 pub mod geometry;
+mod giou;
 mod kl;
+mod l1;
 mod mse;
 mod ops;
 mod reduction;
@@ -51,7 +55,10 @@ mod weighted_sum;
 pub use bce::bce_with_logits;
 pub use cosine::cosine;
 pub use cross_entropy::{cross_entropy, soft_cross_entropy};
+pub use focal::{FocalConfig, sigmoid_focal};
+pub use giou::giou;
 pub use kl::kl;
+pub use l1::l1;
 pub use mse::mse;
 pub use ops::smooth_l1_layer_norm;
 pub use reduction::Reduction;

@@ -7,7 +7,7 @@ use vkd_loss::baselines::{
     deit_hard, deit_soft, dist, dkd, fitnets, hinton, logit_standardization, pkt, rkd_angle,
     rkd_distance, spkd, vid,
 };
-use vkd_loss::{cosine, kl, mse, smooth_l1, smooth_l1_layer_norm, token_l2};
+use vkd_loss::{cosine, kl, l1, mse, smooth_l1, smooth_l1_layer_norm, token_l2};
 use vkd_testkit::{Tolerance, assert_close, gradcheck, layouts, normal_scaled, to_f64};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -55,6 +55,7 @@ fn cases() -> Vec<Case> {
     for (end, reduction) in [("mean", Mean), ("sum", Sum), ("batch_mean", BatchMean)] {
         let name = |name: &str| format!("{name} {end}");
         add(&name("mse"), Rows, true, true, Box::new(move |s, t| mse(s, t, reduction)));
+        add(&name("l1"), Rows, true, true, Box::new(move |s, t| l1(s, t, reduction)));
         add(
             &name("smooth_l1"),
             Maps,
@@ -401,6 +402,7 @@ fn reductions_are_sums_of_the_entries() -> Result<()> {
     type Reduced<'a> = Box<dyn Fn(Reduction) -> Result<Tensor> + 'a>;
     let losses: Vec<(usize, Reduced<'_>)> = vec![
         (20, Box::new(|r| mse(&s, &t, r))),
+        (20, Box::new(|r| l1(&s, &t, r))),
         (20, Box::new(|r| smooth_l1(&s, &t, 1., r))),
         (4, Box::new(|r| cosine(&s, &t, 1e-8, r))),
         (4, Box::new(|r| token_l2(&s, &t, r))),

@@ -1,8 +1,9 @@
 //! The distiller: named taps, each an adapter, a projector, two normaliser slots and a loss.
 
+use crate::features::tap;
 use crate::{
     ClassificationAdapter, FeatureAdapter, FeatureMap, NetworkOutput, Projector, ProjectorConfig,
-    Term,
+    Taps, Term, weighted_sum,
 };
 use candle_core::{DType, Device, Error, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
@@ -19,6 +20,8 @@ pub enum FeatureLoss {
     },
     /// Mean squared difference, as on the paper's poster.
     Mse,
+    /// [`vkd_loss::token_l2`], mean over all rows: the distance of ViDT's token matching.
+    TokenL2,
     /// [`vkd_loss::baselines::spkd`] with rows of Euclidean size one; like the next three it compares relations within the
     /// batch, so the two widths may differ.
     Spkd,
@@ -35,6 +38,7 @@ impl FeatureLoss {
         match self {
             Self::SmoothL1 { beta } => vkd_loss::smooth_l1(student, teacher, beta, Reduction::Mean),
             Self::Mse => vkd_loss::mse(student, teacher, Reduction::Mean),
+            Self::TokenL2 => vkd_loss::token_l2(student, teacher, Reduction::Mean),
             Self::Spkd => baselines::spkd(student, teacher, baselines::RowNorm::L2),
             Self::Pkt => baselines::pkt(student, teacher, baselines::Form::Code),
             Self::RkdDistance => baselines::rkd_distance(student, teacher, Reduction::Mean),
@@ -100,6 +104,10 @@ struct Tap {
     projector: Projector,
 }
 
+fn at_tap(name: &str, e: Error) -> Error {
+    Error::Msg(format!("distiller: {name}: {e}"))
+}
+
 /// Matches a student to a teacher; owns the projectors and nothing of the two networks.
 ///
 /// Features of a half type are cast to the dtype of the projectors first, so that with networks in bf16 the pooling, the
@@ -111,6 +119,7 @@ pub struct Distiller {
     adapter: Box<dyn FeatureAdapter>,
     /// Of the projectors.
     dtype: DType,
+    root: Option<f64>,
 }
 
 impl Distiller {
@@ -134,10 +143,9 @@ impl Distiller {
         }
         // The losses know their own ranges: one entry shows whether they take the number.
         let zero = Tensor::zeros((1, 1), DType::F64, &Device::Cpu)?;
-        let named = |name: &str, e: Error| Error::Msg(format!("distiller: {name}: {e}"));
         if let Some(LogitLoss { temperature, .. }) = logits {
             vkd_loss::kl(&zero, &zero, temperature, Reduction::Mean)
-                .map_err(|e| named("logits", e))?;
+                .map_err(|e| at_tap("logits", e))?;
         }
         let dtype = vb.dtype();
         let mut built: Vec<Tap> = Vec::new();
@@ -145,7 +153,7 @@ impl Distiller {
             if built.iter().any(|t| t.config.student == config.student) {
                 bail!("distiller: expected one tap on {}, got two", config.student)
             }
-            let name = |e| named(&config.student, e);
+            let name = |e| at_tap(&config.student, e);
             // The only loss with a number of its own; those on relations would want more rows.
             if let FeatureLoss::SmoothL1 { .. } = config.loss {
                 config.loss.between(&zero, &zero).map_err(name)?;
@@ -167,7 +175,22 @@ impl Distiller {
         let logits = logits.filter(|l| l.weight > 0.);
         let distance = LogitDistance::default();
         let adapter = Box::new(ClassificationAdapter);
-        Ok(Self { taps: built, logits, distance, adapter, dtype })
+        Ok(Self { taps: built, logits, distance, adapter, dtype, root: None })
+    }
+
+    /// With another adapter than the classification's, for all taps.
+    pub fn with_adapter(mut self, adapter: impl FeatureAdapter + 'static) -> Self {
+        self.adapter = Box::new(adapter);
+        self
+    }
+
+    /// With one term `feature` of this weight in place of one a tap: the square root of the taps' weighted sum.
+    ///
+    /// With [`FeatureLoss::TokenL2`], no projectors and the number of stacked layers as the weight of a tap, this is ViDT's token
+    /// matching (arXiv:2110.03921), whose own weight is 4.
+    pub fn with_root(mut self, weight: f64) -> Self {
+        self.root = Some(weight);
+        self
     }
 
     /// With another distance of the logits than the KL divergence.
@@ -181,21 +204,32 @@ impl Distiller {
     /// # Errors
     /// A missing tap, a width other than the tap's, or different numbers of classes; names and both values are given.
     pub fn check(&self, student: &NetworkOutput, teacher: &NetworkOutput) -> Result<()> {
-        for Tap { config, .. } in &self.taps {
-            let sides = [
-                ("student", student, &config.student, config.student_width),
-                ("teacher", teacher, &config.teacher, config.teacher_width),
-            ];
-            for (owner, output, name, width) in sides {
-                let got = output.tap(owner, name)?.width();
-                if got != width {
-                    bail!("{owner} tap {name}: expected width {width}, got {got}")
-                }
-            }
-        }
+        self.check_features(&student.taps, &teacher.taps)?;
         let (s, t) = (student.logits.dims2()?.1, teacher.logits.dims2()?.1);
         if self.logits.is_some() && s != t {
             bail!("logits: expected the student to have the teacher's {t} classes, got {s}")
+        }
+        Ok(())
+    }
+
+    /// [`check`](Self::check) of the features alone, for networks that are no classifiers; the adapter looks too whether rows
+    /// can be paired, such as the number of tokens.
+    ///
+    /// # Errors
+    /// A missing tap, a width other than the tap's, or features that the adapter can't pair; with the tap's name.
+    pub fn check_features(&self, student: &Taps, teacher: &Taps) -> Result<()> {
+        for Tap { config, .. } in &self.taps {
+            let of = |owner: &str, taps, name: &str, width| {
+                let found = tap(taps, owner, name)?;
+                let got = found.width();
+                if got != width {
+                    bail!("{owner} tap {name}: expected width {width}, got {got}")
+                }
+                Ok(found)
+            };
+            let student = of("student", student, &config.student, config.student_width)?;
+            let teacher = of("teacher", teacher, &config.teacher, config.teacher_width)?;
+            self.adapter.check_pair(student, teacher).map_err(|e| at_tap(&config.student, e))?;
         }
         Ok(())
     }
@@ -249,20 +283,13 @@ impl Distiller {
             };
             terms.push(Term { name: "logits".to_owned(), weight, value });
         }
-        for tap in &self.taps {
-            let name = format!("feature.{}", tap.config.student);
-            let value = self.tap_loss(tap, student, teacher, ctx)?;
-            terms.push(Term { name, weight: tap.config.weight, value });
-        }
+        terms.extend(self.matched(&student.taps, &teacher.taps, ctx)?);
         Ok(terms)
     }
 
     fn adapt(&self, features: &FeatureMap) -> Result<Tensor> {
         match features.tensor().dtype() {
-            DType::F16 | DType::BF16 => {
-                let wide = features.tensor().to_dtype(self.dtype)?;
-                self.adapter.adapt(&FeatureMap::new(wide, features.layout())?)
-            }
+            DType::F16 | DType::BF16 => self.adapter.adapt(&features.to_dtype(self.dtype)?),
             _ => self.adapter.adapt(features),
         }
     }
@@ -302,16 +329,44 @@ impl Distiller {
         }
     }
 
-    fn tap_loss(
+    /// The terms of the taps alone, for networks that are no classifiers: `feature.TAP` for each.
+    ///
+    /// # Errors
+    /// Those of [`check_features`](Self::check_features), and those of the losses.
+    pub fn feature_terms(
         &self,
-        tap: &Tap,
-        student: &NetworkOutput,
-        teacher: &NetworkOutput,
+        student: &Taps,
+        teacher: &Taps,
         ctx: &Context,
-    ) -> Result<Tensor> {
-        let c = &tap.config;
-        let projected = tap.projector.forward(&self.adapt(student.tap("student", &c.student)?)?)?;
-        let target = self.adapt(teacher.tap("teacher", &c.teacher)?)?;
+    ) -> Result<Vec<Term>> {
+        self.check_features(student, teacher)?;
+        self.matched(student, teacher, ctx)
+    }
+
+    fn matched(&self, student: &Taps, teacher: &Taps, ctx: &Context) -> Result<Vec<Term>> {
+        let mut terms = Vec::new();
+        for tap in &self.taps {
+            let Tap { config, .. } = tap;
+            let name = format!("feature.{}", config.student);
+            let value = self
+                .tap_loss(tap, student, teacher, ctx)
+                .map_err(|e| at_tap(&config.student, e))?;
+            terms.push(Term { name, weight: config.weight, value });
+        }
+        match self.root {
+            Some(weight) if !terms.is_empty() => {
+                // The guard keeps the slope finite where all taps agree, and vanishes beside any other sum.
+                let sum = (weighted_sum(&terms)? + f64::from(f32::MIN_POSITIVE))?;
+                Ok(vec![Term { name: "feature".to_owned(), weight, value: sum.sqrt()? }])
+            }
+            _ => Ok(terms),
+        }
+    }
+
+    fn tap_loss(&self, at: &Tap, student: &Taps, teacher: &Taps, ctx: &Context) -> Result<Tensor> {
+        let c = &at.config;
+        let projected = at.projector.forward(&self.adapt(tap(student, "student", &c.student)?)?)?;
+        let target = self.adapt(tap(teacher, "teacher", &c.teacher)?)?;
         // The published pairing has an op of its own, which never writes the normalised teacher down.
         if let (
             Normalizer::Identity,

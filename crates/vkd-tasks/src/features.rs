@@ -1,6 +1,6 @@
 //! What a network hands over.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use std::collections::BTreeMap;
 use vkd_norm::Context;
 
@@ -11,15 +11,21 @@ pub enum Layout {
     Tokens,
     /// `(B, C, H, W)`: a map, channels first as in PyTorch.
     Grid,
+    /// `(L, B, N, C)`: N tokens after each of L layers, as the queries of a decoder are.
+    Queries,
     /// `(B, C)`: pooled already.
     Pooled,
 }
+
+/// Features by tap name.
+pub type Taps = BTreeMap<String, FeatureMap>;
 
 /// Features with their layout.
 #[derive(Clone, Debug)]
 pub struct FeatureMap {
     tensor: Tensor,
     layout: Layout,
+    padding: Option<Tensor>,
 }
 
 impl FeatureMap {
@@ -30,13 +36,33 @@ impl FeatureMap {
     pub fn new(tensor: Tensor, layout: Layout) -> Result<Self> {
         let rank = match layout {
             Layout::Tokens => 3,
-            Layout::Grid => 4,
+            Layout::Grid | Layout::Queries => 4,
             Layout::Pooled => 2,
         };
         if tensor.rank() != rank {
             bail!("feature map: expected {rank} dimensions for {layout:?}, got {:?}", tensor.dims())
         }
-        Ok(Self { tensor, layout })
+        Ok(Self { tensor, layout, padding: None })
+    }
+
+    /// Says which cells of a grid are padding: a mask `(B, H, W)`, not zero where the image is not.
+    ///
+    /// # Errors
+    /// Another layout than a grid, or a mask of another shape.
+    pub fn with_padding(mut self, mask: Tensor) -> Result<Self> {
+        match (self.layout, self.tensor.dims(), mask.dims()) {
+            (Layout::Grid, [b, _, h, w], got) if got == [*b, *h, *w] => {}
+            (layout, dims, got) => bail!(
+                "feature map: expected a grid and a padding mask of its batch, height and width, got {layout:?} {dims:?} and {got:?}"
+            ),
+        }
+        self.padding = Some(mask.detach());
+        Ok(self)
+    }
+
+    /// The mask of [`with_padding`](Self::with_padding).
+    pub fn padding(&self) -> Option<&Tensor> {
+        self.padding.as_ref()
     }
 
     /// The features themselves.
@@ -54,12 +80,17 @@ impl FeatureMap {
         let dims = self.tensor.dims();
         match self.layout {
             Layout::Tokens => dims[2],
+            Layout::Queries => dims[3],
             Layout::Grid | Layout::Pooled => dims[1],
         }
     }
 
+    pub(crate) fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        Ok(Self { tensor: self.tensor.to_dtype(dtype)?, ..self.clone() })
+    }
+
     fn detach(&self) -> Self {
-        Self { tensor: self.tensor.detach(), layout: self.layout }
+        Self { tensor: self.tensor.detach(), ..self.clone() }
     }
 }
 
@@ -71,13 +102,13 @@ pub struct NetworkOutput {
     /// Logits `(B, K)` of a head of its own for the teacher's logits, as in DeiT; `None` where the network has one head.
     pub distillation_logits: Option<Tensor>,
     /// Features by tap name.
-    pub taps: BTreeMap<String, FeatureMap>,
+    pub taps: Taps,
 }
 
 impl NetworkOutput {
     /// Output with one head and no taps.
     pub fn new(logits: Tensor) -> Self {
-        Self { logits, distillation_logits: None, taps: BTreeMap::new() }
+        Self { logits, distillation_logits: None, taps: Taps::new() }
     }
 
     /// Adds the logits of a distillation head.
@@ -108,13 +139,7 @@ impl NetworkOutput {
     /// # Errors
     /// An unknown name; the message lists the known ones. `owner` is `student` or `teacher`.
     pub fn tap(&self, owner: &str, name: &str) -> Result<&FeatureMap> {
-        match self.taps.get(name) {
-            Some(features) => Ok(features),
-            None => {
-                let known: Vec<&str> = self.taps.keys().map(String::as_str).collect();
-                bail!("{owner}: expected a tap named {name}, got {}", known.join(", "))
-            }
-        }
+        tap(&self.taps, owner, name)
     }
 
     pub(crate) fn detach(&self) -> Self {
@@ -122,6 +147,17 @@ impl NetworkOutput {
             logits: self.logits.detach(),
             distillation_logits: self.distillation_logits.as_ref().map(Tensor::detach),
             taps: self.taps.iter().map(|(n, f)| (n.clone(), f.detach())).collect(),
+        }
+    }
+}
+
+/// The features of tap `name`, or an error that lists the known ones.
+pub(crate) fn tap<'a>(taps: &'a Taps, owner: &str, name: &str) -> Result<&'a FeatureMap> {
+    match taps.get(name) {
+        Some(features) => Ok(features),
+        None => {
+            let known: Vec<&str> = taps.keys().map(String::as_str).collect();
+            bail!("{owner}: expected a tap named {name}, got {}", known.join(", "))
         }
     }
 }

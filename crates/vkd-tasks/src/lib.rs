@@ -3,7 +3,9 @@
 //! A student's features go through a [`FeatureAdapter`], an orthogonal projector and a normaliser slot, and are matched to
 //! the teacher's adapted and normalised features (V_kD, arXiv:2403.06213). The crate knows no concrete model: a
 //! student or a teacher is any [`Network`], and every closure of the right form is one: `examples/own_model.rs` distils a
-//! candle module of your own from a teacher of your own.
+//! candle module of your own from a teacher of your own. Detectors are no classifiers: [`DetectionAdapter`] and
+//! [`Distiller::feature_terms`] take what is tapped from any, [`SetCriterion`] and [`DenseCriterion`] are their own losses, and
+//! [`decode_queries`] and [`decode_dense`] make [`Detection`]s of what they predict.
 //!
 //! Invariants: nothing of the teacher is ever on the tape; the projector belongs to the [`Distiller`], not to the student,
 //! so that what is exported is the bare student.
@@ -52,11 +54,14 @@ mod published;
 mod task;
 mod teacher;
 
-pub use adapter::{ClassificationAdapter, FeatureAdapter};
+pub use adapter::{ClassificationAdapter, DetectionAdapter, FeatureAdapter, Padding};
 pub use classification::ClassificationTask;
-pub use detection::{DetectionBatch, Objects};
+pub use detection::{
+    DenseCriterion, DenseDecoding, DenseLevel, Detection, DetectionBatch, ImageSize, Objects,
+    QueryPredictions, SetCriterion, SetWeights, decode_dense, decode_queries, hungarian, suppress,
+};
 pub use distiller::{Distiller, FeatureLoss, LogitDistance, LogitLoss, TapConfig};
-pub use features::{FeatureMap, Layout, Network, NetworkOutput};
+pub use features::{FeatureMap, Layout, Network, NetworkOutput, Taps};
 pub use projector::{Projector, ProjectorConfig};
 pub use published::{PUBLISHED_PARAMETER, PublishedProjector};
 pub use task::{Batch, DistillTask, Phase, StepOutput};

@@ -10,6 +10,11 @@ use vkd_ortho::{OrthogonalConfig, OrthogonalProjector, orthogonal};
 pub enum ProjectorConfig {
     /// Orthonormal columns: V_kD.
     Orthogonal(OrthogonalConfig),
+    /// The same, then a learnt gain and bias for each channel, as in the published detection code.
+    ///
+    /// With a gain the map is no isometry any more. Where the student is standardised afterwards (as there), the size of the gain
+    /// and the bias cancel, and only a change of sign could matter.
+    OrthogonalAffine(OrthogonalConfig),
     /// Unconstrained and bias-free, so that the constraint is the only difference to [`Self::Orthogonal`].
     Linear,
     /// Two such matrices with relu between, as several baselines have it; it can bend the features to the teacher's.
@@ -26,10 +31,12 @@ pub enum ProjectorConfig {
     },
 }
 
-/// A projector `(M, Cs)` to `(M, Ct)`, bias-free.
+/// A projector `(M, Cs)` to `(M, Ct)`.
 pub enum Projector {
     /// Orthonormal columns.
     Orthogonal(OrthogonalProjector),
+    /// Orthonormal columns, then gain and bias `(Ct)`.
+    OrthogonalAffine(OrthogonalProjector, Tensor, Tensor),
     /// Unconstrained weight `(Ct, Cs)`.
     Linear(Tensor),
     /// Weights `(hidden, Cs)` and `(Ct, hidden)`.
@@ -46,7 +53,7 @@ impl Projector {
     /// A linear weight starts normal with standard deviation `1 / sqrt(out_dim)`: its columns then have unit length
     /// on average, as an orthonormal frame's have exactly. The two weights of an MLP start normal with standard deviations
     /// `sqrt(2 / in_dim)` and `sqrt(in_dim / (out_dim hidden))`: it keeps the length of a row on average too. They
-    /// are named `hidden.weight` and `weight`.
+    /// are named `hidden.weight` and `weight`. `gain` and `bias` start at 1 and 0.
     ///
     /// # Errors
     /// A zero width, hidden ones included, and what [`orthogonal`] refuses.
@@ -63,6 +70,11 @@ impl Projector {
             ProjectorConfig::Orthogonal(config) => {
                 Ok(Self::Orthogonal(orthogonal(in_dim, out_dim, *config, vb)?))
             }
+            ProjectorConfig::OrthogonalAffine(config) => Ok(Self::OrthogonalAffine(
+                orthogonal(in_dim, out_dim, *config, vb.clone())?,
+                vb.get_with_hints(out_dim, "gain", Init::Const(1.))?,
+                vb.get_with_hints(out_dim, "bias", Init::Const(0.))?,
+            )),
             ProjectorConfig::Linear => {
                 let init = Init::Randn { mean: 0., stdev: (out_dim as f64).sqrt().recip() };
                 Ok(Self::Linear(vb.get_with_hints((out_dim, in_dim), "weight", init)?))
@@ -85,10 +97,12 @@ impl Projector {
         }
     }
 
-    /// `max|WᵀW − I|`, measured in f64; `None` for a projector that claims no orthogonality.
+    /// `max|WᵀW − I|` of the orthogonal weight, measured in f64; `None` for a projector that claims no orthogonality.
     pub fn residual(&self) -> Result<Option<f64>> {
         match self {
-            Self::Orthogonal(projector) => Ok(Some(projector.residual()?)),
+            Self::Orthogonal(projector) | Self::OrthogonalAffine(projector, ..) => {
+                Ok(Some(projector.residual()?))
+            }
             Self::Published(projector) => Ok(Some(projector.residual()?)),
             Self::Linear(_) | Self::Mlp(..) | Self::Identity => Ok(None),
         }
@@ -99,6 +113,9 @@ impl Module for Projector {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         match self {
             Self::Orthogonal(projector) => projector.forward(xs),
+            Self::OrthogonalAffine(projector, gain, bias) => {
+                projector.forward(xs)?.broadcast_mul(gain)?.broadcast_add(bias)
+            }
             Self::Linear(weight) => xs.matmul(&weight.t()?),
             Self::Mlp(hidden, weight) => xs.matmul(&hidden.t()?)?.relu()?.matmul(&weight.t()?),
             Self::Identity => Ok(xs.clone()),

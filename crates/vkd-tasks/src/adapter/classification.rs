@@ -24,6 +24,9 @@ impl FeatureAdapter for ClassificationAdapter {
             Layout::Tokens => xs.mean(1),
             Layout::Grid => xs.flatten_from(2)?.mean(D::Minus1),
             Layout::Pooled => Ok(xs.clone()),
+            Layout::Queries => {
+                bail!("classification adapter: expected one layer's features, got {:?}", xs.dims())
+            }
         }
     }
 }

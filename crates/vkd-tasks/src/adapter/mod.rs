@@ -1,8 +1,10 @@
 //! From a network's features to rows that a projector can map.
 
 mod classification;
+mod detection;
 
 pub use classification::ClassificationAdapter;
+pub use detection::{DetectionAdapter, Padding};
 
 use crate::FeatureMap;
 use candle_core::{Result, Tensor};
@@ -14,4 +16,12 @@ pub trait FeatureAdapter {
     /// # Errors
     /// Features that hold no row, or a layout that the task does not know.
     fn adapt(&self, features: &FeatureMap) -> Result<Tensor>;
+
+    /// Whether the rows of the two belong together one by one; an adapter that pools has nothing to check.
+    ///
+    /// # Errors
+    /// What is not alike, student first.
+    fn check_pair(&self, _student: &FeatureMap, _teacher: &FeatureMap) -> Result<()> {
+        Ok(())
+    }
 }

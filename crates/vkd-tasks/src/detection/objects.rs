@@ -2,6 +2,15 @@
 
 use candle_core::{Result, bail};
 
+/// Height and width of an image, without padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageSize {
+    /// Rows of pixels.
+    pub height: usize,
+    /// Columns of pixels.
+    pub width: usize,
+}
+
 /// The objects of one image that a detector learns from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Objects {

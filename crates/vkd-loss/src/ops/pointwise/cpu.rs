@@ -27,22 +27,55 @@ pub(super) fn forward<T: Real>(
                 c * scale * c * half + (d - c)
             })
         }
+        Pointwise::L1 => collect(student, teacher, divisor, |s, t| {
+            let d = s - t;
+            if d < T::zero() { T::zero() - d } else { d }
+        }),
         Pointwise::Bce => {
-            let outside = |t: &T| !(0. ..=1.).contains(&t.wide());
-            if let Some(at) = teacher.iter().position(outside) {
-                bail!(
-                    "{}: expected probabilities in [0, 1], got {} in entry {at}",
-                    kind.op(),
-                    teacher[at].wide()
-                )
-            }
+            check_shares(kind, "probabilities", teacher)?;
             collect(student, teacher, divisor, |x, t| {
                 let (x, t) = (x.wide(), t.wide());
                 // log(1 + exp(x)) − x t, without an exponential that can overflow.
                 T::narrow(x.max(0.) - x * t + (-x.abs()).exp().ln_1p())
             })
         }
+        Pointwise::Focal { alpha, gamma } => {
+            check_shares(kind, "targets", teacher)?;
+            collect(student, teacher, divisor, |x, t| T::narrow(focal(x, t, alpha, gamma)[0]))
+        }
     })
+}
+
+fn check_shares<T: Real>(kind: Pointwise, role: &str, shares: &[T]) -> Result<()> {
+    match shares.iter().position(|t| !(0. ..=1.).contains(&t.wide())) {
+        Some(at) => {
+            let got = shares[at].wide();
+            bail!("{}: expected {role} in [0, 1], got {got} in entry {at}", kind.op())
+        }
+        None => Ok(()),
+    }
+}
+
+/// Value and slope of one entry of the focal loss.
+#[inline(always)]
+fn focal<T: Real>(x: T, t: T, alpha: f64, gamma: f64) -> [f64; 2] {
+    let (x, t) = (x.wide(), t.wide());
+    // Both σ(x) and σ(−x) to full precision, from one exponential that can't overflow.
+    let e = (-x.abs()).exp();
+    let (large, small) = (1. / (1. + e), e / (1. + e));
+    let (p, n) = if x >= 0. { (large, small) } else { (small, large) };
+    let entropy = x.max(0.) - x * t + e.ln_1p();
+    let wrong = p * (1. - t) + n * t;
+    let (weight, steepness) = match gamma {
+        0. => (1., 0.),
+        // gamma · wrongᵞ / wrong has no limit of its own where wrong underflows, but p n has one there: zero.
+        _ if wrong == 0. => (0., 0.),
+        2. => (wrong * wrong, 2. * wrong),
+        _ => (wrong.powf(gamma), gamma * (wrong.powf(gamma) / wrong)),
+    };
+    let share = alpha * t + (1. - alpha) * (1. - t);
+    let slope = (p - t) * weight + entropy * steepness * p * n * (1. - 2. * t);
+    [share * entropy * weight, share * slope]
 }
 
 #[inline(always)]
@@ -98,8 +131,23 @@ pub(super) fn backward<T: Real>(
                 d * over
             })
         }
+        Pointwise::L1 => spread(student, teacher, grad, divisor, 1., |s, t| {
+            let d = s - t;
+            let one = T::narrow(1.);
+            if d > T::zero() {
+                one
+            } else if d < T::zero() {
+                T::zero() - one
+            } else {
+                // Zero, or NaN, which stays.
+                d
+            }
+        }),
         Pointwise::Bce => spread(student, teacher, grad, divisor, 1., |x, t| {
             T::narrow(1. / (1. + (-x.wide()).exp()) - t.wide())
+        }),
+        Pointwise::Focal { alpha, gamma } => spread(student, teacher, grad, divisor, 1., |x, t| {
+            T::narrow(focal(x, t, alpha, gamma)[1])
         }),
     }
 }

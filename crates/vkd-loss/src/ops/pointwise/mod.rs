@@ -16,8 +16,12 @@ pub(crate) enum Pointwise {
     Mse,
     /// Quadratic up to `beta`, linear beyond.
     SmoothL1 { beta: f64 },
+    /// `|s − t|`
+    L1,
     /// Cross entropy of a logit with a probability.
     Bce,
+    /// The same, weighed by how wrong the logit is.
+    Focal { alpha: f64, gamma: f64 },
 }
 
 impl Pointwise {
@@ -25,7 +29,9 @@ impl Pointwise {
         match self {
             Self::Mse => "mse",
             Self::SmoothL1 { .. } => "smooth_l1",
+            Self::L1 => "l1",
             Self::Bce => "bce_with_logits",
+            Self::Focal { .. } => "sigmoid_focal",
         }
     }
 }
@@ -37,7 +43,11 @@ pub(crate) fn pointwise(
     teacher: &Tensor,
     reduction: Reduction,
 ) -> Result<Tensor> {
-    let role = if let Pointwise::Bce = kind { "probabilities" } else { "a teacher" };
+    let role = match kind {
+        Pointwise::Bce => "probabilities",
+        Pointwise::Focal { .. } => "targets",
+        _ => "a teacher",
+    };
     check_pair(kind.op(), student, teacher, role)?;
     if student.elem_count() == 0 {
         bail!("{}: expected at least one entry, got shape {:?}", kind.op(), student.dims())

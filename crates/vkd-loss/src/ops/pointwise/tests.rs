@@ -6,12 +6,17 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use vkd_testkit::OpCase;
 use vkd_testkit::{Tolerance, assert_close, normal, to_f64, uniform};
 
-const KINDS: [Pointwise; 5] = [
+const KINDS: [Pointwise; 10] = [
     Pointwise::Mse,
     Pointwise::SmoothL1 { beta: 0.01 },
     Pointwise::SmoothL1 { beta: 1. },
     Pointwise::SmoothL1 { beta: 30. },
+    Pointwise::L1,
     Pointwise::Bce,
+    Pointwise::Focal { alpha: 0.25, gamma: 2. },
+    Pointwise::Focal { alpha: 0.6, gamma: 0. },
+    Pointwise::Focal { alpha: 1., gamma: 0.5 },
+    Pointwise::Focal { alpha: 0., gamma: 3.5 },
 ];
 
 fn case<'a>(inputs: &'a [Tensor]) -> OpCase<'a> {
@@ -20,7 +25,7 @@ fn case<'a>(inputs: &'a [Tensor]) -> OpCase<'a> {
 
 fn inputs(kind: Pointwise, dims: &[usize], seed: u64) -> Result<[Tensor; 2]> {
     let teacher = match kind {
-        Pointwise::Bce => uniform(dims, DType::F64, seed + 50, 0., 1.)?,
+        Pointwise::Bce | Pointwise::Focal { .. } => uniform(dims, DType::F64, seed + 50, 0., 1.)?,
         _ => normal(dims, DType::F64, seed + 50)?,
     };
     Ok([normal(dims, DType::F64, seed)?, teacher])
@@ -94,6 +99,41 @@ fn bce_at_its_edges() -> Result<()> {
     let outside = Tensor::new(&[1f32, 0., 1., 0., 1.5], &Device::Cpu)?;
     let e = pointwise(Pointwise::Bce, &logits, &outside, Mean).unwrap_err().to_string();
     assert!(e.contains("expected probabilities in [0, 1], got 1.5 in entry 4"), "{e}");
+    Ok(())
+}
+
+#[test]
+fn l1_at_its_edges() -> Result<()> {
+    let student = Var::new(&[0f64, 2., -2.], &Device::Cpu)?;
+    let loss = pointwise(Pointwise::L1, &student, &student.detach().zeros_like()?, Mean)?;
+    assert_eq!(loss.to_scalar::<f64>()?, 4. / 3.);
+    let want = Tensor::new(&[0f64, 1. / 3., -1. / 3.], &Device::Cpu)?;
+    let grads = loss.backward()?;
+    assert_close("gradient", grads.get(&student).unwrap(), &want, Tolerance::relative(1e-15))
+}
+
+#[test]
+fn focal_at_its_edges() -> Result<()> {
+    let logits = Var::new(&[1e4f32, 1e4, -1e4, -1e4, 0., 0.], &Device::Cpu)?;
+    let targets = Tensor::new(&[1f32, 0., 1., 0., 1., 0.], &Device::Cpu)?;
+    for gamma in [0., 0.5, 1., 2., 7.] {
+        let kind = Pointwise::Focal { alpha: 0.25, gamma };
+        let loss = pointwise(kind, &logits, &targets, Reduction::None)?;
+        // Right and sure is nothing, wrong and sure is the cross entropy.
+        assert_eq!(loss.to_vec1::<f32>()?[..4], [0., 7500., 2500., 0.]);
+        let grads = loss.sum_all()?.backward()?;
+        let grad = grads.get(&logits).unwrap().to_vec1::<f32>()?;
+        assert_eq!(grad[..4], [0., 0.75, -0.25, 0.]);
+        // At 0 with p = 1/2 the slope is half of 2^-gamma, plus gamma ln 2 times it.
+        let want = 0.5f64.powf(gamma + 1.) * (1. + gamma * 2f64.ln());
+        for (got, want) in grad[4..].iter().zip([-0.25 * want, 0.75 * want]) {
+            assert!((f64::from(*got) - want).abs() < 1e-7, "{got} {want}");
+        }
+    }
+    let kind = Pointwise::Focal { alpha: 0.25, gamma: 2. };
+    let outside = Tensor::new(&[1f32, 0., 1., -0.5, 1., 0.], &Device::Cpu)?;
+    let e = pointwise(kind, &logits, &outside, Mean).unwrap_err().to_string();
+    assert!(e.contains("sigmoid_focal: expected targets in [0, 1], got -0.5 in entry 3"), "{e}");
     Ok(())
 }
 

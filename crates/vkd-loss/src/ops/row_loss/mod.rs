@@ -16,6 +16,8 @@ pub(crate) enum RowLoss {
     Cosine { eps: f64 },
     /// Length of the difference.
     Distance,
+    /// One less the generalised intersection over union of two boxes, rows of four corners.
+    Giou,
 }
 
 impl RowLoss {
@@ -23,6 +25,7 @@ impl RowLoss {
         match self {
             Self::Cosine { .. } => "cosine",
             Self::Distance => "token_l2",
+            Self::Giou => "giou",
         }
     }
 }
@@ -35,7 +38,8 @@ pub(crate) fn row_loss(
     reduction: Reduction,
 ) -> Result<Tensor> {
     let op = kind.op();
-    check_pair(op, student, teacher, "a teacher")?;
+    let role = if let RowLoss::Giou = kind { "targets" } else { "a teacher" };
+    check_pair(op, student, teacher, role)?;
     let channels = match student.dims() {
         [.., channels] if student.elem_count() > 0 => *channels,
         dims => bail!("{op}: expected (.., C) with at least one entry, got {dims:?}"),
@@ -107,7 +111,7 @@ impl Fused {
         let op = self.kind.op();
         let student = dense::<T>(op, student.0, student.1)?;
         let teacher = dense::<T>(op, teacher.0, teacher.1)?;
-        let loss = cpu::forward(self.kind, student, teacher, self.channels, self.divisor);
+        let loss = cpu::forward(self.kind, student, teacher, self.channels, self.divisor)?;
         Ok(T::to_cpu_storage_owned(loss))
     }
 
