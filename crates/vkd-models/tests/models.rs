@@ -330,15 +330,13 @@ fn every_model_trains_in_bf16_on_f32_variables() -> Result<()> {
     for (kind, config) in zoo() {
         let store = VarStore::new(5, DType::F32, &Device::Cpu);
         let images = normal(&[24, 3, 16, 16], DType::F32, 2)?;
-        let ctx = Context::train(1, 1, (0..24).collect::<Vec<u64>>());
         let weights = normal(&[24, 3], DType::F32, 3)?;
-        let pass = |dtype: DType| -> Result<Vec<f64>> {
+        let pass = |dtype: DType, ctx: &Context| -> Result<Vec<f64>> {
             let model = config.build(store.builder().set_dtype(dtype))?;
-            let out = model.forward(&images.to_dtype(dtype)?, &ctx)?;
+            let out = model.forward(&images.to_dtype(dtype)?, ctx)?;
             assert!(out.taps.values().chain([&out.logits]).all(|t| t.dtype() == dtype), "{kind}");
-            let logits = [Some(out.logits), out.distillation_logits];
             let mut loss = Tensor::new(0f32, &Device::Cpu)?;
-            for logits in logits.into_iter().flatten() {
+            for logits in [Some(out.logits), out.distillation_logits].into_iter().flatten() {
                 loss = (loss + (logits.to_dtype(DType::F32)? * &weights)?.mean_all()?)?;
             }
             let grads = loss.backward()?;
@@ -348,17 +346,20 @@ fn every_model_trains_in_bf16_on_f32_variables() -> Result<()> {
                 assert_eq!((var.dtype(), grad.dtype()), (DType::F32, DType::F32), "{kind}: {name}");
                 all.extend(to_f64(grad)?);
             }
+            assert!(all.iter().all(|g| g.is_finite()), "{kind}");
             Ok(all)
         };
-        let (single, half) = (pass(DType::F32)?, pass(DType::BF16)?);
+        // With statistics that stand: those of 24 tiny images through dozens of layers turn any rounding into another gradient.
+        let (single, half) =
+            (pass(DType::F32, &Context::eval())?, pass(DType::BF16, &Context::eval())?);
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
         let cosine = dot(&single, &half) / (dot(&single, &single) * dot(&half, &half)).sqrt();
-        // A path of some thirty roundings to eight bits turns the whole gradient by about 30 · 2⁻⁹, whose cosine is 0.998; none
-        // at all would mean that nothing was rounded.
-        assert!(cosine > 0.99 && cosine < 1. - 1e-9, "{kind}: {cosine}");
-        let statistics = store.tensors();
-        let running = statistics.iter().filter(|(name, _)| is_buffer(name));
-        for (name, tensor) in running {
+        let turned = (2. * (1. - cosine)).max(0.).sqrt();
+        // Eight bits turn the whole gradient by 0.007 to 0.18 here, where one ReLU that falls otherwise is a good part of a layer of
+        // width two to twelve. No turn at all would mean that nothing was rounded; a part that is cut off turns it by more.
+        assert!(turned > 1e-4 && turned < 0.25, "{kind}: {turned}");
+        pass(DType::BF16, &Context::train(1, 1, (0..24).collect::<Vec<u64>>()))?;
+        for (name, tensor) in store.tensors().iter().filter(|(name, _)| is_buffer(name)) {
             let values = to_f64(tensor)?;
             assert!(values.iter().any(|v| *v != 0. && *v != 1.), "{kind}: {name} has not moved");
         }
