@@ -105,8 +105,10 @@ fn projected_features_are_the_published_codes() -> Result<()> {
     Ok(())
 }
 
+type NamedVars = Vec<(&'static str, Var)>;
+
 /// Student and teacher of the recorded token losses; the student's tensors are variables.
-fn tokens(golden: &Golden) -> Result<(Vec<(&'static str, Var)>, Taps, Taps)> {
+fn tokens(golden: &Golden) -> Result<(NamedVars, Taps, Taps)> {
     let (mut vars, mut student, mut teacher) = (Vec::new(), Taps::new(), Taps::new());
     for (name, layout) in [
         ("tok_patch0", Layout::Grid),
@@ -142,7 +144,8 @@ fn check(loss: &str, config: impl Fn(&str) -> TapConfig, root: Option<f64>) -> R
     assert_close(loss, &total, &want, Tolerance::relative(1e-11))?;
     let grads = total.backward()?;
     for (name, var) in vars {
-        let Some(grad) = grads.get(&var) else { panic!("{name}: no gradient") };
+        let none = || candle_core::Error::Msg(format!("{name}: no gradient"));
+        let grad = grads.get(&var).ok_or_else(none)?;
         let want = (golden.get(&format!("{loss}.grad.{name}_s"))? * scale)?;
         assert_close(name, grad, &want, Tolerance::relative(1e-10))?;
     }

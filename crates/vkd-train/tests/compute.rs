@@ -27,7 +27,7 @@ fn run(dir: &Path, set: &[&str]) -> Result<RunFolder> {
 /// Of the arm's and the teacher's test images.
 fn accuracies(run: &RunFolder) -> Result<[f64; 2]> {
     let (Some(arm), Some(teacher)) = (run.arm_report("vkd")?, run.teacher_report()?) else {
-        panic!("no reports")
+        candle_core::bail!("expected the reports of arm and teacher, got none")
     };
     Ok([arm.metrics["accuracy"], teacher.metrics["accuracy"]])
 }
