@@ -31,6 +31,7 @@ mod data;
 mod event;
 mod folder;
 mod guard;
+mod hub;
 mod loader;
 pub mod metrics;
 mod networks;

@@ -106,6 +106,7 @@ pub fn fingerprint(
     if config.uses_teacher() {
         flatten("teacher", &whole["teacher"], &mut settings);
         if let Some(path) = &recipe.teacher.checkpoint {
+            let path = &crate::hub::local(path)?;
             let bytes = std::fs::read(path).map_err(|e| named(path, &e))?;
             let hash = hex(Sha256::new_with_prefix(bytes));
             settings.insert("teacher.checkpoint".to_owned(), hash.into());
