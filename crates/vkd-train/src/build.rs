@@ -2,6 +2,7 @@
 
 use crate::batches::Batches;
 use crate::data::Dataset;
+use crate::hub;
 use crate::networks::{frozen_network, training_network};
 use crate::recipe::{
     ArmConfig, LabelBudget, LogitLossKind, LossKind, ProjectorKind, Recipe, TapNames,
@@ -83,10 +84,13 @@ pub(crate) fn frozen_teacher(
 pub(crate) fn given_teacher(recipe: &Recipe, data: &Dataset, path: &Path) -> Result<VarStore> {
     let store = fresh_teacher(recipe, data)?;
     let named = |e| Error::Msg(format!("teacher.checkpoint: {}", crate::plain(&e)));
+    let path = &hub::local(path).map_err(named)?;
     // So that a recipe for a .pth also takes the same weights as .safetensors.
     let flat = path.extension().is_some_and(|e| e == "safetensors");
     let key = recipe.teacher.checkpoint_key.clone().filter(|_| !flat);
-    load_weights(&store, path, &LoadOptions { key, ..LoadOptions::default() }).map_err(named)?;
+    let under = recipe.teacher.checkpoint_prefix.clone();
+    let options = LoadOptions { key, under, ..LoadOptions::default() };
+    load_weights(&store, path, &options).map_err(named)?;
     Ok(store)
 }
 

@@ -78,6 +78,7 @@ fn labels(data: &Dataset) -> String {
 fn teacher(recipe: &Recipe, whole: &Value, settings: &mut BTreeMap<String, Value>) -> Result<()> {
     flatten("teacher", &whole["teacher"], settings);
     if let Some(path) = &recipe.teacher.checkpoint {
+        let path = &crate::hub::local(path)?;
         let bytes = std::fs::read(path).map_err(|e| named(path, &e))?;
         let hash = hex(Sha256::new_with_prefix(bytes));
         settings.insert("teacher.checkpoint".to_owned(), hash.into());

@@ -12,7 +12,7 @@
 //! vkd_train::check(&recipe, &data)?;
 //! let labelled = data.labelled(recipe.data.labels, recipe.seed)?;
 //! assert_eq!(labelled.len(), 30);
-//! assert_eq!(data.image(labelled[0])?.pixels.len(), 8 * 8);
+//! assert_eq!(data.image(labelled[0])?.pixels().len(), 8 * 8);
 //! # Ok(())
 //! # }
 //! ```
@@ -33,6 +33,7 @@ mod event;
 mod fingerprint;
 mod folder;
 mod guard;
+mod hub;
 mod loader;
 mod lock;
 pub mod metrics;

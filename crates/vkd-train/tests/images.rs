@@ -191,7 +191,7 @@ fn cifar_reads_planes_and_names_what_is_cut_off() -> Result<()> {
     };
     let data = open()?;
     assert_eq!((data.len(), data.label(0), data.channels), (3, 42, 3));
-    assert_eq!(data.image(2)?.pixels[..6], [1, 2, 3, 1, 2, 3]);
+    assert_eq!(data.image(2)?.pixels()[..6], [1, 2, 3, 1, 2, 3]);
     std::fs::write(dir.path().join("train.bin"), &two[..two.len() - 1])?;
     assert!(says(open()).contains("train.bin: expected records of 3074 bytes each, got 6147"));
     record[1] = 100;

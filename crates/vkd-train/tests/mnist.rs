@@ -30,7 +30,7 @@ fn reads_the_published_files_gzipped_and_plain() -> Result<()> {
     );
     // The first training digit is a five, the first of the test a seven; the pixel sum is of the file itself.
     assert_eq!((data.label(0), data.label(60_000)), (5, 7));
-    assert_eq!(data.image(0)?.pixels.iter().map(|p| u32::from(*p)).sum::<u32>(), 27_525);
+    assert_eq!(data.image(0)?.pixels().iter().map(|p| u32::from(*p)).sum::<u32>(), 27_525);
     let plain = tempfile::tempdir()?;
     for entry in std::fs::read_dir(&folder)? {
         let path = entry?.path();

@@ -1,7 +1,11 @@
 //! Recipes: what is refused, and how the message helps.
 
-use candle_core::Result;
-use vkd_train::Recipe;
+use candle_core::{DType, Device, Result};
+use std::collections::HashMap;
+use std::path::Path;
+use vkd_models::ModelConfig;
+use vkd_nn::VarStore;
+use vkd_train::{Dataset, Recipe};
 
 const TINY: &str = include_str!("tiny.toml");
 
@@ -118,4 +122,60 @@ fn the_shipped_recipes_are_valid() -> Result<()> {
     ];
     assert_eq!(names, shipped);
     Ok(())
+}
+
+#[test]
+fn keys_that_a_recipe_does_not_use_are_not_written() -> Result<()> {
+    let text = Recipe::parse(TINY, "tiny.toml", &[])?.to_toml()?;
+    assert!(!text.contains("checkpoint_prefix") && !text.contains("classes"), "{text}");
+    let set = ["teacher.checkpoint_prefix=teacher", "data.classes=12"].map(String::from);
+    let recipe = Recipe::parse(TINY, "tiny.toml", &set)?;
+    assert_eq!(Recipe::parse(&recipe.to_toml()?, "again", &[])?, recipe);
+    let message = Dataset::open(&recipe.data).err().map(|e| vkd_train::plain(&e));
+    let wanted = "data.classes: expected 10, which data.kind = \"digits\" has, got 12";
+    assert_eq!(message.as_deref(), Some(wanted));
+    assert!(error(TINY, &["data.classes=0"]).contains("data.classes: expected at least 1"));
+    Ok(())
+}
+
+/// Checks a recipe whose teacher lies in `path`.
+fn check(path: &Path, set: &[&str]) -> Result<()> {
+    let mut all = vec![format!("teacher.checkpoint={}", path.display())];
+    all.extend(set.iter().map(|s| (*s).to_owned()));
+    let recipe = Recipe::parse(TINY, "tiny.toml", &all)?;
+    vkd_train::check(&recipe, &Dataset::open(&recipe.data)?)
+}
+
+#[test]
+fn a_teacher_lies_under_a_prefix_of_its_checkpoint() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("both.safetensors");
+    let recipe = Recipe::parse(TINY, "tiny.toml", &[])?;
+    let store = VarStore::new(0, DType::F32, &Device::Cpu);
+    let architecture = recipe.teacher.model.clone();
+    ModelConfig { image_size: 8, channels: 1, classes: 10, architecture }.build(store.builder())?;
+    let both: HashMap<String, _> = store
+        .tensors()
+        .into_iter()
+        .flat_map(|(n, t)| [(format!("teacher.{n}"), t.clone()), (format!("student.{n}"), t)])
+        .collect();
+    candle_core::safetensors::save(&both, &path)?;
+    check(&path, &["teacher.checkpoint_prefix=teacher"])?;
+    let says =
+        |set: &[&str]| check(&path, set).err().map(|e| vkd_train::plain(&e)).unwrap_or_default();
+    let message = says(&[]);
+    assert!(message.contains("0 matched") && message.contains("(checkpoint_prefix"), "{message}");
+    let message = says(&["teacher.checkpoint_prefix=model"]);
+    assert!(message.contains("expected keys under model, got some under student, teacher"));
+    Ok(())
+}
+
+/// With the feature this would ask the network.
+#[test]
+#[cfg(not(feature = "hub"))]
+fn a_checkpoint_of_the_hub_needs_the_feature() {
+    let message = check(Path::new("hf://timm/regnety_160/model.safetensors@main"), &[]);
+    let message = message.err().map(|e| vkd_train::plain(&e)).unwrap_or_default();
+    let wanted = "teacher.checkpoint: hf://timm/regnety_160/model.safetensors@main: expected a build with the feature `hub`";
+    assert!(message.contains(wanted), "{message}");
 }

@@ -24,20 +24,25 @@ pub(super) fn erase(values: &mut [f32], size: usize, with: EraseWith, rng: &mut 
 
 /// Top, left, height and width; none where ten draws don't fit.
 fn rectangle(size: usize, rng: &mut impl Rng) -> Option<(usize, usize, usize, usize)> {
-    let area = (size * size) as f64;
     let bound = 0.3f64.ln().abs();
     for _ in 0..ATTEMPTS {
-        let share = area * rng.random_range(0.02..=1. / 3.);
-        let ratio = rng.random_range(-bound..=bound).exp();
-        let height = (share * ratio).sqrt().round() as usize;
-        let width = (share / ratio).sqrt().round() as usize;
-        if height < size && width < size {
+        let (share, ratio) = (rng.random_range(0.02..=1. / 3.), rng.random_range(-bound..=bound));
+        if let Some((height, width)) = sides(size, share, ratio) {
             let top = rng.random_range(0..=size - height);
             let left = rng.random_range(0..=size - width);
             return Some((top, left, height, width));
         }
     }
     None
+}
+
+/// Height and width of a rectangle with this share of a square's area and this logarithm of height over width; none where
+/// it does not fit.
+pub(super) fn sides(size: usize, share: f64, ratio: f64) -> Option<(usize, usize)> {
+    let (area, ratio) = (share * (size * size) as f64, ratio.exp());
+    let [height, width] =
+        [area * ratio, area / ratio].map(|side| side.sqrt().round_ties_even() as usize);
+    (height < size && width < size).then_some((height, width))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use rand::seq::IndexedRandom;
 use rand_distr::{Distribution, StandardNormal};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Transform {
+pub(super) enum Transform {
     AutoContrast,
     Equalize,
     Invert,
@@ -34,7 +34,7 @@ use Transform::{
     ShearX, ShearY, Solarize, SolarizeAdd, TranslateX, TranslateY,
 };
 
-const ALL: [Transform; 15] = [
+pub(super) const ALL: [Transform; 15] = [
     AutoContrast,
     Equalize,
     Invert,
@@ -73,7 +73,7 @@ pub(super) fn rand_augment(
 }
 
 /// One transform at `level` of 0 to 1.
-fn apply(
+pub(super) fn apply(
     image: Image,
     transform: Transform,
     level: f64,

@@ -62,7 +62,7 @@ fn byte(sum: i32) -> u8 {
 /// use vkd_train::{Image, resize};
 ///
 /// let image = Image::new(4, 4, 1, vec![7; 16])?;
-/// assert_eq!(resize(&image, 3, 2)?.pixels, [7; 6]);
+/// assert_eq!(resize(&image, 3, 2)?.pixels(), [7; 6]);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn resize(image: &Image, width: usize, height: usize) -> Result<Image> {

@@ -8,12 +8,17 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+/// Without `data.classes`: MNIST's.
 const CLASSES: usize = 10;
 
 /// Reads `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the two `t10k` files, each plain or with `.gz`.
 pub(super) fn read(config: &DataConfig, dir: &Path) -> Result<Dataset> {
-    let (size, mut images, mut labels) = pair(dir, "train")?;
-    let (test_size, test_images, test_labels) = pair(dir, "t10k")?;
+    let classes = config.classes.unwrap_or(CLASSES);
+    if classes > 256 {
+        bail!("data.classes: expected at most 256, which a label's byte can tell, got {classes}")
+    }
+    let (size, mut images, mut labels) = pair(dir, "train", classes)?;
+    let (test_size, test_images, test_labels) = pair(dir, "t10k", classes)?;
     if size != test_size {
         bail!(
             "{}: expected test images of {size}x{size} as in training, got {test_size}x{test_size}",
@@ -31,7 +36,7 @@ pub(super) fn read(config: &DataConfig, dir: &Path) -> Result<Dataset> {
             name: format!("IDX files of {}", super::last_part(dir)),
             size,
             channels: 1,
-            class_names: (0..CLASSES).map(|d| d.to_string()).collect(),
+            class_names: (0..classes).map(|d| d.to_string()).collect(),
             divisor: 255.,
             source: Source::Raw { size, channels: 1, pixels: images },
             labels: labels.into_iter().map(u32::from).collect(),
@@ -40,7 +45,7 @@ pub(super) fn read(config: &DataConfig, dir: &Path) -> Result<Dataset> {
     )
 }
 
-fn pair(dir: &Path, part: &str) -> Result<(usize, Vec<u8>, Vec<u8>)> {
+fn pair(dir: &Path, part: &str, classes: usize) -> Result<(usize, Vec<u8>, Vec<u8>)> {
     let (image_file, images) = file(dir, &format!("{part}-images-idx3-ubyte"), 3)?;
     let (label_file, labels) = file(dir, &format!("{part}-labels-idx1-ubyte"), 1)?;
     let [count, height, width] = images.dims[..] else {
@@ -57,11 +62,12 @@ fn pair(dir: &Path, part: &str) -> Result<(usize, Vec<u8>, Vec<u8>)> {
             labels.values.len()
         )
     }
-    if let Some(at) = labels.values.iter().position(|l| usize::from(*l) >= CLASSES) {
-        let offset = labels.start + at;
+    if let Some(at) = labels.values.iter().position(|l| usize::from(*l) >= classes) {
         bail!(
-            "{}: offset {offset}: expected a label of 0 to 9, got {}",
+            "{}: label {at} (offset {}): expected 0 to {}, got {}; data.classes is {classes}",
             label_file.display(),
+            labels.start + at,
+            classes.saturating_sub(1),
             labels.values[at]
         )
     }
@@ -144,6 +150,35 @@ mod tests {
         all.extend(dims.iter().flat_map(|d| d.to_be_bytes()));
         all.extend((0..values).map(|i| (i % 10) as u8));
         all
+    }
+
+    #[test]
+    fn labels_are_those_of_as_many_classes_as_the_recipe_says() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let images = bytes(&[12, 2, 2], 48);
+        for part in ["train", "t10k"] {
+            std::fs::write(folder.path().join(format!("{part}-images-idx3-ubyte")), &images)?;
+            let mut labels = bytes(&[12], 12);
+            *labels.last_mut().unwrap_or(&mut 0) = 26;
+            std::fs::write(folder.path().join(format!("{part}-labels-idx1-ubyte")), labels)?;
+        }
+        let mut config = DataConfig::digits(8, 2);
+        let mut open = |classes| {
+            config.classes = classes;
+            read(&config, folder.path())
+        };
+        let data = open(Some(27))?;
+        assert_eq!((data.class_names.len(), data.label(11), data.label(23)), (27, 26, 26));
+        for (classes, range) in [(None, "0 to 9"), (Some(26), "0 to 25")] {
+            let message = open(classes).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(
+                message.contains("train-labels-idx1-ubyte: label 11 (offset 19): "),
+                "{message}"
+            );
+            assert!(message.contains(&format!("expected {range}, got 26")), "{message}");
+        }
+        assert!(open(Some(257)).is_err_and(|e| e.to_string().contains("at most 256")));
+        Ok(())
     }
 
     #[test]

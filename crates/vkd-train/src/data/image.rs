@@ -10,14 +10,11 @@ const LUMA: [u32; 3] = [19_595, 38_470, 7_471];
 /// Rows from the top, the channels of a pixel side by side: one byte a channel, one channel (grey) or three (RGB).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Pixels in a row.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-    /// 1 or 3.
-    pub channels: usize,
-    /// `height * width * channels` bytes.
-    pub pixels: Vec<u8>,
+    pub(crate) width: usize,
+    pub(crate) height: usize,
+    pub(crate) channels: usize,
+    /// `height * width * channels` bytes: transforms change them and never their number.
+    pub(crate) pixels: Vec<u8>,
 }
 
 impl Image {
@@ -38,6 +35,26 @@ impl Image {
             )
         }
         Ok(Self { width, height, channels, pixels })
+    }
+
+    /// Pixels in a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Rows.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// 1 or 3.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// `height * width * channels` bytes.
+    pub fn pixels(&self) -> &[u8] {
+        &self.pixels
     }
 
     /// Decodes a JPEG, PNG or WebP file's bytes; the kind is told by the bytes, not by a name. Transparency is dropped,

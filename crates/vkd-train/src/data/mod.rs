@@ -117,6 +117,7 @@ impl Dataset {
         };
         own("size", config.size, size)?;
         own("channels", config.channels, channels)?;
+        own("classes", config.classes, class_names.len())?;
         if train.is_empty() {
             bail!("data.train: expected training images, got none of {name}")
         }

@@ -70,6 +70,10 @@ pub struct DataConfig {
     /// 1 for grey or 3 for colour; 3 where image files leave the choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channels: Option<usize>,
+    /// Number of classes in IDX files, whose labels say only those that occur: 10 without it, 47 for EMNIST's balanced set, 27 for
+    /// its letters, which count from 1. Other kinds know theirs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<usize>,
     /// The share of an image's shorter side that the centre crop of evaluation keeps.
     #[serde(default = "keep")]
     pub keep: f64,
@@ -110,6 +114,7 @@ impl DataConfig {
             labels: train,
             size: None,
             channels: None,
+            classes: None,
             keep: keep(),
             mean: None,
             std: None,
@@ -140,6 +145,7 @@ impl DataConfig {
             ("data.validation", self.validation as u64),
             ("data.labels", self.labels as u64),
             ("data.size", self.size.unwrap_or(1) as u64),
+            ("data.classes", self.classes.unwrap_or(1) as u64),
         ])?;
         if !matches!(self.channels, None | Some(1 | 3)) {
             bail!("data.channels: expected 1 or 3, got {}", self.channels.unwrap_or(0))

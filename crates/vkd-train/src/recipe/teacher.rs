@@ -29,12 +29,17 @@ pub struct TeacherConfig {
     /// Validation accuracy below which the run stops.
     pub floor: f64,
     /// Weights to use instead of training: a teacher that vkd wrote, or a `.safetensors` or `.pth` file with the names of the
-    /// model's own weights, which are timm's.
+    /// model's own weights, which are timm's. `hf://ORG/NAME/FILE@REVISION` is a file of the Hugging Face Hub, downloaded once into
+    /// its cache by a build with the feature `hub`; a revision keeps it the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<PathBuf>,
     /// The dict inside a `.pth` checkpoint that holds the weights, `model` in DeiT's own files; a `.safetensors` file has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_key: Option<String>,
+    /// Where the teacher lies in a checkpoint of more than it: `teacher` for keys `teacher.head.weight`. What PyTorch's wrappers put
+    /// before every key needs no prefix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_prefix: Option<String>,
 }
 
 impl TeacherConfig {
