@@ -45,17 +45,24 @@ impl SimpleBackend for Recorder {
     }
 }
 
+/// Name and shape of every variable that `build` asks for, without allocating any.
+pub(crate) fn recorded<T>(
+    build: impl FnOnce(VarBuilder) -> Result<T>,
+) -> Result<BTreeMap<String, Shape>> {
+    let recorder = Recorder::default();
+    let backend = Box::new(recorder.clone());
+    build(VarBuilder::from_backend(backend, DType::F32, Device::Cpu))?;
+    let found = recorder.0.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(found.clone())
+}
+
 impl ModelConfig {
     /// Name and shape of every variable, buffers included, without allocating any.
     ///
     /// # Errors
     /// Those of [`build`](Self::build).
     pub fn variables(&self) -> Result<BTreeMap<String, Shape>> {
-        let recorder = Recorder::default();
-        let backend = Box::new(recorder.clone());
-        self.build(VarBuilder::from_backend(backend, DType::F32, Device::Cpu))?;
-        let found = recorder.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(found.clone())
+        recorded(|vb| self.build(vb))
     }
 
     /// Parameters and multiply-adds, without building the model.

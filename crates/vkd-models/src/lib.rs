@@ -12,6 +12,8 @@
 //! | `regnet` | [`Regnet`], RegNetY | `regnety_002` to `regnety_160` |
 //! | `efficientnet_lite` | [`EfficientnetLite`] | `efficientnet_lite0` |
 //!
+//! [`Fcos`] is a detector: it hands over a [`DenseOutput`] of levels and taps.
+//!
 //! [`load_weights`] reads files with timm's key names; [`Student`] is a distilled network as it is saved, loaded and used.
 //! Images are channels first outside and channels last inside.
 //!
@@ -45,6 +47,7 @@ mod cost;
 mod deit;
 mod efficientnet_lite;
 mod encoder;
+mod fcos;
 mod model;
 mod regnet;
 mod resnet;
@@ -57,6 +60,7 @@ pub use cnn::{Cnn, CnnConfig};
 pub use cost::ModelCost;
 pub use deit::{Deit, DeitConfig, DistillationToken, Embedding};
 pub use efficientnet_lite::{EfficientnetLite, EfficientnetLiteConfig};
+pub use fcos::{DenseLevel, DenseOutput, Fcos, FcosConfig, GridShape};
 pub use model::{Architecture, Model, ModelConfig, ModelOutput};
 pub use regnet::{Regnet, RegnetConfig};
 pub use resnet::{Resnet, ResnetBlock, ResnetConfig};
