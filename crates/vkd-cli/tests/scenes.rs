@@ -36,7 +36,7 @@ fn a_coco_data_set_is_written_once() {
     let again = scenes(dir, &args);
     let message = String::from_utf8_lossy(&again.stderr);
     assert!(message.contains("scenes: expected a new or empty folder"), "{message}");
-    let bad = scenes(dir, &["--out", "other", "--noise", "-1"]);
+    let bad = scenes(dir, &["--out", "other", "--noise=-1"]);
     let message = String::from_utf8_lossy(&bad.stderr);
     assert!(!bad.status.success() && message.contains("noise"), "{message}");
     assert!(!dir.join("other").exists());

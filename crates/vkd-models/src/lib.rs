@@ -12,7 +12,8 @@
 //! | `regnet` | [`Regnet`], RegNetY | `regnety_002` to `regnety_160` |
 //! | `efficientnet_lite` | [`EfficientnetLite`] | `efficientnet_lite0` |
 //!
-//! [`Vidt`] is a detector: it hands over a [`QueryOutput`] of classes, boxes and taps.
+//! [`Fcos`] and [`Vidt`] are detectors: one hands over a [`DenseOutput`] of levels, the other a [`QueryOutput`] of classes and
+//! boxes, both with taps.
 //!
 //! [`load_weights`] reads files with timm's key names; [`Student`] is a distilled network as it is saved, loaded and used.
 //! Images are channels first outside and channels last inside.
@@ -48,6 +49,7 @@ mod deit;
 mod detection;
 mod efficientnet_lite;
 mod encoder;
+mod fcos;
 mod model;
 mod pickle;
 mod regnet;
@@ -63,6 +65,7 @@ pub use cost::ModelCost;
 pub use deit::{Deit, DeitConfig, DistillationToken, Embedding};
 pub use detection::QueryOutput;
 pub use efficientnet_lite::{EfficientnetLite, EfficientnetLiteConfig};
+pub use fcos::{DenseLevel, DenseOutput, Fcos, FcosConfig, GridShape};
 pub use model::{Architecture, Model, ModelConfig, ModelOutput};
 pub use regnet::{Regnet, RegnetConfig};
 pub use resnet::{Resnet, ResnetBlock, ResnetConfig};
