@@ -147,8 +147,7 @@ impl Scenes {
             let (digit, class) = &pool[rng.random_range(0..pool.len())];
             let height = self.side(rng);
             let width = height * rng.random_range(-STRETCH..=STRETCH).exp();
-            let pixels = |side: f64| (side.round() as usize).clamp(1, c.size);
-            let ink = resize(digit, pixels(width), pixels(height))?;
+            let ink = enlarged(digit, [width, height])?;
             let Some(tight) = tight(&ink) else { continue };
             if let Some([left, top]) = self.place(tight, &boxes, rng) {
                 boxes.push(moved(tight, left, top));
@@ -173,9 +172,9 @@ impl Scenes {
         let (left, top) = (rng.random_range(0..=width - side), rng.random_range(0..=width - side));
         let rows = values.chunks_exact(width).skip(top).take(side);
         let cut = rows.flat_map(|row| &row[left..left + side]).copied().collect();
-        let shown = (self.side(rng) * side as f64 / width as f64).round().max(1.) as usize;
-        let ink = resize(&Image::new(side, side, 1, cut)?, shown, shown)?;
-        let (half, size) = (shown as i64 / 2, self.config.size as i64);
+        let shown = self.side(rng) * side as f64 / width as f64;
+        let ink = enlarged(&Image::new(side, side, 1, cut)?, [shown, shown])?;
+        let (half, size) = ((shown / 2.) as i64, self.config.size as i64);
         let at = std::array::from_fn(|_| rng.random_range(-half..=size - half));
         Ok(Piece::new(ink, at, rng))
     }
@@ -184,6 +183,9 @@ impl Scenes {
     fn place(&self, tight: [i64; 4], boxes: &[[f32; 4]], rng: &mut impl Rng) -> Option<[i64; 2]> {
         let [x0, y0, x1, y1] = tight;
         let size = self.config.size as i64;
+        if x1 - x0 > size || y1 - y0 > size {
+            return None;
+        }
         (0..ATTEMPTS).find_map(|_| {
             let left = rng.random_range(-x0..=size - x1);
             let top = rng.random_range(-y0..=size - y1);
@@ -197,6 +199,19 @@ impl Scenes {
 /// Width, height and bytes of a grey image.
 fn grey(image: &Image) -> (usize, usize, &[u8]) {
     (image.width, image.height, &image.pixels)
+}
+
+/// Ink whose own pixels take `to` (width, height), with a pixel of paper around it, so that it isn't cut off where it ends.
+fn enlarged(ink: &Image, to: [f64; 2]) -> Result<Image> {
+    let (width, height, values) = grey(ink);
+    let (wide, high) = (width + 2, height + 2);
+    let mut framed = vec![0; wide * high];
+    for (to, from) in framed.chunks_exact_mut(wide).skip(1).zip(values.chunks_exact(width)) {
+        to[1..=width].copy_from_slice(from);
+    }
+    let pixels = |to: f64, own: usize, all: usize| (to * all as f64 / own as f64).round() as usize;
+    let (across, down) = (pixels(to[0], width, wide), pixels(to[1], height, high));
+    resize(&Image::new(wide, high, 1, framed)?, across.max(1), down.max(1))
 }
 
 /// The smallest box around the ink, in pixels.
