@@ -119,6 +119,7 @@ fn the_shipped_recipes_are_valid() -> Result<()> {
         "imagenet-deit-ti-official-code",
         "imagenet-deit-ti-paper",
         "mnist",
+        "mnist-all-labels",
     ];
     assert_eq!(names, shipped);
     Ok(())
