@@ -1,9 +1,9 @@
 //! `vkd bake`: parametrised weights to plain ones.
 
-use crate::tensor_file::{self, Parametrised};
+use crate::tensor_file::Parametrised;
 use candle_core::{Error, Result, bail};
 use std::path::PathBuf;
-use vkd_models::{TensorEntry, write_atomically};
+use vkd_models::{TensorEntry, TensorFile, write_atomically};
 use vkd_ortho::OrthogonalMap;
 
 /// A baked weight that is further from orthonormal than half types round is worth a warning.
@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.output.exists() && !args.overwrite {
         bail!("{out}: expected a new file, got one that exists; --overwrite replaces it")
     }
-    let mut file = tensor_file::read(&args.input, args.key.as_deref())?;
+    let mut file = TensorFile::read(&args.input, args.key.as_deref())?;
     let found = Parametrised::find(&file.entries)?;
     if found.is_empty() {
         bail!(

@@ -1,8 +1,9 @@
 //! `vkd inspect`: what a tensor file holds, and how orthonormal it is.
 
-use crate::tensor_file::{self, Parametrised};
+use crate::tensor_file::Parametrised;
 use candle_core::{DType, Result, Tensor};
 use std::path::PathBuf;
+use vkd_models::TensorFile;
 use vkd_ortho::stiefel_residual;
 
 /// A matrix nearer to orthonormal than this is taken for one that is meant to be.
@@ -18,7 +19,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let file = tensor_file::read(&args.file, args.key.as_deref())?;
+    let file = TensorFile::read(&args.file, args.key.as_deref())?;
     let mut text = String::new();
     let mut metadata: Vec<&String> = file.metadata.iter().flatten().map(|(k, _)| k).collect();
     metadata.sort();

@@ -3,24 +3,11 @@
 use candle_core::{Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
-use vkd_models::{TensorEntry, TensorFile};
+use vkd_models::TensorEntry;
 use vkd_ortho::{
     OrthogonalConfig, OrthogonalMap, TorchFault, orthogonal, stiefel_residual, torch_default_map,
     torch_weight,
 };
-
-/// Reads a tensor file; of a `.pth` it says what can't be read.
-pub(crate) fn read(path: &Path, key: Option<&str>) -> Result<TensorFile> {
-    let file = TensorFile::read(path, key)?;
-    if path.extension().is_some_and(|e| e != "safetensors") {
-        crate::note(&format!(
-            "note: {}: only float, int64, uint32 and uint8 tensors of a .pth can be read; anything else in it is left out",
-            path.display()
-        ));
-    }
-    Ok(file)
-}
 
 /// A weight that is stored as what it is made of.
 pub(crate) struct Parametrised {
