@@ -140,7 +140,8 @@ fn detection(golden: &Golden, output: &QueryOutput, level: usize) -> Result<[Ten
     Ok([class, apart, (giou.affine(-1., 1.)?.sum_all()? / count)?])
 }
 
-/// In f32 four times the stated noise; in f64 what the rounding of the stored numbers and of the sine encoding, both f32, leaves.
+/// In f32 four times the noise of the published code, which golden/README.md states; in f64 what the rounding of the stored
+/// numbers and of the sine encoding leaves, both f32.
 fn tolerance(dtype: DType, noise: f64) -> Tolerance {
     Tolerance { relative: if dtype == DType::F64 { 1e-6 } else { 4. * noise }, absolute: 0. }
 }
@@ -195,20 +196,14 @@ fn outputs_losses_and_gradients_are_the_published_ones() -> Result<()> {
             let want = golden.get(&key)?;
             let largest = to_f64(&want)?.iter().fold(0f64, |m, g| m.max(g.abs()));
             if largest < 1e-12 {
-                // Zero in theory: shifts that a norm over single channels takes away.
-                let bound = if dtype == DType::F64 { 1e-11 } else { 1e-2 };
+                // Zero in theory: shifts that a norm over single channels takes away. Left is the rounding of terms of order one.
+                let bound = if dtype == DType::F64 { 1e-13 } else { 1e-5 };
                 assert!(max_abs_difference(grad, &want)? < bound, "{key}");
                 continue;
             }
-            // Small differences of large terms, as stated beside the file.
-            let noisy = name == "input_proj.3.0.weight"
-                || name.starts_with("backbone.layers.3.downsample")
-                || name == "backbone.layers.3.blocks.1.mlp.fc2.bias";
-            let tolerance = match dtype {
-                DType::F64 => Tolerance::relative(if noisy { 2e-5 } else { 4e-6 }),
-                _ => Tolerance::relative(if noisy { 4e-3 } else { 8e-4 }),
-            };
-            assert_close(&key, grad, &want, tolerance)?;
+            // In f32 the noise that the published code has in most of its gradients.
+            let relative = if dtype == DType::F64 { 1e-6 } else { 2e-4 };
+            assert_close(&key, grad, &want, Tolerance::relative(relative))?;
         }
         let stored = golden.keys().into_iter().filter_map(|key| key.strip_prefix("grad."));
         assert_eq!(compared, stored.filter(|name| !is_projector(name)).count());

@@ -33,8 +33,8 @@ fn built(golden: &Golden, dtype: DType) -> Result<Vidt> {
     Ok(vidt)
 }
 
-/// In f32 four times the noise that golden/README.md's source states; in f64 what an independent computation agreed to, which
-/// is the rounding of what is stored and of the encoding, both f32.
+/// In f32 four times the noise of the published code, which golden/README.md states; in f64 what the rounding of the stored
+/// numbers and of the sine encoding leaves, both f32.
 fn tolerance(dtype: DType, noise: f64) -> Tolerance {
     Tolerance::relative(if dtype == DType::F64 { 1e-6 } else { 4. * noise })
 }
