@@ -1,4 +1,12 @@
-//! Scores of a classifier, from its logits.
+//! Scores of a classifier, from its logits, and of a detector, from its boxes.
+
+mod average_precision;
+mod coco_match;
+
+pub use average_precision::{
+    Annotation, AveragePrecision, CategoryPrecision, GroundTruth, ScoredBox, average_precision,
+    write_results,
+};
 
 use candle_core::{DType, Result, Tensor, bail};
 use serde::Serialize;
