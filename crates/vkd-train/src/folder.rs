@@ -1,5 +1,6 @@
 //! The folder of a run: what lies where, and what may be reused.
 
+use crate::cache;
 use crate::checkpoint;
 use crate::checkpoints::{Checkpoints, unfinished};
 use crate::event::Event;
@@ -17,6 +18,7 @@ use vkd_models::{card_path, write_atomically};
 /// teacher.safetensors      the teacher, with its scores in the metadata
 /// teacher.jsonl            its events
 /// teacher/                 its checkpoints, until it is finished
+/// teacher-cache/           its answers, where `[teacher.cache]` names no other folder
 /// arms/NAME/student.safetensors, student.json, result.json, events.jsonl
 /// arms/NAME/checkpoint-000240.safetensors, best.safetensors      the last `training.keep` states and the best one
 /// student.safetensors, student.json      of the arm vkd, or of the first one where vkd did not run
@@ -114,6 +116,7 @@ impl RunFolder {
             }
         }
         self.remove_checkpoints(TEACHER)?;
+        cache::clear(&self.path(cache::FOLDER))?;
         for arm in self.recipe.arm.keys() {
             self.checkpoints(arm).remove()?;
             for name in ARM_FILES {

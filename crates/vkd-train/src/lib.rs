@@ -25,6 +25,7 @@ mod audit;
 mod augment;
 mod batches;
 mod build;
+mod cache;
 pub mod checkpoint;
 mod checkpoints;
 mod data;
@@ -50,6 +51,7 @@ pub use audit::gradient_audit;
 pub use augment::resize;
 pub use batches::{Batches, plain_images};
 pub use build::check;
+pub use cache::CachePlan;
 pub use checkpoints::{Checkpoints, Note, Saved};
 pub use data::{Dataset, Image, write_image_folder};
 pub use event::{Event, EventKind, Observer};
@@ -57,9 +59,10 @@ pub use folder::RunFolder;
 pub use networks::{STUDENT_TAP, TEACHER_TAP, network};
 pub use plan::{ArmPlan, Plan, plan};
 pub use recipe::{
-    ArmConfig, AugmentConfig, ComputeKind, CropConfig, DataConfig, DataKind, DistillConfig,
-    EraseWith, LabelBudget, LogitLossKind, LossKind, OnCorrupt, OptimizerKind, ProjectorKind,
-    RandAugmentConfig, Recipe, ScheduleKind, TapNames, TaskKind, TeacherConfig, TrainingConfig,
+    ArmConfig, AugmentConfig, CacheConfig, ComputeKind, CropConfig, DataConfig, DataKind,
+    DistillConfig, EraseWith, LabelBudget, LogitLossKind, LossKind, OnCorrupt, OptimizerKind,
+    ProjectorKind, RandAugmentConfig, Recipe, ScheduleKind, TapNames, TaskKind, TeacherConfig,
+    TrainingConfig,
 };
 pub use report::{ArmReport, Report, TeacherReport};
 pub use result::{ArmResult, RunFacts, fingerprint};

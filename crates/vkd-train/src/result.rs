@@ -105,6 +105,8 @@ pub fn fingerprint(
     settings.insert("arm.labels".to_owned(), json!(config.labels));
     if config.uses_teacher() {
         flatten("teacher", &whole["teacher"], &mut settings);
+        // Changes no bit.
+        settings.retain(|key, _| !key.starts_with("teacher.cache."));
         if let Some(path) = &recipe.teacher.checkpoint {
             let bytes = std::fs::read(path).map_err(|e| named(path, &e))?;
             let hash = hex(Sha256::new_with_prefix(bytes));
@@ -150,7 +152,7 @@ fn method(recipe: &Recipe, config: &ArmConfig, settings: &mut BTreeMap<String, V
     }
 }
 
-fn hex(hash: Sha256) -> String {
+pub(crate) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -12,7 +12,7 @@ pub use arms::{
 };
 pub use augment::{AugmentConfig, CropConfig, EraseWith, RandAugmentConfig};
 pub use data::{DataConfig, DataKind, OnCorrupt};
-pub use teacher::TeacherConfig;
+pub use teacher::{CacheConfig, TeacherConfig};
 pub use training::{ComputeKind, OptimizerKind, ScheduleKind, TrainingConfig};
 
 use candle_core::{Result, bail};
@@ -143,7 +143,7 @@ impl Recipe {
             bail!("training.labelled: expected at least 1 for an arm with few labels, got 0")
         }
         self.data.check()?;
-        self.teacher.check()?;
+        self.teacher.check(&self.data)?;
         self.training.check()?;
         let augment = &self.data.augment;
         self.arm.iter().try_for_each(|(name, arm)| arm.check(name, &self.distill, augment))
