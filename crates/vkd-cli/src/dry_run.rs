@@ -59,6 +59,16 @@ pub(crate) fn run(recipe: &Recipe, data: &Dataset, out: &Path, reused: bool) -> 
         plan.trial_images
     ));
     text.push_str(&compute(recipe, &plan));
+    if let Some(cache) = &plan.cache {
+        text.push_str(&format!(
+            "teacher cache: {} images in {} looks, {} bytes each: {} of at most {} MiB, on disk and in each process\n",
+            cache.images,
+            cache.looks,
+            cache.row_bytes,
+            bytes(cache.bytes() as f64),
+            cache.limit_mib
+        ));
+    }
     if let (Some(before), Some(after)) = (before, after) {
         let step = after.saturating_sub(before) as f64;
         text.push_str(&format!(

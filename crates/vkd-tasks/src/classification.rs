@@ -121,7 +121,7 @@ impl DistillTask for ClassificationTask {
         let student = self.student.forward(&batch.images, ctx)?;
         let distilled = match &self.distillation {
             Some((teacher, distiller)) => {
-                let teacher = teacher.forward(&batch.images)?;
+                let teacher = teacher.forward_samples(&batch.images, &batch.sample_ids)?;
                 distiller.terms_with_labels(&student, &teacher, &batch.labels, ctx)?
             }
             None => Vec::new(),

@@ -2,6 +2,7 @@
 
 use crate::{Network, NetworkOutput};
 use candle_core::{Result, Tensor};
+use std::sync::Arc;
 use vkd_norm::Context;
 
 /// A network whose outputs never carry a tape, whatever its weights are made of.
@@ -23,6 +24,19 @@ impl Teacher {
     /// # Errors
     /// Those of the network.
     pub fn forward(&self, images: &Tensor) -> Result<NetworkOutput> {
-        Ok(self.network.forward(images, &Context::eval())?.detach())
+        self.forward_samples(images, &Arc::from([]))
+    }
+
+    /// As [`forward`](Self::forward), and told which samples the images are, for a network that remembers its answers.
+    ///
+    /// # Errors
+    /// Those of the network.
+    pub fn forward_samples(
+        &self,
+        images: &Tensor,
+        sample_ids: &Arc<[u64]>,
+    ) -> Result<NetworkOutput> {
+        let ctx = Context { sample_ids: sample_ids.clone(), ..Context::eval() };
+        Ok(self.network.forward(images, &ctx)?.detach())
     }
 }

@@ -72,9 +72,14 @@ struct Maker {
     all_count: usize,
     /// None where the caller's thread does all.
     threads: Option<Arc<ThreadPool>>,
+    /// How many looks each image has, where they are counted.
+    looks: Option<u64>,
 }
 
 /// One image's place in a batch.
+///
+/// The id is `index + count · (look + looks · times)`, with the number of images `count`, and `times` for earlier
+/// appearances in this batch: it tells image and look. Without a number of looks it counts as one.
 struct Slot {
     index: usize,
     id: u64,
@@ -118,6 +123,7 @@ impl Batches {
             all_count: rest_count,
             data: data.clone(),
             threads: None,
+            looks: config.looks().ok(),
         };
         Ok(Self { maker, ahead: (workers > 0).then(|| Prefetch::new(workers)) })
     }
@@ -202,14 +208,19 @@ impl Maker {
         let mut slots = Vec::with_capacity((labelled + rest) as usize);
         // A second appearance in a batch gets an identity of its own, so that it is drawn for anew.
         let mut seen: HashMap<usize, u64> = HashMap::new();
-        let count = self.data.len() as u64;
-        let mut add = |index: usize, labelled: bool| {
+        let (count, looks) = (self.data.len() as u64, self.looks.unwrap_or(1));
+        let mut add = |pool: &mut Pool, place: u64, labelled: bool| {
+            let index = pool.get(place / repeats);
+            // The looks take turns with each appearance in the pool.
+            let epoch = place / repeats / pool.indices.len() as u64;
+            let look = (epoch * repeats + place % repeats) % looks;
             let times = seen.entry(index).or_default();
-            slots.push(Slot { index, id: index as u64 + *times * count, labelled });
+            let id = index as u64 + count * (look + looks * *times);
+            slots.push(Slot { index, id, labelled });
             *times += 1;
         };
-        (0..labelled).for_each(|i| add(self.labelled.get((step * labelled + i) / repeats), true));
-        (0..rest).for_each(|i| add(self.all.get((step * rest + i) / repeats), false));
+        (0..labelled).for_each(|i| add(&mut self.labelled, step * labelled + i, true));
+        (0..rest).for_each(|i| add(&mut self.all, step * rest + i, false));
         slots
     }
 
@@ -222,7 +233,11 @@ impl Maker {
         for attempt in 1..=REPLACEMENTS {
             let index = slot.index;
             let made = guarded(&self.data.image_name(index), || {
-                self.augment.sample(self.data.image(index)?, step, slot.id, out);
+                let (draw, id) = match self.looks {
+                    Some(looks) => (slot.id / count as u64 % looks, index as u64),
+                    None => (step, slot.id),
+                };
+                self.augment.sample(self.data.image(index)?, draw, id, out);
                 Ok(())
             });
             if self.data.or_skip(index, made)?.is_some() {
@@ -232,7 +247,7 @@ impl Maker {
                 rng.get_or_insert_with(|| stream(self.seed, "batches.replacement", step, slot.id));
             slot.index = pool.indices[rng.random_range(0..pool.indices.len())];
             // Beyond any appearance that was planned, and apart for each place and attempt.
-            let batch = (self.labelled_count + self.all_count) as u64;
+            let batch = (self.labelled_count + self.all_count) as u64 * self.looks.unwrap_or(1);
             slot.id = slot.index as u64 + count as u64 * (batch * attempt + place as u64);
         }
         bail!(
@@ -393,6 +408,35 @@ mod tests {
         for three in batch.sample_ids.chunks(3) {
             assert_eq!([three[0] + count, three[0] + 2 * count], three[1..]);
         }
+        Ok(())
+    }
+
+    #[test]
+    fn the_looks_of_an_image_take_turns_and_stay() -> Result<()> {
+        let set =
+            ["data.augment.views=3", "data.augment.flip=0.5", "data.augment.crop.scale=[0.3, 1.0]"];
+        let config = recipe(&[&set[..], &["data.augment.repeats=2"]].concat())?;
+        let data = Dataset::open(&config)?;
+        let (count, few) = (data.len() as u64, data.labelled(20, 3)?);
+        let mut batches = Batches::new(&data, few, 10, 30, &config, 1)?;
+        let mut seen: HashMap<u64, Vec<f32>> = HashMap::new();
+        let mut again = 0;
+        for step in 0..60 {
+            let batch = batches.get(step)?;
+            let rows = batch.images.flatten_from(1)?.to_vec2::<f32>()?;
+            assert_eq!(batch.sample_ids.iter().collect::<std::collections::HashSet<_>>().len(), 40);
+            for (id, row) in batch.sample_ids.iter().zip(rows) {
+                match seen.get(&(id % (3 * count))) {
+                    Some(before) => again += usize::from(before == &row),
+                    None => drop(seen.insert(id % (3 * count), row)),
+                }
+            }
+        }
+        // 2,400 images of at most 600 looks; each of the 20 labelled ones has shown its three, which differ.
+        assert!(seen.len() <= 600 && again == 2400 - seen.len(), "{} {again}", seen.len());
+        let index = data.labelled(20, 3)?[0] as u64;
+        let looks = [0, 1, 2].map(|look| &seen[&(index + count * look)]);
+        assert!(looks[0] != looks[1] && looks[1] != looks[2] && looks[0] != looks[2]);
         Ok(())
     }
 

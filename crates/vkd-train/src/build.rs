@@ -1,6 +1,7 @@
 //! From a recipe to networks, distiller and batches.
 
 use crate::batches::Batches;
+use crate::cache;
 use crate::data::Dataset;
 use crate::hub;
 use crate::networks::{frozen_network, training_network};
@@ -39,6 +40,7 @@ pub fn check(recipe: &Recipe, data: &Dataset) -> Result<()> {
         distiller(recipe, arm, data, &store)?;
         batches(recipe, arm, data)?;
     }
+    cache::plan(recipe, data)?;
     Ok(())
 }
 

@@ -77,6 +77,7 @@ fn labels(data: &Dataset) -> String {
 /// The teacher's settings; in place of the path to a file stands the file's hash.
 fn teacher(recipe: &Recipe, whole: &Value, settings: &mut BTreeMap<String, Value>) -> Result<()> {
     flatten("teacher", &whole["teacher"], settings);
+    forget(settings);
     if let Some(path) = &recipe.teacher.checkpoint {
         let path = &crate::hub::local(path)?;
         let bytes = std::fs::read(path).map_err(|e| named(path, &e))?;
@@ -126,7 +127,7 @@ fn method(recipe: &Recipe, config: &ArmConfig, settings: &mut BTreeMap<String, V
 }
 
 /// The first 16 hexadecimal digits.
-pub(crate) fn hex(hash: Sha256) -> String {
+pub(crate) pub(crate) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 

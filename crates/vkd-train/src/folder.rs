@@ -22,6 +22,7 @@ use vkd_models::{card_path, write_atomically};
 /// teacher.safetensors      the teacher, with its scores in the metadata
 /// teacher.jsonl            its events
 /// teacher/                 its checkpoints, until it is finished
+/// teacher-cache/           its answers, where `[teacher.cache]` names no other folder
 /// arms/NAME/student.safetensors, student.json, result.json, run.json, events.jsonl
 /// arms/NAME/checkpoint-000240.safetensors, best.safetensors      the last `training.keep` states and the best one
 /// student.safetensors, student.json      of the arm vkd, or of the first one where vkd did not run

@@ -25,6 +25,7 @@ mod audit;
 mod augment;
 mod batches;
 mod build;
+mod cache;
 pub mod checkpoint;
 mod checkpoints;
 mod data;
@@ -54,6 +55,7 @@ pub use audit::gradient_audit;
 pub use augment::resize;
 pub use batches::{Batches, plain_images};
 pub use build::check;
+pub use cache::CachePlan;
 pub use checkpoints::{Checkpoints, Note, Saved};
 pub use data::{
     Annotation, Counts, Dataset, DetectionDataset, Image, write_image_folder, write_scenes,
@@ -65,7 +67,7 @@ pub use folder::{RunFolder, Worker};
 pub use networks::{STUDENT_TAP, TEACHER_TAP, network};
 pub use plan::{ArmPlan, Plan, plan};
 pub use recipe::{
-    ArmConfig, AugmentConfig, BoxAugmentConfig, BoxCropConfig, CocoConfig, ComputeKind, CropConfig,
+    ArmConfig, AugmentConfig, BoxAugmentConfig, BoxCropConfig, CacheConfig, CocoConfig, ComputeKind, CropConfig,
     DataConfig, DataKind, DetectionDataConfig, DetectionSource, DistillConfig, EraseWith,
     LabelBudget, LogitLossKind, LossKind, OnCorrupt, OptimizerKind, Outside, ProjectorKind,
     RandAugmentConfig, Recipe, ScenesConfig, ScheduleKind, TapNames, TaskKind, TeacherConfig,

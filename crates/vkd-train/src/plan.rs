@@ -5,6 +5,7 @@ use crate::build::{
     batches, distiller, fresh_teacher, frozen_teacher, given_teacher, model, student_network,
     term_weights,
 };
+use crate::cache::{self, CachePlan};
 use crate::data::Dataset;
 use crate::recipe::{ComputeKind, Recipe};
 use candle_core::{DType, Device, Error, Result};
@@ -31,6 +32,8 @@ pub struct Plan {
     pub arms: Vec<ArmPlan>,
     /// Images of a trial step.
     pub trial_images: usize,
+    /// What the teacher's remembered answers take, where it remembers them.
+    pub cache: Option<CachePlan>,
 }
 
 /// The plan of one arm.
@@ -86,6 +89,7 @@ pub fn plan(recipe: &Recipe, data: &Dataset) -> Result<Plan> {
         student_multiply_adds: model(&recipe.student, data).cost()?.multiply_adds,
         arms,
         trial_images: trial,
+        cache: cache::plan(recipe, data)?,
     })
 }
 

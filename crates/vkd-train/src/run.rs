@@ -5,6 +5,7 @@ use crate::build::{
     STUDENT, batches, distiller, fresh_teacher, frozen_teacher, given_teacher, model, student_card,
     student_network, term_weights,
 };
+use crate::cache::{self, Answers, remembering};
 use crate::checkpoint;
 use crate::checkpoints::{Checkpoints, Saved};
 use crate::data::Dataset;
@@ -19,6 +20,7 @@ use crate::score::{score, scores};
 use crate::trainer::{TrainerConfig, train};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use vkd_models::Student;
 use vkd_nn::{Context, VarStore};
 use vkd_tasks::{ClassificationTask, Network, Teacher};
@@ -111,11 +113,14 @@ fn keep_teacher(
     Ok(report)
 }
 
-fn load_teacher(run: &RunFolder, data: &Dataset) -> Result<Teacher> {
+/// The teacher that the students ask, and what it remembers.
+fn load_teacher(run: &RunFolder, data: &Dataset) -> Result<(Teacher, Option<Arc<Answers>>)> {
     let (tensors, _) = checkpoint::load(&run.teacher_path())?;
     let store = fresh_teacher(run.recipe(), data)?;
     store.load(&tensors)?;
-    Ok(Teacher::new(frozen_teacher(run.recipe(), data, &store)?))
+    let answers = cache::open(run, data, &store)?;
+    let network = frozen_teacher(run.recipe(), data, &store)?;
+    Ok((Teacher::new(remembering(network, answers.clone())), answers))
 }
 
 /// Trains one arm and writes its student, or takes the result that the folder holds. A training that was stopped goes on
@@ -144,9 +149,12 @@ pub fn train_arm(
     let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
     let card = student_card(recipe, data);
     let student = student_network(recipe, data, &store)?;
-    let distillation = match arm.uses_teacher() {
-        true => Some((load_teacher(run, data)?, distiller(recipe, arm, data, &store)?)),
-        false => None,
+    let (distillation, answers) = match arm.uses_teacher() {
+        true => {
+            let (teacher, answers) = load_teacher(run, data)?;
+            (Some((teacher, distiller(recipe, arm, data, &store)?)), answers)
+        }
+        false => (None, None),
     };
     let task = ClassificationTask::new(student, distillation, training.smoothing)?;
     task.check(&data.blank()?)?;
@@ -183,6 +191,7 @@ pub fn train_arm(
         Ok(())
     };
     let outcome = train(&task, &store, &trainer, newest.as_ref(), batch, validate, observe)?;
+    answers.iter().try_for_each(|answers| answers.flush())?;
     let prefix = format!("{STUDENT}.");
     let tensors: BTreeMap<_, _> = store
         .tensors()

@@ -115,6 +115,7 @@ mod tests {
         mix_probability: 1.,
         mix_switch: 0.5,
         repeats: 1,
+        views: None,
     };
 
     #[test]

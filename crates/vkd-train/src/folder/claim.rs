@@ -1,6 +1,7 @@
 //! How a process comes to own a run folder: a new one, one that it goes on with, or one that it starts anew.
 
 use super::{ARMS, LOCKS, RunFolder, WHOLE, Worker, named};
+use crate::cache;
 use crate::checkpoints::{remove, unfinished};
 use crate::lock::{Lock, named_holder};
 use crate::recipe::{NEUTRAL, Recipe, TEACHER};
@@ -139,6 +140,7 @@ impl RunFolder {
             remove(&self.path(name))?;
         }
         self.remove_checkpoints(TEACHER)?;
+        cache::clear(&self.path(cache::FOLDER))?;
         for arm in self.recipe.arm.keys() {
             self.checkpoints(arm).remove()?;
             for name in ARM_FILES {

@@ -1,6 +1,6 @@
 //! What is done to training images at random.
 
-use super::not_negative;
+use super::{at_least_one, not_negative};
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,10 @@ pub struct AugmentConfig {
     pub mix_switch: f64,
     /// How often an epoch's images follow one another, each drawn anew.
     pub repeats: usize,
+    /// So many looks of each image, drawn once by seed, image and number of the look, and shown in turn; without a number an
+    /// image is drawn anew whenever it comes. Mixing is not part of a look. The teacher in training sees the same ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub views: Option<usize>,
 }
 
 /// A random resized crop's ranges.
@@ -90,6 +94,7 @@ impl Default for AugmentConfig {
             mix_probability: 1.,
             mix_switch: 0.5,
             repeats: 1,
+            views: None,
         }
     }
 }
@@ -163,9 +168,10 @@ impl AugmentConfig {
             ("data.augment.mixup", self.mixup),
             ("data.augment.cutmix", self.cutmix),
         ])?;
-        if self.repeats == 0 {
-            bail!("data.augment.repeats: expected at least 1, got 0")
-        }
+        at_least_one(&[
+            ("data.augment.repeats", self.repeats as u64),
+            ("data.augment.views", self.views.unwrap_or(1) as u64),
+        ])?;
         if let Some(CropConfig { scale, ratio }) = self.crop {
             let ordered = |[low, high]: [f64; 2]| low > 0. && low <= high && high.is_finite();
             if !(ordered(scale) && scale[1] <= 1.) {
@@ -181,6 +187,20 @@ impl AugmentConfig {
     /// Whether batches are mixed, so that labels become soft.
     pub(crate) fn mixes(&self) -> bool {
         self.mixup > 0. || self.cutmix > 0.
+    }
+
+    /// A transform of single images that draws, if there is one.
+    pub(crate) fn draws(&self) -> Option<&'static str> {
+        [
+            ("crop", self.crop.is_some()),
+            ("flip", self.flip > 0.),
+            ("rand_augment", self.rand_augment.is_some()),
+            ("three_augment", self.three_augment),
+            ("color_jitter", self.color_jitter > 0.),
+            ("erase", self.erase > 0.),
+        ]
+        .into_iter()
+        .find_map(|(name, on)| on.then_some(name))
     }
 
     /// A transform that only makes sense for values of 0 to 255, if there is one.

@@ -125,6 +125,24 @@ impl DataConfig {
         }
     }
 
+    /// A random change of single images, if there is one.
+    pub(crate) fn drawn(&self) -> Option<String> {
+        let random = self.augment.draws().map(|name| format!("data.augment.{name}"));
+        random.or((self.shift > 0).then(|| "data.shift".to_owned()))
+    }
+
+    /// In how many ways each training image is seen, mixing apart.
+    ///
+    /// # Errors
+    /// The random change that is drawn anew whenever the image comes.
+    pub(crate) fn looks(&self) -> std::result::Result<u64, String> {
+        match (self.drawn(), self.augment.views) {
+            (None, _) => Ok(1),
+            (Some(_), Some(views)) => Ok(views as u64),
+            (Some(name), None) => Err(name),
+        }
+    }
+
     /// The size that images of any size are brought to.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ pub use detection::{
     BoxAugmentConfig, BoxCropConfig, CocoConfig, DetectionDataConfig, DetectionSource, Outside,
     ScenesConfig, ValidationPart,
 };
-pub use teacher::TeacherConfig;
+pub use teacher::{CacheConfig, TeacherConfig};
 pub use training::{ComputeKind, OptimizerKind, ScheduleKind, TrainingConfig};
 
 use candle_core::{Result, bail};
@@ -30,8 +30,10 @@ use vkd_models::Architecture;
 pub(crate) const TEACHER: &str = "teacher";
 
 /// Keys that say how a run is made and what its logs show, and change no bit of its result.
-pub(crate) const NEUTRAL: [&str; 5] = [
+pub(crate) const NEUTRAL: [&str; 7] = [
     "data.workers",
+    "teacher.cache.dir",
+    "teacher.cache.limit_mib",
     "training.log_every",
     "training.checkpoint_every",
     "training.keep",
@@ -157,7 +159,7 @@ impl Recipe {
             bail!("training.labelled: expected at least 1 for an arm with few labels, got 0")
         }
         self.data.check()?;
-        self.teacher.check()?;
+        self.teacher.check(&self.data)?;
         self.training.check()?;
         let augment = &self.data.augment;
         self.arm.iter().try_for_each(|(name, arm)| arm.check(name, &self.distill, augment))

@@ -1,8 +1,8 @@
 //! The teacher.
 
 use super::training::is_default;
-use super::{ComputeKind, at_least_one, not_negative, shares};
-use candle_core::Result;
+use super::{ComputeKind, DataConfig, at_least_one, not_negative, shares};
+use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use vkd_models::Architecture;
@@ -40,11 +40,46 @@ pub struct TeacherConfig {
     /// before every key needs no prefix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_prefix: Option<String>,
+    /// Remembers what it answers, for training images that come again and again in the same looks. The students get the same
+    /// bits with and without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheConfig>,
+}
+
+/// Where the teacher's answers are kept: `[teacher.cache]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CacheConfig {
+    /// A folder that several runs may share; by default `teacher-cache` in the run's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
+    /// What all answers may take, in MiB, on disk and in the memory of each process; a run that would need more is refused.
+    /// Default 1024.
+    pub limit_mib: u64,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self { dir: None, limit_mib: 1024 }
+    }
 }
 
 impl TeacherConfig {
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn check(&self, data: &DataConfig) -> Result<()> {
         at_least_one(&[("teacher.steps", self.steps), ("teacher.batch", self.batch as u64)])?;
+        if let Some(cache) = &self.cache {
+            at_least_one(&[("teacher.cache.limit_mib", cache.limit_mib)])?;
+            if data.augment.mixes() {
+                bail!(
+                    "teacher.cache: expected data.augment without mixup and cutmix: a mixed image never comes again"
+                )
+            }
+            if let Err(random) = data.looks() {
+                bail!(
+                    "teacher.cache: expected data.augment.views or nothing random in the images, got {random}, drawn anew at every step"
+                )
+            }
+        }
         not_negative(&[
             ("teacher.learning_rate", self.learning_rate),
             ("teacher.weight_decay", self.weight_decay),
