@@ -127,7 +127,7 @@ fn method(recipe: &Recipe, config: &ArmConfig, settings: &mut BTreeMap<String, V
 }
 
 /// The first 16 hexadecimal digits.
-pub(crate) pub(crate) fn hex(hash: Sha256) -> String {
+pub(crate) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -67,11 +67,11 @@ pub use folder::{RunFolder, Worker};
 pub use networks::{STUDENT_TAP, TEACHER_TAP, network};
 pub use plan::{ArmPlan, Plan, plan};
 pub use recipe::{
-    ArmConfig, AugmentConfig, BoxAugmentConfig, BoxCropConfig, CacheConfig, CocoConfig, ComputeKind, CropConfig,
-    DataConfig, DataKind, DetectionDataConfig, DetectionSource, DistillConfig, EraseWith,
-    LabelBudget, LogitLossKind, LossKind, OnCorrupt, OptimizerKind, Outside, ProjectorKind,
-    RandAugmentConfig, Recipe, ScenesConfig, ScheduleKind, TapNames, TaskKind, TeacherConfig,
-    TrainingConfig, ValidationPart,
+    ArmConfig, AugmentConfig, BoxAugmentConfig, BoxCropConfig, CacheConfig, CocoConfig,
+    ComputeKind, CropConfig, DataConfig, DataKind, DetectionDataConfig, DetectionSource,
+    DistillConfig, EraseWith, LabelBudget, LogitLossKind, LossKind, OnCorrupt, OptimizerKind,
+    Outside, ProjectorKind, RandAugmentConfig, Recipe, ScenesConfig, ScheduleKind, TapNames,
+    TaskKind, TeacherConfig, TrainingConfig, ValidationPart,
 };
 pub use report::{ArmReport, Report, TeacherReport};
 pub use result::{ArmResult, RunFacts};

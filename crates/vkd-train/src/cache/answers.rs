@@ -3,8 +3,8 @@
 use super::CachePlan;
 use super::rows::{Rows, checksums, first_difference, is_ours, output, parts};
 use crate::checkpoints::unfinished;
-use crate::folder::named;
 use crate::fingerprint::hex;
+use crate::folder::named;
 use candle_core::{Device, Result, Tensor, bail};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -16,9 +16,9 @@ pub(crate) use rows::clear;
 
 use crate::build::{fresh_teacher, frozen_teacher};
 use crate::data::Dataset;
+use crate::fingerprint::hex;
 use crate::folder::RunFolder;
 use crate::recipe::Recipe;
-use crate::fingerprint::hex;
 use candle_core::{DType, Error, Result, Tensor, bail};
 use serde_json::json;
 use sha2::{Digest, Sha256};
