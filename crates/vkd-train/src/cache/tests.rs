@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use vkd_models::{Architecture, CnnConfig, ModelConfig};
 use vkd_nn::{Context, VarStore};
-use vkd_tasks::NetworkOutput;
+use vkd_tasks::{Network, NetworkOutput};
 use vkd_testkit::normal;
 
 const IMAGES: usize = 12;
@@ -24,7 +24,7 @@ fn open(dir: &Path, key: &str, flush_from: u64) -> Result<Answers> {
 
 /// A small convolutional teacher that counts how often it is asked.
 struct Teacher {
-    forward: Box<dyn Fn(&Tensor, &Context) -> Result<NetworkOutput>>,
+    forward: Box<dyn Network>,
     asked: Cell<usize>,
 }
 
@@ -40,7 +40,7 @@ impl Teacher {
 
     fn compute(&self, images: &Tensor) -> Result<NetworkOutput> {
         self.asked.set(self.asked.get() + 1);
-        (self.forward)(images, &Context::eval())
+        self.forward.forward(images, &Context::eval())
     }
 
     /// Logits and features through `answers`, as bits; and whether the teacher itself was asked.
