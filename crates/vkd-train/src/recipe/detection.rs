@@ -15,7 +15,7 @@ pub enum DetectionSource {
     Coco(CocoConfig),
 }
 
-/// Scenes of the embedded digits; the default is what `recipes/scenes.toml` trains on.
+/// Scenes of the embedded digits; the default is small enough to train on in minutes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScenesConfig {

@@ -293,7 +293,7 @@ fn present(entries: &[Entry], path: &Path) -> Result<()> {
     }
     let more = if missing.len() > SHOWN { ", .." } else { "" };
     bail!(
-        "{}: expected the files of its {} images, {} are missing: {}{more}",
+        "{}: expected the files of its {} images, got none for {}: {}{more}",
         path.display(),
         entries.len(),
         missing.len(),

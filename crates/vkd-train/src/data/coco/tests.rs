@@ -1,3 +1,5 @@
+//! What is read of COCO files, what is passed over and counted, and what is refused by which name.
+
 use super::*;
 use crate::data::scenes::write_scenes;
 use crate::recipe::{DetectionDataConfig, DetectionSource, ScenesConfig};
@@ -179,7 +181,7 @@ fn files_that_are_missing_broken_or_of_another_size_are_named() -> Result<()> {
     std::fs::remove_file(test.join("five.png"))?;
     let missing = says(folder.path(), |_| ());
     assert!(
-        missing.contains("2 images, 1 are missing") && missing.contains("five.png"),
+        missing.contains("2 images, got none for 1: ") && missing.contains("five.png"),
         "{missing}"
     );
     let path = folder.path().join("annotations/instances_test.json");

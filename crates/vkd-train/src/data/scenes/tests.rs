@@ -1,3 +1,5 @@
+//! Laws of scenes: functions of their seed, of digits of their own part, with tight boxes.
+
 use super::*;
 use std::collections::HashSet;
 
