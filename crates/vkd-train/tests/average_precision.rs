@@ -1,5 +1,7 @@
 //! COCO's average precision against pycocotools' own figures, and laws of it.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 use candle_core::Result;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -79,7 +81,7 @@ fn the_number_of_threads_changes_no_bit() -> Result<()> {
 fn monotone_scores_and_new_ids_change_nothing() -> Result<()> {
     let (truth, found) = case("crowds");
     let want = average_precision(&truth, &found)?;
-    let rescored = found.iter().cloned().map(|b| ScoredBox { score: b.score.powi(3) - 5., ..b });
+    let rescored = found.iter().map(|b| ScoredBox { score: b.score.powi(3) - 5., ..*b });
     assert_eq!(average_precision(&truth, &rescored.collect::<Vec<_>>())?.stats(), want.stats());
     // Twice the size, at twice the place: all but the size classes stay.
     let mut large = truth.clone();
@@ -87,7 +89,7 @@ fn monotone_scores_and_new_ids_change_nothing() -> Result<()> {
         a.bbox = a.bbox.map(|v| 2. * v);
         a.area *= 4.;
     }
-    let scaled = found.iter().cloned().map(|b| ScoredBox { bbox: b.bbox.map(|v| 2. * v), ..b });
+    let scaled = found.iter().map(|b| ScoredBox { bbox: b.bbox.map(|v| 2. * v), ..*b });
     let got = average_precision(&large, &scaled.collect::<Vec<_>>())?;
     assert_eq!((got.ap, got.ap50, got.ar1, got.ar100), (want.ap, want.ap50, want.ar1, want.ar100));
     Ok(())
