@@ -1,7 +1,7 @@
 //! Distillation of detectors against recorded terms: V_kD's six of a ViDT, the same on given tokens with gradients, and ViDT's
 //! own token matching.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use candle_nn::VarBuilder;
 use std::collections::HashMap;
 use vkd_norm::{Context, Normalizer};
@@ -105,10 +105,11 @@ fn projected_features_are_the_published_codes() -> Result<()> {
     Ok(())
 }
 
-type NamedVars = Vec<(&'static str, Var)>;
+/// The student's tensors by tap.
+type Variables = Vec<(&'static str, Var)>;
 
 /// Student and teacher of the recorded token losses; the student's tensors are variables.
-fn tokens(golden: &Golden) -> Result<(NamedVars, Taps, Taps)> {
+fn tokens(golden: &Golden) -> Result<(Variables, Taps, Taps)> {
     let (mut vars, mut student, mut teacher) = (Vec::new(), Taps::new(), Taps::new());
     for (name, layout) in [
         ("tok_patch0", Layout::Grid),
@@ -144,8 +145,7 @@ fn check(loss: &str, config: impl Fn(&str) -> TapConfig, root: Option<f64>) -> R
     assert_close(loss, &total, &want, Tolerance::relative(1e-11))?;
     let grads = total.backward()?;
     for (name, var) in vars {
-        let none = || candle_core::Error::Msg(format!("{name}: no gradient"));
-        let grad = grads.get(&var).ok_or_else(none)?;
+        let Some(grad) = grads.get(&var) else { bail!("{name}: no gradient") };
         let want = (golden.get(&format!("{loss}.grad.{name}_s"))? * scale)?;
         assert_close(name, grad, &want, Tolerance::relative(1e-10))?;
     }
