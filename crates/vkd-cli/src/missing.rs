@@ -6,7 +6,7 @@
 
 use crate::progress::Progress;
 use crate::{distill, pool};
-use candle_core::Result;
+use candle_core::{Result, bail};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use vkd_train::{ArmResult, Dataset, Recipe, RunFolder, teacher_fingerprint};
@@ -93,7 +93,15 @@ impl Missing<'_> {
         let run = RunFolder::take(&self.arm_dir(place), recipe)?;
         run.take_teacher(&RunFolder::open(&self.teacher_dir(teacher))?)?;
         distill::arm(&run, arm, &format!("seed {seed} {arm}"), progress)?;
-        ArmResult::gather(&run, self.data, arm)?.write(self.results)
+        let result = ArmResult::gather(&run, self.data, arm)?;
+        if result.fingerprint != *fingerprint {
+            bail!(
+                "{arm}: expected the fingerprint {fingerprint} at the end as at the start, got {}: the teacher's file or the \
+                 data changed meanwhile",
+                result.fingerprint
+            )
+        }
+        result.write(self.results)
     }
 
     /// Whether another process trains a part of a run; none where the run is not there yet.

@@ -195,6 +195,14 @@ fn describe(object: &Object) -> String {
     }
 }
 
+/// Whether what PyTorch notes beside a tensor says that its values have another sign or imaginary part than what is stored.
+fn is_lazy(note: &Object) -> bool {
+    match note {
+        Object::Dict(entries) => entries.iter().any(|(_, value)| *value == Object::Bool(true)),
+        _ => false,
+    }
+}
+
 /// Where a tensor's values lie; offset and strides count values.
 struct Stored {
     dtype: Dtype,
@@ -220,16 +228,27 @@ impl Stored {
 
     /// The tensor that PyTorch makes with `function`; other functions make other things.
     fn made(function: &Object, args: &[Object]) -> Result<Option<Self>> {
+        let lazy = |from: usize| match args.get(from..).is_some_and(|rest| rest.iter().any(is_lazy))
+        {
+            true => bail!(
+                "expected plain values, got a lazily negated or conjugated tensor: save it after resolve_neg() or resolve_conj()"
+            ),
+            false => Ok(()),
+        };
         let Object::Class { module_name, class_name } = function else { return Ok(None) };
         match (module_name.as_str(), class_name.as_str(), args) {
             ("torch._utils", "_rebuild_tensor_v2", [storage, offset, shape, stride, ..]) => {
+                lazy(6)?;
                 Self::dense(storage, None, [offset, shape, stride]).map(Some)
             }
             (
                 "torch._utils",
                 "_rebuild_tensor_v3",
                 [storage, offset, shape, stride, _, _, dtype, ..],
-            ) => Self::dense(storage, Some(dtype), [offset, shape, stride]).map(Some),
+            ) => {
+                lazy(7)?;
+                Self::dense(storage, Some(dtype), [offset, shape, stride]).map(Some)
+            }
             (
                 "torch._utils",
                 "_rebuild_parameter" | "_rebuild_parameter_with_state",

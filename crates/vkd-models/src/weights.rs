@@ -77,7 +77,7 @@ impl fmt::Display for LoadReport {
 ///
 /// # Errors
 /// A file that can't be read, one without keys under [`under`](LoadOptions::under), and a variable that is missing there, of
-/// another shape or of integers unless [allowed](LoadOptions::allow): nothing is changed then, and the message holds the report
+/// another shape unless [allowed](LoadOptions::allow), or of integers: nothing is changed then, and the message holds the report
 /// or the key.
 ///
 /// # Example

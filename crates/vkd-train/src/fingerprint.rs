@@ -2,7 +2,7 @@
 
 use crate::data::Dataset;
 use crate::folder::named;
-use crate::recipe::{ArmConfig, LogitLossKind, NEUTRAL, Recipe};
+use crate::recipe::{ArmConfig, DataKind, LogitLossKind, NEUTRAL, Recipe};
 use candle_core::{Error, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 ///
 /// Left out are the seed, names, the other arms, where files lie, who makes the batches, and what only the logs show. An arm
 /// that doesn't use the teacher doesn't depend on it, one without a feature term not on the projector's settings. In place of a
-/// path stand the hashes of the teacher's file and of the labels. A recipe key that is not written while it has its default
+/// path stand the hashes of the teacher's file, of the labels and of some images. A recipe key that is not written while it has its default
 /// changes nothing.
 ///
 /// # Errors
@@ -29,7 +29,7 @@ pub fn fingerprint(
         flatten(table, &whole[table], &mut settings);
     }
     forget(&mut settings);
-    settings.insert("data.hash".to_owned(), labels(data).into());
+    which(recipe, data, &mut settings);
     settings.insert("arm.labels".to_owned(), json!(config.labels));
     if config.uses_teacher() {
         teacher(recipe, &whole, &mut settings)?;
@@ -54,7 +54,7 @@ pub fn teacher_fingerprint(recipe: &Recipe, data: &Dataset) -> Result<String> {
     // How many labels arms know, how often is validated, and how good a teacher must be, change none.
     settings.remove("data.labels");
     settings.remove("training.evaluate_every");
-    settings.insert("data.hash".to_owned(), labels(data).into());
+    which(recipe, data, &mut settings);
     teacher(recipe, &whole, &mut settings)?;
     settings.remove("teacher.floor");
     hash(&settings)
@@ -65,13 +65,29 @@ fn forget(settings: &mut BTreeMap<String, Value>) {
     NEUTRAL.into_iter().chain(["data.dir"]).for_each(|key| drop(settings.remove(key)));
 }
 
-/// The hash of all labels.
-fn labels(data: &Dataset) -> String {
+/// Images whose pixels are looked at.
+const SAMPLED: usize = 64;
+
+/// Which data it is, wherever the files lie: the hash of all labels; of what comes from files also that of the classes' names and of
+/// some images, spread over all, since another set may have the same labels. What can't be read counts as that.
+fn which(recipe: &Recipe, data: &Dataset, settings: &mut BTreeMap<String, Value>) {
     let mut labels = Sha256::new();
     for index in 0..data.len() {
         labels.update(format!("{},", data.label(index)));
     }
-    hex(labels)
+    settings.insert("data.hash".to_owned(), hex(labels).into());
+    if recipe.data.kind == DataKind::Digits {
+        return;
+    }
+    let mut images = Sha256::new();
+    data.class_names.iter().for_each(|name| images.update(format!("{name},")));
+    for index in (0..data.len()).step_by(data.len().div_ceil(SAMPLED).max(1)) {
+        match data.image(index) {
+            Ok(image) => images.update(image.pixels()),
+            Err(_) => images.update("unreadable"),
+        }
+    }
+    settings.insert("data.images".to_owned(), hex(images).into());
 }
 
 /// The teacher's settings; in place of the path to a file stands the file's hash.
@@ -208,6 +224,8 @@ mod tests {
             "student.depth=2",
             "training.steps=7",
             "training.learning_rate=0.1",
+            "training.momentum=0.5",
+            "training.decay_factor=0.5",
             "training.log_every=2",
             "training.evaluate_every=2",
             "data.workers=2",

@@ -197,8 +197,6 @@ impl RunFolder {
     /// # Errors
     /// A part that is not finished.
     pub fn finish(&self, dataset: &str, seconds: f64) -> Result<Report> {
-        // What killed writes left behind; the parts have swept their own folders.
-        Checkpoints::new(&self.dir, 1).sweep()?;
         let unfinished = |what: &str| {
             candle_core::Error::Msg(format!(
                 "{}: expected a finished {what}, got none",

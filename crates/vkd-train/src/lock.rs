@@ -89,6 +89,13 @@ impl Lock {
 
     /// Takes it beside others that share it; else says who has it alone.
     pub(crate) fn shared(path: &Path) -> Result<std::result::Result<Self, Option<Holder>>> {
+        // Somebody may have it for a moment only, to see what a killed process left behind.
+        for pause in [20, 80, 200] {
+            match Self::attempt(path, Kind::Shared)? {
+                Ok(lock) => return Ok(Ok(lock)),
+                Err(_) => std::thread::sleep(Duration::from_millis(pause)),
+            }
+        }
         Self::attempt(path, Kind::Shared)
     }
 

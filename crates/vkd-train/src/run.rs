@@ -39,7 +39,14 @@ pub fn train_teacher(
     let report = match run.teacher_report()? {
         Some(report) => report,
         None => match &config.checkpoint {
-            Some(path) => keep_teacher(run, data, &given_teacher(run.recipe(), data, path)?, 0.)?,
+            Some(path) => {
+                // Nobody starts the run anew meanwhile.
+                let _lock = run.lock(TEACHER)?;
+                match run.teacher_report()? {
+                    Some(report) => report,
+                    None => keep_teacher(run, data, &given_teacher(run.recipe(), data, path)?, 0.)?,
+                }
+            }
             None => fit_teacher(run, data, observer)?,
         },
     };

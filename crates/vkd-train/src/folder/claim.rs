@@ -2,7 +2,7 @@
 
 use super::{ARMS, LOCKS, RunFolder, WHOLE, Worker, named};
 use crate::cache;
-use crate::checkpoints::{remove, unfinished};
+use crate::checkpoints::{Checkpoints, remove, unfinished};
 use crate::lock::{Lock, named_holder};
 use crate::recipe::{NEUTRAL, Recipe, TEACHER};
 use candle_core::{Result, bail};
@@ -42,8 +42,9 @@ impl RunFolder {
         if overwrite {
             let _held = run.keep_all_off()?;
             run.clear()?;
+            run.write_recipe()?;
         }
-        run.begin()
+        run.begin(true)
     }
 
     /// Takes a folder whose name tells the settings that decide its result, as a fingerprint does: what lies in it is reused,
@@ -52,19 +53,35 @@ impl RunFolder {
     /// # Errors
     /// A failed write.
     pub fn take(dir: &Path, recipe: Recipe) -> Result<Self> {
-        Self { dir: dir.to_owned(), recipe, worker: Worker::default(), _in_use: None }.begin()
+        Self { dir: dir.to_owned(), recipe, worker: Worker::default(), _in_use: None }.begin(false)
     }
 
-    fn begin(self) -> Result<Self> {
+    fn write_recipe(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.dir).map_err(|e| named(&self.dir, &e))?;
+        Ok(write_atomically(&self.path("recipe.toml"), self.recipe.to_toml()?.as_bytes())?)
+    }
+
+    /// Keeps off who would start the run anew, then writes the recipe; with `check` only where the run is still one of it.
+    fn begin(self, check: bool) -> Result<Self> {
         let run = self;
-        // The recipe first: a folder with anything else in it and no recipe is nobody's run.
-        std::fs::create_dir_all(&run.dir).map_err(|e| named(&run.dir, &e))?;
-        write_atomically(&run.path("recipe.toml"), run.recipe.to_toml()?.as_bytes())?;
-        for folder in [ARMS, LOCKS] {
-            std::fs::create_dir_all(run.path(folder)).map_err(|e| named(&run.path(folder), &e))?;
+        let make = |folder| {
+            std::fs::create_dir_all(run.path(folder)).map_err(|e| named(&run.path(folder), &e))
+        };
+        make(LOCKS)?;
+        // What killed writes left behind, if nobody else writes here; the parts sweep their own folders.
+        if let Ok(_alone) = Lock::alone(&run.lock_path(WHOLE))? {
+            Checkpoints::new(run.dir.clone(), 1).sweep()?;
         }
         match Lock::shared(&run.lock_path(WHOLE))? {
-            Ok(lock) => Ok(Self { _in_use: Some(lock), ..run }),
+            Ok(lock) => {
+                if check {
+                    Self::fits(&run.dir, &run.recipe)?;
+                }
+                // First: a folder with anything else in it and no recipe is nobody's run.
+                run.write_recipe()?;
+                make(ARMS)?;
+                Ok(Self { _in_use: Some(lock), ..run })
+            }
             Err(holder) => bail!(
                 "{}: expected a run to train, got one that {} starts anew",
                 run.dir.display(),
@@ -141,7 +158,9 @@ impl RunFolder {
         }
         self.remove_checkpoints(TEACHER)?;
         cache::clear(&self.path(cache::FOLDER))?;
-        for arm in self.recipe.arm.keys() {
+        // The arms of the run that goes too, where its recipe can still be read.
+        let old = Self::open(&self.dir).map(|run| run.recipe.arm).unwrap_or_default();
+        for arm in self.recipe.arm.keys().chain(old.keys()) {
             self.checkpoints(arm).remove()?;
             for name in ARM_FILES {
                 remove(&self.arm_path(arm, name))?;
@@ -153,10 +172,11 @@ impl RunFolder {
     }
 }
 
-/// Whether a folder has anything in it but what a killed write left behind.
+/// Whether a folder has anything in it but what a killed write left behind, and locks.
 fn holds_something(dir: &Path) -> Result<bool> {
     for entry in std::fs::read_dir(dir).map_err(|e| named(dir, &e))? {
-        if !unfinished(&entry.map_err(|e| named(dir, &e))?.file_name().to_string_lossy()) {
+        let name = entry.map_err(|e| named(dir, &e))?.file_name();
+        if name != LOCKS && !unfinished(&name.to_string_lossy()) {
             return Ok(true);
         }
     }

@@ -205,6 +205,9 @@ impl TrainingConfig {
             clip_norm: None,
             ema_decay: None,
             smoothing: teacher.smoothing,
+            // Of other optimisers and schedules.
+            momentum: momentum(),
+            decay_factor: decay_factor(),
             ..self.clone()
         }
     }
