@@ -21,14 +21,17 @@ fn a_coco_data_set_is_written_once() {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(text.contains("96x96") && text.contains("train: 6 images, "), "{text}");
-    for (part, count) in [("train", 6), ("val", 2), ("test", 3)] {
+    // Images of all parts are counted through.
+    for (part, count, first) in [("train", 6, 1), ("val", 2, 7), ("test", 3, 9)] {
         assert_eq!(std::fs::read_dir(dir.join("scenes").join(part)).unwrap().count(), count);
         let json = dir.join(format!("scenes/annotations/instances_{part}.json"));
         let json: serde_json::Value =
             serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
         assert_eq!(json["images"].as_array().unwrap().len(), count);
         assert_eq!(json["categories"][9]["name"], "9");
-        assert_eq!(json["annotations"][0]["id"], 1);
+        assert_eq!(json["images"][0]["id"], first);
+        let ids = json["annotations"].as_array().unwrap().iter().map(|a| a["id"].as_u64().unwrap());
+        assert!(ids.min().unwrap() > 0);
     }
     let image = image::open(dir.join("scenes/test/000003.png")).unwrap();
     assert_eq!((image.width(), image.color()), (96, image::ColorType::Rgb8));

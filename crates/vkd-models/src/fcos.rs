@@ -54,7 +54,7 @@ pub struct GridShape {
 pub struct DenseLevel {
     /// Class logits `(B, K, h, w)`, for a sigmoid each: there is no class for the background.
     pub logits: Tensor,
-    /// Distances `(B, 4, h, w)` of the place to the left, top, right and bottom side of its box, in pixels, above 0.
+    /// Distances `(B, 4, h, w)` of the place to the left, top, right and bottom side of its box, in pixels, at least 0.
     pub distances: Tensor,
     /// Logits `(B, 1, h, w)` of how near the place lies to the middle of its box.
     pub centerness: Tensor,
@@ -239,7 +239,9 @@ struct Neck {
 ///
 /// The body is a strided convolution and residual stages, the neck a top-down pyramid, and the two heads are shared by all
 /// levels. Every convolution is followed by layer norm over the channels of a place, which works the same in training and
-/// evaluation, for any batch and beside padding. A distance is `stride · exp(scale · x)` with a learnt scale for each level.
+/// evaluation and for any batch. There is no mask: images of a batch are padded to the largest, and predictions whose field of
+/// view reaches into the padding differ from those of the image alone. A distance is `stride · exp(scale · x)` with a learnt scale for
+/// each level.
 ///
 /// Variables: `stem`, `stages.I.down`, `stages.I.blocks.J.{0,1}`, `neck.smooth.I`, `head.class_tower.J`, `head.box_tower.J`, each
 /// with `conv.{weight,bias}` and `norm.{weight,bias}`; `neck.lateral.I`, `head.logits`, `head.distances` and `head.centerness` with

@@ -148,9 +148,16 @@ fn a_pixels_centre_gives_the_pixel_and_the_border_fades_over_one() -> Result<()>
         let at = Var::from_tensor(&Tensor::new(&[x / 4., y], &Device::Cpu)?)?;
         let at_shaped = at.reshape((1, 1, 1, 1, 1, 2))?;
         let weights = Tensor::ones((1, 1, 1, 1, 1), DType::F64, &Device::Cpu)?;
-        let ys = deformable_attention(&values, &[(1, 4)], &at_shaped, &weights)?.sum_all()?;
-        let grads = ys.backward()?;
-        let grad = grads.get(&at).map(to_f64).transpose()?.unwrap_or_default();
+        let levels = [(1, 4)];
+        let twin = reference::deformable_attention(&values, &levels, &at_shaped, &weights)?;
+        let twin = twin.sum_all()?;
+        let ys = deformable_attention(&values, &levels, &at_shaped, &weights)?.sum_all()?;
+        assert_eq!(twin.to_scalar::<f64>()?, ys.to_scalar::<f64>()?, "twin at {x}, {y}");
+        let slope = |ys: &Tensor| -> Result<Vec<f64>> {
+            Ok(ys.backward()?.get(&at).map(to_f64).transpose()?.unwrap_or_default())
+        };
+        assert!(slope(&twin)?.iter().all(|g| g.is_finite()), "twin at {x}, {y}");
+        let grad = slope(&ys)?;
         Ok((ys.to_scalar()?, grad))
     };
     for (x, want) in cases {
@@ -187,6 +194,11 @@ fn a_nan_stays_with_its_query_and_head() -> Result<()> {
         (at.clone(), set(&weights, 6)?),
     ] {
         let at = Var::from_tensor(&at)?;
+        let twin = to_f64(&reference::deformable_attention(&values, levels, &at, &weights)?)?;
+        assert!(
+            twin.iter().enumerate().all(|(i, v)| v.is_nan() == (3..6).contains(&i)),
+            "{twin:?}"
+        );
         let ys = deformable_attention(&values, levels, &at, &weights)?;
         for (i, (got, want)) in to_f64(&ys)?.iter().zip(&clean).enumerate() {
             assert!(if (3..6).contains(&i) { got.is_nan() } else { got == want }, "{i}: {got}");
@@ -194,6 +206,26 @@ fn a_nan_stays_with_its_query_and_head() -> Result<()> {
         let grads = ys.sum_all()?.backward()?;
         let grad = grads.get(&at).map(to_f64).transpose()?.unwrap_or_default();
         assert_eq!(grad.iter().filter(|g| g.is_nan()).count(), 2);
+    }
+    Ok(())
+}
+
+#[test]
+fn half_types_are_computed_in_f32_and_rounded_once() -> Result<()> {
+    // Wide enough that a position of eight binary digits would be off by a pixel.
+    let levels: Levels = &[(3, 400), (2, 7)];
+    for (dtype, rounding) in [(DType::BF16, 2f64.powi(-8)), (DType::F16, 2f64.powi(-11))] {
+        let [values, at, weights] = inputs([1, 6, 2, 3, 2], levels, dtype)?;
+        let got = deformable_attention(&values, levels, &at, &weights)?;
+        assert_eq!(got.dtype(), dtype);
+        let [values, at, weights] =
+            [&values, &at, &weights].map(|x| x.to_dtype(DType::F64).and_then(|x| x.contiguous()));
+        let want = reference::deformable_attention(&values?, levels, &at?, &weights?)?;
+        for (got, want) in to_f64(&got)?.into_iter().zip(to_f64(&want)?) {
+            // Half a unit in the last place, and f32's own rounding of sums whose parts may cancel.
+            let slack = rounding * want.abs() + 1e-5;
+            assert!((got - want).abs() <= slack, "{dtype:?}: {got} {want}");
+        }
     }
     Ok(())
 }

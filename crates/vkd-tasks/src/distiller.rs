@@ -188,9 +188,15 @@ impl Distiller {
     ///
     /// With [`FeatureLoss::TokenL2`], no projectors and the number of stacked layers as the weight of a tap, this is ViDT's token
     /// matching (arXiv:2110.03921), whose own weight is 4.
-    pub fn with_root(mut self, weight: f64) -> Self {
+    ///
+    /// # Errors
+    /// A weight that is negative or not finite.
+    pub fn with_root(mut self, weight: f64) -> Result<Self> {
+        if !(weight >= 0. && weight.is_finite()) {
+            bail!("distiller: root: expected a weight of at least 0, got {weight}")
+        }
         self.root = Some(weight);
-        self
+        Ok(self)
     }
 
     /// With another distance of the logits than the KL divergence.

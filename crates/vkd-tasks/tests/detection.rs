@@ -133,7 +133,7 @@ fn check(loss: &str, config: impl Fn(&str) -> TapConfig, root: Option<f64>) -> R
     let taps = vars.iter().map(|(name, _)| config(name)).collect();
     let mut distiller = Distiller::new(taps, None, vb)?.with_adapter(DetectionAdapter::default());
     if let Some(weight) = root {
-        distiller = distiller.with_root(weight);
+        distiller = distiller.with_root(weight)?;
     }
     let terms = distiller.feature_terms(&student, &teacher, &Context::eval())?;
     if root.is_some() {
@@ -178,7 +178,7 @@ fn a_student_that_is_its_teacher_has_no_slope_under_the_root() -> Result<()> {
     let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);
     let distiller = Distiller::new(vec![config], None, vb)?
         .with_adapter(DetectionAdapter::default())
-        .with_root(1.);
+        .with_root(1.)?;
     let loss = weighted_sum(&distiller.feature_terms(&student, &teacher, &Context::eval())?)?;
     let grads = loss.backward()?;
     assert!(to_f64(grads.get(&xs).unwrap())?.iter().all(|g| *g == 0.));
@@ -236,5 +236,7 @@ fn counts_are_checked_by_name_before_any_training() -> Result<()> {
     assert!(check(map(5, 11)?, map(5, 12)?).unwrap_err().to_string().contains("width 12, got 11"));
     let none = distiller.check_features(&Taps::new(), &Taps::new()).unwrap_err().to_string();
     assert!(none.contains("student: expected a tap named body_det"), "{none}");
+    let root = distiller.with_root(f64::NAN).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(root.contains("root: expected a weight of at least 0, got NaN"), "{root}");
     Ok(())
 }

@@ -83,6 +83,21 @@ fn monotone_scores_and_new_ids_change_nothing() -> Result<()> {
     let want = average_precision(&truth, &found)?;
     let rescored = found.iter().map(|b| ScoredBox { score: b.score.powi(3) - 5., ..*b });
     assert_eq!(average_precision(&truth, &rescored.collect::<Vec<_>>())?.stats(), want.stats());
+    // Other ids, in the same order.
+    let id = |id: u64| 7 * id + 3;
+    let mut renamed = truth.clone();
+    renamed.images.iter_mut().chain(&mut renamed.categories).for_each(|old| *old = id(*old));
+    for a in &mut renamed.annotations {
+        (a.image_id, a.category_id) = (id(a.image_id), id(a.category_id));
+    }
+    let others = found.iter().map(|b| ScoredBox {
+        image_id: id(b.image_id),
+        category_id: id(b.category_id),
+        ..*b
+    });
+    let got = average_precision(&renamed, &others.collect::<Vec<_>>())?;
+    assert_eq!(got.stats(), want.stats());
+    assert_eq!(got.categories[0].category_id, id(want.categories[0].category_id));
     // Twice the size, at twice the place: all but the size classes stay.
     let mut large = truth.clone();
     for a in &mut large.annotations {

@@ -25,7 +25,8 @@ pub enum Padding {
 /// | `(B, C)` | `B` |
 ///
 /// Tokens are matched by their number: the n-th of the student learns the n-th of the teacher. So both must have the same
-/// number of them, and grids the same height, width and padding; [`Distiller::check_features`](crate::Distiller::check_features)
+/// number of them, and grids the same height, width and, where [`Padding::Masked`] leaves it out, padding (masks are not looked at
+/// else); [`Distiller::check_features`](crate::Distiller::check_features)
 /// says so before any training.
 ///
 /// # Example: two detectors of anyone's

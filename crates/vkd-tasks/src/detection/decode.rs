@@ -51,9 +51,12 @@ pub fn decode_dense(
     let (shapes, classes) = shapes(levels, sizes.len())?;
     let mut images: Vec<Vec<Detection>> = vec![Vec::new(); sizes.len()];
     for (level, shape) in levels.iter().zip(shapes) {
-        let values = |map: &Tensor| finite("dense detector", map);
-        let (logits, distances) = (values(&level.logits)?, values(&level.distances)?);
-        let centers = values(&level.centerness)?;
+        let values = |name: &str, map: &Tensor| {
+            finite(&format!("dense detector: {name} of stride {}", shape.stride), map)
+        };
+        let logits = values("logits", &level.logits)?;
+        let distances = values("distances", &level.distances)?;
+        let centers = values("centerness", &level.centerness)?;
         let n = shape.len();
         for (image, size) in sizes.iter().enumerate() {
             let mut found = Vec::new();
@@ -93,8 +96,8 @@ pub fn decode_queries(
     most: usize,
 ) -> Result<Vec<Vec<Detection>>> {
     let (levels, _, queries, classes) = predictions.dims(sizes.len())?;
-    let logits = finite("query predictions", &predictions.logits.get(levels - 1)?)?;
-    let boxes = finite("query predictions", &predictions.boxes.get(levels - 1)?)?;
+    let logits = finite("query predictions: logits", &predictions.logits.get(levels - 1)?)?;
+    let boxes = finite("query predictions: boxes", &predictions.boxes.get(levels - 1)?)?;
     let image = |(image, size): (usize, &ImageSize)| {
         let (w, h) = (size.width as f32, size.height as f32);
         let one = |at: usize| {
@@ -156,8 +159,8 @@ fn clip([x0, y0, x1, y1]: [f32; 4], size: ImageSize) -> [f32; 4] {
 
 fn finite(what: &str, xs: &Tensor) -> Result<Vec<f32>> {
     let values = xs.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    match values.iter().find(|v| !v.is_finite()) {
-        Some(odd) => bail!("{what}: expected finite predictions, got {odd}"),
+    match values.iter().enumerate().find(|(_, v)| !v.is_finite()) {
+        Some((at, odd)) => bail!("{what}: entry {at}: expected finite predictions, got {odd}"),
         None => Ok(values),
     }
 }
@@ -236,7 +239,9 @@ mod tests {
         let mut broken = levels.clone();
         broken[0].logits = (&broken[0].logits * f64::NAN)?;
         let e = decode_dense(&broken, &[SIZE], all).unwrap_err().to_string();
-        assert!(e.contains("dense detector: expected finite predictions, got NaN"), "{e}");
+        let wanted =
+            "dense detector: logits of stride 4: entry 0: expected finite predictions, got NaN";
+        assert!(e.contains(wanted), "{e}");
         assert!(decode_dense(&levels, &[SIZE; 2], all).is_err());
         Ok(())
     }

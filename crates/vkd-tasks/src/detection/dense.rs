@@ -58,7 +58,7 @@ pub(super) fn shapes(levels: &[DenseLevel], images: usize) -> Result<(Vec<LevelS
 /// Dense prediction as FCOS trains it (arXiv:1904.01355): every location may predict the box around it.
 ///
 /// A location learns an object where it lies in the object's box and within `radius` strides of its middle, both ways, and where
-/// the farthest side of the box is as far as its level's share: more than `reach` strides of the level before and at most
+/// the farthest side of the box is as far as its level's share: at least `reach` strides of the level before and at most
 /// `reach` of its own (the first and last level take what is smaller and larger). With `reach` 8 and strides from 8 these are the
 /// paper's 64, 128, 256 and 512 pixels. Of several objects the smallest is learnt.
 ///
@@ -97,8 +97,8 @@ impl DenseCriterion {
     /// A batch without any object has box terms of zero, still on the tape.
     ///
     /// # Errors
-    /// No level, strides that don't grow, shapes that differ, a class that the logits don't have, a `reach` or `radius` that isn't
-    /// above 0, or predictions that are not finite.
+    /// No level, strides that don't grow, shapes that differ, objects that are none ([`Objects::check`], with their image), a `reach`
+    /// or `radius` that isn't above 0, or predictions that are not finite.
     pub fn terms(&self, levels: &[DenseLevel], objects: &[Objects]) -> Result<Vec<Term>> {
         let (shapes, classes) = shapes(levels, objects.len())?;
         for (name, value) in [("reach", self.reach), ("radius", self.radius)] {
@@ -156,10 +156,8 @@ impl DenseCriterion {
         let mut targets = vec![classes as u32; objects.len() * pixels.len()];
         let mut found = Positives::default();
         for (image, objects) in objects.iter().enumerate() {
-            if let Some(class) = objects.classes.iter().find(|c| **c as usize >= classes) {
-                bail!(
-                    "dense criterion: image {image}: expected classes below {classes}, got {class}"
-                )
+            if let Err(e) = objects.check(classes) {
+                bail!("dense criterion: image {image}: {e}")
             }
             let chosen = assign(shapes, objects, self.reach as f32, self.radius as f32);
             for (at, object) in chosen.into_iter().enumerate() {
@@ -319,7 +317,21 @@ mod tests {
         nan.distances = (&maps[1] * f64::NAN)?;
         assert!(error(&[nan]).contains("giou: expected a finite loss, got NaN"));
         let few = [maps[0].narrow(1, 0, 2)?, maps[1].clone(), maps[2].clone()];
-        assert!(error(&[level(&few, 8)]).contains("image 0: expected classes below 2, got 2"));
+        assert!(
+            error(&[level(&few, 8)]).contains("image 0: objects: box 0: expected a class below 2")
+        );
+        let refused = |odd: Objects| {
+            let objects = [known()[0].clone(), odd];
+            criterion.terms(&[level(&maps, 8)], &objects).unwrap_err().to_string()
+        };
+        let [_, good] = known();
+        let short = refused(Objects { classes: vec![], ..good.clone() });
+        assert!(
+            short.contains("image 1: objects: expected 1 classes, one a box, got 0"),
+            "{short}"
+        );
+        let nan = refused(Objects { boxes: vec![[f32::NAN, 0., 1., 1.]], ..good });
+        assert!(nan.contains("image 1: objects: box 0: expected finite corners"), "{nan}");
         let none = DenseCriterion { radius: 0., ..criterion };
         let e = none.terms(&[level(&maps, 8)], &known()).unwrap_err().to_string();
         assert!(e.contains("expected a finite radius above 0, got 0"), "{e}");

@@ -27,6 +27,17 @@ impl Objects {
     /// # Errors
     /// Counts that differ, a box that isn't finite or has no area, or a class that isn't below `known`; the box is named.
     pub fn new(boxes: Vec<[f32; 4]>, classes: Vec<u32>, known: usize) -> Result<Self> {
+        let objects = Self { boxes, classes };
+        objects.check(known)?;
+        Ok(objects)
+    }
+
+    /// Refuses what no criterion can learn from: the fields may hold anything.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub fn check(&self, known: usize) -> Result<()> {
+        let Self { boxes, classes } = self;
         if boxes.len() != classes.len() {
             bail!("objects: expected {} classes, one a box, got {}", boxes.len(), classes.len())
         }
@@ -41,7 +52,7 @@ impl Objects {
             Some((i, class)) => {
                 bail!("objects: box {i}: expected a class below {known}, got {class}")
             }
-            None => Ok(Self { boxes, classes }),
+            None => Ok(()),
         }
     }
 

@@ -90,8 +90,8 @@ impl SetCriterion {
     /// A batch without any object has box terms of zero, still on the tape.
     ///
     /// # Errors
-    /// Counts or shapes that differ, a class that the logits don't have, a size of zero, or predictions that are not finite; the
-    /// image and the query are named.
+    /// Counts or shapes that differ, objects that are none ([`Objects::check`]), a size of zero, or predictions that are not finite;
+    /// the image and the query are named.
     pub fn terms(
         &self,
         predictions: &QueryPredictions,
@@ -212,10 +212,12 @@ impl SetCriterion {
     }
 }
 
-/// Zero on the tape of `xs`. A factor 0 of a number would be off it: candle leaves such branches out.
+/// Zero on the tape of finite `xs`. A factor 0 of a number would be off it: candle leaves such branches out.
+///
+/// The product comes first: a sum may be too large for the dtype, and infinity times zero is NaN, as it is for an entry that is
+/// not finite itself.
 pub(super) fn nothing(xs: &Tensor) -> Result<Tensor> {
-    let sum = xs.sum_all()?;
-    &sum * sum.zeros_like()?
+    (xs * xs.zeros_like()?)?.sum_all()
 }
 
 fn corners([cx, cy, w, h]: [f64; 4]) -> [f64; 4] {
@@ -230,8 +232,8 @@ fn wanted(objects: &[Objects], sizes: &[ImageSize], classes: usize) -> Result<Ve
     let images = objects.iter().zip(sizes).enumerate();
     images
         .map(|(image, (objects, size))| {
-            if let Some(class) = objects.classes.iter().find(|c| **c as usize >= classes) {
-                bail!("set criterion: image {image}: expected classes below {classes}, got {class}")
+            if let Err(e) = objects.check(classes) {
+                bail!("set criterion: image {image}: {e}")
             }
             if size.width == 0 || size.height == 0 {
                 bail!("set criterion: image {image}: expected a size above 0, got {size:?}")
@@ -403,8 +405,19 @@ mod tests {
         assert!(error(&logits, &boxes, one, &none).contains("image 0: expected a size above 0"));
         let few = logits.narrow(3, 0, 2)?;
         assert!(
-            error(&few, &boxes, one, &size).contains("image 0: expected classes below 2, got 2")
+            error(&few, &boxes, one, &size)
+                .contains("image 0: objects: box 0: expected a class below 2, got 2")
         );
+        let short = [Objects { classes: vec![], ..known.clone() }];
+        assert!(
+            error(&logits, &boxes, &short, &size).contains("image 0: objects: expected 1 classes")
+        );
+        let nan = [Objects { boxes: vec![[f32::NAN, 0., 1., 1.]], ..known.clone() }];
+        assert!(
+            error(&logits, &boxes, &nan, &size).contains("image 0: objects: box 0: expected fin")
+        );
+        let large = (boxes.ones_like()? * f64::from(f32::MAX))?;
+        assert_eq!(to_f64(&nothing(&large)?)?, [0.]);
         let e = error(&(&logits * f64::NAN)?, &boxes, one, &size);
         assert!(e.contains("image 0, query 0: expected finite logits and boxes"), "{e}");
         Ok(())

@@ -68,8 +68,16 @@ fn pick(sides: &[usize], rng: &mut impl Rng) -> Option<usize> {
 /// Left and right exchanged.
 fn flipped((image, objects): Marked) -> Marked {
     let width = size(&image)[1] as f32;
-    let boxes = objects.boxes.into_iter().map(|[x0, y0, x1, y1]| [width - x1, y0, width - x0, y1]);
-    (flip::flip(image), Objects { boxes: boxes.collect(), ..objects })
+    let objects = placed(objects, |[x0, y0, x1, y1]| [width - x1, y0, width - x0, y1]);
+    (flip::flip(image), objects)
+}
+
+/// Objects at other corners, without those whose area is lost in rounding.
+fn placed(objects: Objects, to: impl Fn([f32; 4]) -> [f32; 4]) -> Objects {
+    let all = objects.boxes.into_iter().map(to).zip(objects.classes);
+    let (boxes, classes): (Vec<_>, Vec<_>) =
+        all.filter(|([x0, y0, x1, y1], _)| x1 > x0 && y1 > y0).unzip();
+    Objects { boxes, classes }
 }
 
 /// Height and width at which the shorter side is `side`, the longer at most `longest`, and both are multiples of `multiple`.
@@ -84,11 +92,13 @@ fn scaled(
     if let Some(longest) = longest.map(|l| l as f64)
         && long / short * side > longest
     {
-        side = (longest * short / long).round();
+        side = (longest * short / long).round().max(1.);
     }
-    // The shorter side as it is; the other rounded down, as DETR does.
+    // The shorter side as it is; the other rounded down, as DETR does, but not beyond `longest`, where a shorter side that was
+    // rounded up would take it.
     [height, width].map(|length| {
         let length = (side * length as f64 / short) as usize;
+        let length = longest.map_or(length, |longest| length.min(longest));
         (length / multiple * multiple).max(multiple)
     })
 }
@@ -100,9 +110,9 @@ fn resized((image, objects): Marked, to: [usize; 2]) -> Result<Marked> {
         return Ok((image, objects));
     }
     let [down, across] = [0, 1].map(|i| to[i] as f32 / from[i] as f32);
-    let boxes = objects.boxes.into_iter();
-    let boxes = boxes.map(|[x0, y0, x1, y1]| [x0 * across, y0 * down, x1 * across, y1 * down]);
-    Ok((resize(&image, to[1], to[0])?, Objects { boxes: boxes.collect(), ..objects }))
+    let objects =
+        placed(objects, |[x0, y0, x1, y1]| [x0 * across, y0 * down, x1 * across, y1 * down]);
+    Ok((resize(&image, to[1], to[0])?, objects))
 }
 
 /// Both sides uniform between `least` and `most` or what the image has, then the place.
@@ -256,6 +266,22 @@ mod tests {
         assert_eq!(scaled([300, 1000], 800, Some(1333), 1), [400, 1333]);
         assert_eq!(scaled([480, 640], 500, Some(1333), 16), [496, 656]);
         assert_eq!(scaled([8, 8], 4, None, 16), [16, 16]);
+        // Where DETR's own sides are 1335 and 0.
+        assert_eq!(scaled([310, 2000], 800, Some(1333), 1), [207, 1333]);
+        assert_eq!(scaled([1, 3000], 800, Some(1333), 1), [1, 1333]);
+        assert_eq!(scaled([3000, 1], 800, Some(1333), 32), [1312, 32]);
+    }
+
+    #[test]
+    fn an_image_too_large_is_refused_and_a_box_too_thin_left_out() -> Result<()> {
+        let thin = (Image::new(3000, 1, 1, vec![0; 3000])?, Objects::default());
+        let message = resized(thin, scaled([1, 3000], 800, None, 1)).err().map(|e| e.to_string());
+        assert!(message.is_some_and(|m| m.contains("268435456 pixels, got 2400000x800")));
+        let objects =
+            Objects { boxes: vec![[0., 0., 1e-6, 1.], [0., 0., 1., 1.]], classes: vec![4, 2] };
+        let (_, objects) = flipped((Image::new(640, 1, 1, vec![0; 640])?, objects));
+        assert_eq!((objects.boxes, objects.classes), (vec![[639., 0., 640., 1.]], vec![2]));
+        Ok(())
     }
 
     #[test]

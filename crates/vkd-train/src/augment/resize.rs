@@ -6,6 +6,9 @@ use candle_core::{Result, bail};
 /// Bits after the point of a weight: with eight bits of a pixel and two for the sum's overshoot it fits an `i32`.
 const BITS: u32 = 32 - 8 - 2;
 
+/// Most pixels that are asked for at once.
+const MOST_PIXELS: usize = 1 << 28;
+
 /// Keys' cubic (IEEE Trans. ASSP 29(6), 1981) with the slope `a` at one.
 pub(super) fn cubic(x: f64, a: f64) -> f64 {
     let x = x.abs();
@@ -55,7 +58,7 @@ fn byte(sum: i32) -> u8 {
 /// it always began with the rows.
 ///
 /// # Errors
-/// No pixels asked for.
+/// No pixels asked for, or more than 2²⁸.
 ///
 /// # Example
 /// ```
@@ -68,6 +71,10 @@ fn byte(sum: i32) -> u8 {
 pub fn resize(image: &Image, width: usize, height: usize) -> Result<Image> {
     if width == 0 || height == 0 {
         bail!("resize: expected at least one pixel, got {width}x{height}")
+    }
+    // A thin image with a large shorter side must not take all memory.
+    if width.saturating_mul(height) > MOST_PIXELS {
+        bail!("resize: expected at most {MOST_PIXELS} pixels, got {width}x{height}")
     }
     let whole = Region { left: 0, top: 0, width: image.width, height: image.height };
     Ok(resize_region(image, whole, width, height))

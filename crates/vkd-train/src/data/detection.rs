@@ -1,7 +1,7 @@
 //! Images with boxes: which are for training, validation and test, and what is to be found in them.
 
 use super::coco::Coco;
-use super::scenes::{Part, Scenes};
+use super::scenes::{Part, Scenes, annotation_ids, image_id};
 use super::{Image, normalization};
 use crate::recipe::{DetectionDataConfig, DetectionSource};
 use candle_core::{Error, Result, bail};
@@ -168,8 +168,7 @@ impl DetectionDataset {
         };
         let (part, at) = scenes.locate(index)?;
         let Objects { boxes, classes } = scenes.objects(part, at)?;
-        // Apart for all scenes, and never 0, which evaluators take for no match.
-        let ids = index as u64 * 1_000_000 + 1..;
+        let ids = annotation_ids(index);
         let made = ids.zip(boxes.into_iter().zip(classes)).map(|(id, (corners, class))| {
             let [x0, y0, x1, y1] = corners.map(f64::from);
             let (width, height) = (x1 - x0, y1 - y0);
@@ -196,7 +195,7 @@ impl DetectionDataset {
     /// An index that is none.
     pub fn image_id(&self, index: usize) -> Result<u64> {
         match &*self.source {
-            Source::Scenes(scenes) => scenes.locate(index).map(|_| index as u64 + 1),
+            Source::Scenes(scenes) => scenes.locate(index).map(|_| image_id(index)),
             Source::Coco(coco) => Ok(coco.entry(index)?.id),
         }
     }
@@ -208,7 +207,10 @@ impl DetectionDataset {
     pub fn category_id(&self, class: u32) -> Result<u64> {
         match self.category_ids.get(class as usize) {
             Some(id) => Ok(*id),
-            None => bail!("expected a class below {}, got {class}", self.category_ids.len()),
+            None => bail!(
+                "detection data: expected a class below {}, got {class}",
+                self.category_ids.len()
+            ),
         }
     }
 

@@ -181,6 +181,8 @@ pub fn average_precision(truth: &GroundTruth, found: &[ScoredBox]) -> Result<Ave
 
 /// Writes detections in COCO's results format: a JSON list that pycocotools' `loadRes` reads. Whole or not at all.
 ///
+/// Without any detection it is the empty list, which `loadRes` can't read: it looks at the first entry.
+///
 /// # Errors
 /// A box or score that is not finite (JSON has no such number), or a file that can't be written; with its path.
 pub fn write_results(path: &Path, found: &[ScoredBox]) -> Result<()> {

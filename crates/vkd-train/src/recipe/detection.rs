@@ -5,6 +5,23 @@ use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// Most images of a part of scenes: an index of each is held.
+const MOST_IMAGES: u64 = 10_000_000;
+
+/// Most digits and most pieces in a scene.
+const MOST_PIECES: u64 = 10_000;
+
+/// Longest side in pixels; a square of it has 2²⁸, a resize's most.
+const MOST_SIDE: u64 = 16_384;
+
+/// Refuses values above `most`, which would take all memory before anything else shows.
+fn at_most(most: u64, values: &[(&str, u64)]) -> Result<()> {
+    match values.iter().find(|(_, value)| *value > most) {
+        Some((key, value)) => bail!("{key}: expected at most {most}, got {value}"),
+        None => Ok(()),
+    }
+}
+
 /// Source of images with boxes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -15,7 +32,7 @@ pub enum DetectionSource {
     Coco(CocoConfig),
 }
 
-/// Scenes of the embedded digits; the default is small enough to train on in minutes.
+/// Scenes of the embedded digits; the default is small enough to train on a CPU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ScenesConfig {
@@ -72,6 +89,21 @@ impl ScenesConfig {
             ("scenes.test", self.test as u64),
             ("scenes.objects[1]", self.objects[1] as u64),
         ])?;
+        at_most(
+            MOST_IMAGES,
+            &[
+                ("scenes.train", self.train as u64),
+                ("scenes.validation", self.validation as u64),
+                ("scenes.test", self.test as u64),
+            ],
+        )?;
+        at_most(
+            MOST_PIECES,
+            &[
+                ("scenes.objects[1]", self.objects[1] as u64),
+                ("scenes.clutter", self.clutter as u64),
+            ],
+        )?;
         not_negative(&[("scenes.noise", self.noise)])?;
         if !matches!(self.channels, 1 | 3) {
             bail!("scenes.channels: expected 1 or 3, got {}", self.channels)
@@ -106,7 +138,8 @@ pub struct CocoConfig {
     /// Name of the part for training, `train2017` of COCO.
     #[serde(default = "train")]
     pub train: String,
-    /// What validation looks at.
+    /// What validation looks at. It may be the test's part, as usual on COCO, whose `val2017` is both; the test is then of a
+    /// network that was chosen by it.
     pub validation: ValidationPart,
     /// Name of the part for the test, `val2017` of COCO: the labels of its own test are not public.
     #[serde(default = "test")]
@@ -121,6 +154,31 @@ pub struct CocoConfig {
     /// never occur. Else the categories are counted through in the order of their ids.
     #[serde(default, skip_serializing_if = "is_default")]
     pub ids_as_classes: bool,
+}
+
+impl CocoConfig {
+    /// Refuses parts that are learnt from and looked at alike.
+    ///
+    /// # Errors
+    /// The key with what was expected and what came.
+    pub fn check(&self) -> Result<()> {
+        if !matches!(self.channels, 1 | 3) {
+            bail!("data.source.channels: expected 1 or 3, got {}", self.channels)
+        }
+        let validation = match &self.validation {
+            ValidationPart::Part(name) => Some(name),
+            ValidationPart::Cut(_) => None,
+        };
+        for (key, name) in [("test", Some(&self.test)), ("validation", validation)] {
+            if name == Some(&self.train) {
+                bail!(
+                    "data.source.{key}: expected another part than data.source.train, got {}",
+                    self.train
+                )
+            }
+        }
+        Ok(())
+    }
 }
 
 fn train() -> String {
@@ -255,18 +313,20 @@ impl DetectionDataConfig {
     pub fn check(&self) -> Result<()> {
         match &self.source {
             DetectionSource::Scenes(scenes) => scenes.check()?,
-            DetectionSource::Coco(coco) if !matches!(coco.channels, 1 | 3) => {
-                bail!("data.source.channels: expected 1 or 3, got {}", coco.channels)
-            }
-            DetectionSource::Coco(_) => {}
+            DetectionSource::Coco(coco) => coco.check()?,
         }
-        let sides = |key, sides: &[usize]| {
-            at_least_one(&sides.iter().map(|side| (key, *side as u64)).collect::<Vec<_>>())
+        let sides = |key: &'static str, sides: &[usize]| {
+            let values: Vec<_> = sides.iter().map(|side| (key, *side as u64)).collect();
+            at_least_one(&values)?;
+            at_most(MOST_SIDE, &values)
         };
         sides("data.sides", &self.sides)?;
         sides("data.test_side", self.test_side.as_slice())?;
         sides("data.longest", self.longest.as_slice())?;
         sides("data.multiple", &[self.multiple])?;
+        if let Some(longest) = self.longest.filter(|longest| self.multiple > *longest) {
+            bail!("data.multiple: expected at most data.longest, {longest}, got {}", self.multiple)
+        }
         sides("data.pad", self.pad.as_ref().map_or(&[], |pad| pad))?;
         let BoxAugmentConfig { flip, crop, least_visible } = &self.augment;
         let probability = |key, value: f64| match (0. ..=1.).contains(&value) {
@@ -278,6 +338,13 @@ impl DetectionDataConfig {
         if let Some(crop) = crop {
             probability("crop.probability", crop.probability)?;
             sides("data.augment.crop.sides", &crop.sides)?;
+            at_most(
+                MOST_SIDE,
+                &[
+                    ("data.augment.crop.least", crop.least as u64),
+                    ("data.augment.crop.most", crop.most as u64),
+                ],
+            )?;
             if crop.least == 0 || crop.least > crop.most {
                 bail!(
                     "data.augment.crop: expected 1 <= least <= most, got {} and {}",
@@ -317,6 +384,12 @@ mod tests {
             ("source = { kind = \"scenes\", overlap = 1.5 }", "scenes.overlap"),
             ("source = { kind = \"scenes\", channels = 2 }", "scenes.channels"),
             (&format!("{scenes}sides = [0]"), "data.sides"),
+            ("source = { kind = \"scenes\", test = 10000001 }", "scenes.test: expected at most"),
+            ("source = { kind = \"scenes\", objects = [1, 10001] }", "scenes.objects[1]"),
+            ("source = { kind = \"scenes\", clutter = 10001 }", "scenes.clutter"),
+            (&format!("{scenes}sides = [64, 16385]"), "data.sides: expected at most 16384"),
+            (&format!("{scenes}pad = [64, 16385]"), "data.pad: expected at most 16384"),
+            (&format!("{scenes}multiple = 32\nlongest = 31"), "data.multiple"),
             (&format!("{scenes}augment = {{ flip = 2.0 }}"), "data.augment.flip"),
             (
                 &format!(

@@ -32,8 +32,9 @@ const OP: &str = "deformable_attention";
 /// each head of a sample in one order, so no bit depends on the threads.
 ///
 /// # Numerics
-/// Positions are found in f64. What is outside a map is not read, so an infinite location gives zero; a NaN in a location or a
-/// weight is a NaN in the output of its query and head. Half types are computed [through f32](crate::ops).
+/// Positions are found in f64, off the CPU in the dtype of the sums. What is outside a map is not read, so an infinite location
+/// gives zero; a NaN in a location or a weight is a NaN in the output of its query and head. Half types are computed
+/// [through f32](crate::ops) on every device.
 ///
 /// # Errors
 /// Operands of other shapes or dtypes, or a level without pixels: the operand is named, with what was expected.
@@ -60,11 +61,11 @@ pub fn deformable_attention(
 ) -> Result<Tensor> {
     let geometry = geometry(values.dims(), levels, locations.dims(), weights.dims())?;
     same_dtype(OP, values, &[("locations", Some(locations)), ("weights", Some(weights))])?;
-    if !values.device().is_cpu() {
-        return reference::deformable_attention(values, levels, locations, weights);
-    }
     in_native(values, |values| {
         let (locations, weights) = (native(locations, values)?, native(weights, values)?);
+        if !values.device().is_cpu() {
+            return reference::deformable_attention(values, levels, &locations, &weights);
+        }
         let op = DeformableAttention { geometry: Arc::new(geometry) };
         values.contiguous()?.apply_op3(&locations, &weights, op)
     })

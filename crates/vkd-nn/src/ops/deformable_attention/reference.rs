@@ -3,7 +3,8 @@
 use super::geometry;
 use candle_core::{DType, Result, Tensor};
 
-/// Twin of [`crate::deformable_attention`], for finite operands.
+/// Twin of [`crate::deformable_attention`], for finite values and weights. It computes in the operands' dtype: in a half type its
+/// positions would have no digits left for a fraction.
 ///
 /// # Errors
 /// Its errors on shapes.
@@ -26,7 +27,7 @@ pub fn deformable_attention(
         let weight = weights.narrow(3, i, 1)?.reshape((rows, taps))?;
         let pixel = |axis: usize, length: usize| -> Result<(Tensor, Tensor)> {
             let position = at.narrow(5, axis, 1)?.reshape((rows, taps))?;
-            let position = position.affine(length as f64, -0.5)?;
+            let position = near(&position.affine(length as f64, -0.5)?, length)?;
             let first = position.floor()?.detach();
             Ok((first.clone(), (position - first)?))
         };
@@ -55,6 +56,16 @@ pub fn deformable_attention(
     };
     let by_query = sum.reshape((g.batch, g.heads, g.queries, g.points, g.dim))?.sum(3)?;
     by_query.transpose(1, 2)?.reshape((g.batch, g.queries, g.heads * g.dim))
+}
+
+/// A position beyond the map at most so far that no pixel is next to it: of an infinite one no share could be found.
+///
+/// By choice and not by minimum and maximum, which lose a NaN on some devices.
+fn near(position: &Tensor, length: usize) -> Result<Tensor> {
+    let (low, high): (f64, f64) = (-2., length as f64 + 1.);
+    let ones = position.ones_like()?;
+    let near = position.lt(low)?.where_cond(&(&ones * low)?, position)?;
+    near.gt(high)?.where_cond(&(ones * high)?, &near)
 }
 
 /// A row or column that the map has, and 1 where it is the one that was asked for, else 0.

@@ -224,7 +224,7 @@ impl Coco {
     pub(crate) fn entry(&self, index: usize) -> Result<&Entry> {
         match self.entries.get(index) {
             Some(entry) => Ok(entry),
-            None => bail!("expected an image below {}, got {index}", self.entries.len()),
+            None => bail!("coco: expected an image below {}, got {index}", self.entries.len()),
         }
     }
 }

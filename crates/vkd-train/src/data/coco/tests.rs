@@ -72,11 +72,11 @@ fn scenes_are_read_back_as_they_were_written() -> Result<()> {
         let mut boxes = 0;
         for index in 0..9 {
             assert_eq!(from_files.sample(index)?, direct.sample(index)?);
-            let (mut a, mut b) = (from_files.annotations(index)?, direct.annotations(index)?);
-            a.iter_mut().chain(&mut b).for_each(|annotation| annotation.id = 0);
-            assert_eq!(a, b);
+            let marked = from_files.annotations(index)?;
+            assert_eq!(marked, direct.annotations(index)?);
+            assert_eq!(from_files.image_id(index)?, direct.image_id(index)?);
             assert_eq!(from_files.size(index)?, direct.size(index)?);
-            boxes += a.len();
+            boxes += marked.len();
         }
         assert_eq!(written.iter().map(|w| w.2).sum::<usize>(), boxes);
         assert_eq!(from_files.counts(), Counts::default());
@@ -161,6 +161,15 @@ fn what_does_not_fit_is_named() -> Result<()> {
     assert!(cut.contains("fewer than the 2 images of train, got 2"), "{cut}");
     let none = says(folder.path(), |c| c.test = "val2017".to_owned());
     assert!(none.contains("instances_val2017.json: expected an instances file"), "{none}");
+    let same = says(folder.path(), |c| c.test = "train".to_owned());
+    assert!(
+        same.contains("data.source.test: expected another part than data.source.train"),
+        "{same}"
+    );
+    let part = |name: &str| ValidationPart::Part(name.to_owned());
+    let seen = says(folder.path(), |c| c.validation = part("train"));
+    assert!(seen.contains("data.source.validation: expected another part than data"), "{seen}");
+    assert_eq!(says(folder.path(), |c| c.validation = part("test")), "");
     Ok(())
 }
 

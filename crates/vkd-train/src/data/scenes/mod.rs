@@ -93,6 +93,15 @@ impl Scenes {
         }
     }
 
+    /// The index among all of a part's first scene.
+    pub(crate) fn first(&self, part: Part) -> usize {
+        Part::ALL
+            .into_iter()
+            .take_while(|other| *other != part)
+            .map(|other| self.count(other))
+            .sum()
+    }
+
     /// The part of scene `index` of all, and its index there.
     ///
     /// # Errors
@@ -194,6 +203,16 @@ impl Scenes {
             boxes.iter().all(free).then_some([left, top])
         })
     }
+}
+
+/// The image id of scene `index` of all, in files as in memory.
+pub(crate) fn image_id(index: usize) -> u64 {
+    index as u64 + 1
+}
+
+/// The annotation ids of scene `index` of all: apart for all scenes, and never 0, which evaluators take for no match.
+pub(crate) fn annotation_ids(index: usize) -> std::ops::RangeFrom<u64> {
+    index as u64 * 1_000_000 + 1..
 }
 
 /// Width, height and bytes of a grey image.

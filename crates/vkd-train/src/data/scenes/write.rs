@@ -1,6 +1,6 @@
 //! Scenes as a COCO data set on the disk.
 
-use super::{Image, Part, Scenes};
+use super::{Image, Part, Scenes, annotation_ids, image_id};
 use crate::data::coco::{CocoAnnotation, CocoCategory, CocoFile, CocoImage};
 use crate::recipe::ScenesConfig;
 use candle_core::{Error, Result, bail};
@@ -13,7 +13,9 @@ use vkd_models::write_atomically;
 /// Writes `annotations/instances_PART.json` and `PART/N.png` for `train`, `val` and `test` under `dir`, and says how many
 /// images and boxes each part has.
 ///
-/// Ids count from 1, categories are the digits in order, `area` is a box's. Other tools read the files as COCO's own.
+/// `N` counts the images of a part from 1. Ids are those of [`DetectionDataset`](crate::DetectionDataset): an image's counts on
+/// through the parts, so that none is in two files. Categories are the digits in order, `area` is a box's. Other tools read the
+/// files as COCO's own.
 ///
 /// # Errors
 /// Settings that can't be met, or a folder that can't be written.
@@ -41,6 +43,7 @@ pub fn write_scenes(
 }
 
 fn write_part(scenes: &Scenes, part: Part, folder: &Path) -> Result<CocoFile> {
+    let first = scenes.first(part);
     let one = |index: usize| {
         let (image, objects) = scenes.scene(part, index as u64)?;
         let file_name = format!("{:06}.png", index + 1);
@@ -49,18 +52,21 @@ fn write_part(scenes: &Scenes, part: Part, folder: &Path) -> Result<CocoFile> {
             bail!("{}: {e}", path.display())
         }
         let size = scenes.size() as u64;
-        Ok((CocoImage { id: index as u64 + 1, file_name, width: size, height: size }, objects))
+        Ok((
+            CocoImage { id: image_id(first + index), file_name, width: size, height: size },
+            objects,
+        ))
     };
     let made: Vec<_> = (0..scenes.count(part)).into_par_iter().map(one).collect::<Result<_>>()?;
     let mut file = CocoFile::new(
         "handwritten digits (UCI, E. Alpaydin, C. Kaynak, CC BY 4.0) composed by vkd",
     );
-    for (image, objects) in made {
-        for (corners, class) in objects.boxes.iter().zip(&objects.classes) {
+    for (index, (image, objects)) in made.into_iter().enumerate() {
+        let marked = objects.boxes.iter().zip(&objects.classes);
+        for (id, (corners, class)) in annotation_ids(first + index).zip(marked) {
             let [x0, y0, x1, y1] = corners.map(f64::from);
             file.annotations.push(CocoAnnotation {
-                // Evaluators take an id of 0 for no match.
-                id: file.annotations.len() as u64 + 1,
+                id,
                 image_id: image.id,
                 category_id: u64::from(*class) + 1,
                 bbox: [x0, y0, x1 - x0, y1 - y0],
