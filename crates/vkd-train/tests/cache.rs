@@ -119,6 +119,8 @@ fn a_stopped_run_goes_on_with_what_is_left_of_its_cache() -> Result<()> {
     let stopped = run(&dir, &[CACHE], None)?;
     let student = |run: &RunFolder| std::fs::read(run.arm_path("vkd", "student.safetensors"));
     assert!(student(&alone)? == student(&stopped)?);
+    // Nobody else may start it anew while it is in use.
+    drop(stopped);
     // A run that starts anew leaves nothing of it, but what somebody else has put there.
     std::fs::write(dir.join("teacher-cache/notes.txt"), "keep me")?;
     RunFolder::create(&dir, parse(&["seed=5"])?, true)?;
