@@ -1,5 +1,6 @@
 //! What detectors with queries hand over.
 
+use crate::model::named_tap;
 use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeMap;
 
@@ -25,13 +26,7 @@ impl QueryOutput {
     /// # Errors
     /// An unknown name; the message lists the known ones.
     pub fn tap(&self, name: &str) -> Result<&Tensor> {
-        match self.taps.get(name) {
-            Some(features) => Ok(features),
-            None => {
-                let known: Vec<&str> = self.taps.keys().map(String::as_str).collect();
-                bail!("detector: expected a tap named {name}, got {}", known.join(", "))
-            }
-        }
+        named_tap("detector", &self.taps, name)
     }
 
     /// Logits `(B, Q, K)` and boxes `(B, Q, 4)` of the last level: the prediction.

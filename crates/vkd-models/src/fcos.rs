@@ -3,7 +3,7 @@
 use crate::ModelCost;
 use crate::conv_norm::strided;
 use crate::cost::recorded;
-use crate::model::{at_least_one, channels_last};
+use crate::model::{at_least_one, channels_last, named_tap};
 use candle_core::{Module, Result, Shape, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
@@ -77,13 +77,7 @@ impl DenseOutput {
     /// # Errors
     /// An unknown name; the message lists the known ones.
     pub fn tap(&self, name: &str) -> Result<&Tensor> {
-        match self.taps.get(name) {
-            Some(features) => Ok(features),
-            None => {
-                let known: Vec<&str> = self.taps.keys().map(String::as_str).collect();
-                bail!("detector: expected a tap named {name}, got {}", known.join(", "))
-            }
-        }
+        named_tap("detector", &self.taps, name)
     }
 }
 

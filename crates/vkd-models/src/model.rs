@@ -84,13 +84,7 @@ impl ModelOutput {
     /// # Errors
     /// An unknown name; the message lists the known ones.
     pub fn tap(&self, name: &str) -> Result<&Tensor> {
-        match self.taps.get(name) {
-            Some(features) => Ok(features),
-            None => {
-                let known: Vec<&str> = self.taps.keys().map(String::as_str).collect();
-                bail!("model: expected a tap named {name}, got {}", known.join(", "))
-            }
-        }
+        named_tap("model", &self.taps, name)
     }
 
     /// The logits to predict with: the mean of the two heads' where there are two (DeiT, arXiv:2012.12877).
@@ -151,6 +145,21 @@ impl ModelConfig {
             Architecture::Resnet(c) => c.taps(),
             Architecture::Regnet(c) => c.taps(),
             Architecture::EfficientnetLite(c) => c.taps(),
+        }
+    }
+}
+
+/// The features of tap `name`, or an error of `what` that lists the known ones.
+pub(crate) fn named_tap<'a>(
+    what: &str,
+    taps: &'a BTreeMap<String, Tensor>,
+    name: &str,
+) -> Result<&'a Tensor> {
+    match taps.get(name) {
+        Some(features) => Ok(features),
+        None => {
+            let known: Vec<&str> = taps.keys().map(String::as_str).collect();
+            bail!("{what}: expected a tap named {name}, got {}", known.join(", "))
         }
     }
 }
