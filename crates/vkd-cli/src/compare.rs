@@ -9,11 +9,12 @@ use crate::missing::Missing;
 use crate::recipe_args::RecipeArgs;
 use crate::report::grid::{html, picture};
 use crate::report::markdown::markdown;
+use crate::shown::for_task;
 use candle_core::{Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use vkd_models::write_atomically;
-use vkd_train::{ArmResult, Dataset, fingerprint};
+use vkd_train::{ArmResult, RecipeOf, Workload, fingerprint};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -54,8 +55,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let names: Vec<String> = args.arms.iter().map(|name| format!("{name:?}")).collect();
         set.push(format!("arms=[{}]", names.join(", ")));
     }
-    let recipe = args.recipe.load_with(&set)?;
-    let data = Dataset::open(&recipe.data)?;
+    for_task!(args.recipe.load_with(&set)?, recipe => of_task(args, recipe))
+}
+
+fn of_task<W: Workload>(args: &Args, recipe: RecipeOf<W>) -> Result<()> {
+    let data = W::open(&recipe.data)?;
     vkd_train::check(&recipe, &data)?;
     let named = || PathBuf::from("runs").join(format!("{}-compare", recipe.name));
     let out = args.out.clone().unwrap_or_else(named);

@@ -3,12 +3,17 @@
 use crate::machine::processors;
 use crate::progress::{Part, Progress};
 use crate::recipe_args::RecipeArgs;
+use crate::report::markdown::Metric;
+use crate::shown::{Shown, for_task};
 use crate::worker::{TEACHER, train_in_process};
 use crate::{dry_run, pool};
 use candle_core::{Error, Result, bail};
 use std::path::PathBuf;
 use std::time::Instant;
-use vkd_train::{Dataset, Recipe, Report, RunFolder, TeacherReport, TensorBoard, train_teacher};
+use vkd_train::{
+    RecipeOf, Report, RunFolderOf, Samples, Scores, TeacherReport, TensorBoard, Workload,
+    train_teacher,
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -40,7 +45,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("{}: expected a run to resume, got no recipe.toml there", dir.display())
     }
     let recipe = args.recipe.load_for(args.resume.as_deref())?;
-    let data = Dataset::open(&recipe.data)?;
+    for_task!(recipe, recipe => of_task(args, recipe, started))
+}
+
+fn of_task<W: Shown>(args: &Args, recipe: RecipeOf<W>, started: Instant) -> Result<()> {
+    let data = W::open(&recipe.data)?;
     vkd_train::check(&recipe, &data)?;
     let out = match args.resume.as_ref().or(args.out.as_ref()) {
         Some(out) => out.clone(),
@@ -48,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let reused = match args.overwrite {
         true => false,
-        false => RunFolder::fits(&out, &recipe).map_err(|e| {
+        false => RunFolderOf::fits(&out, &recipe).map_err(|e| {
             let e = vkd_train::plain(&e);
             Error::Msg(format!("{e}; choose another --out or pass --overwrite"))
         })?,
@@ -56,14 +65,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.dry_run {
         return dry_run::run(&recipe, &data, &out, reused);
     }
-    let run = RunFolder::create(&out, recipe, args.overwrite)?;
+    let run = RunFolderOf::create(&out, recipe, args.overwrite)?;
     let progress = Progress::new();
     progress.line(&summary(run.recipe(), &data, &out));
     let teacher = teacher(&run, &data, TEACHER, &progress)?;
     let jobs = args.jobs.map_or(processors(), |j| j as usize);
     pool::for_each(&run.recipe().arms, jobs, |name| arm(&run, name, name, &progress))?;
-    let report = run.finish(&data.name, started.elapsed().as_secs_f64())?;
-    crate::report::write(&run, &report, data.test.len())?;
+    let report = run.finish(data.name(), started.elapsed().as_secs_f64())?;
+    crate::report::write(&run, &report, &data)?;
     crate::print(&format!(
         "{}\n{} s; the student is {}, the report {}\n",
         table(&report, &teacher),
@@ -73,23 +82,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ))
 }
 
-fn summary(recipe: &Recipe, data: &Dataset, out: &std::path::Path) -> String {
+fn summary<W: Shown>(recipe: &RecipeOf<W>, data: &W::Data, out: &std::path::Path) -> String {
+    let [train, validation, test] = data.counts();
     format!(
-        "{}: {} training images ({} with a label), {} validation, {} test; seed {}; writing to {}",
-        data.name,
-        data.train.len(),
-        recipe.data.labels,
-        data.validation.len(),
-        data.test.len(),
+        "{}: {train} training images{}, {validation} validation, {test} test; seed {}; writing to {}",
+        data.name(),
+        W::labels(recipe),
         recipe.seed,
         out.display()
     )
 }
 
 /// Trains or reuses the teacher, which progress shows as `label`.
-pub(crate) fn teacher(
-    run: &RunFolder,
-    data: &Dataset,
+pub(crate) fn teacher<W: Workload>(
+    run: &RunFolderOf<W>,
+    data: &W::Data,
     label: &str,
     progress: &Progress,
 ) -> Result<TeacherReport> {
@@ -108,12 +115,17 @@ pub(crate) fn teacher(
     } else {
         ""
     };
-    part.finish(&format!("test accuracy {:.4}{source}", accuracy(&report.metrics)));
+    part.finish(&format!("{}{source}", test_score(&report.metrics)));
     Ok(report)
 }
 
 /// Says from which checkpoint a part goes on, and which ones can't be read.
-fn say_where_from(run: &RunFolder, name: &str, label: &str, progress: &Progress) -> Result<()> {
+fn say_where_from<W: Workload>(
+    run: &RunFolderOf<W>,
+    name: &str,
+    label: &str,
+    progress: &Progress,
+) -> Result<()> {
     let (newest, passed_over) = run.checkpoints(name).newest()?;
     for why in passed_over {
         progress.line(&format!("{label:>16} warning: checkpoint passed over: {why}"));
@@ -125,8 +137,8 @@ fn say_where_from(run: &RunFolder, name: &str, label: &str, progress: &Progress)
 }
 
 /// Trains one part in a process of its own; progress and TensorBoard see its events as they come.
-fn watched(
-    run: &RunFolder,
+fn watched<W: Workload>(
+    run: &RunFolderOf<W>,
     name: &str,
     label: &str,
     part: &mut Part,
@@ -153,7 +165,12 @@ fn watched(
 }
 
 /// Trains or reuses one arm, which progress shows as `label`.
-pub(crate) fn arm(run: &RunFolder, name: &str, label: &str, progress: &Progress) -> Result<()> {
+pub(crate) fn arm<W: Workload>(
+    run: &RunFolderOf<W>,
+    name: &str,
+    label: &str,
+    progress: &Progress,
+) -> Result<()> {
     let training = &run.recipe().training;
     let mut part = progress.part(label, training.steps, training.effective_batch());
     let finished = run.arm_report(name)?.is_some();
@@ -165,12 +182,14 @@ pub(crate) fn arm(run: &RunFolder, name: &str, label: &str, progress: &Progress)
         bail!("arm {name}: expected a result from its process, got none")
     };
     let source = if finished { ", finished earlier and reused" } else { "" };
-    part.finish(&format!("test accuracy {:.4}{source}", accuracy(&report.metrics)));
+    part.finish(&format!("{}{source}", test_score(&report.metrics)));
     Ok(())
 }
 
-fn accuracy(metrics: &std::collections::BTreeMap<String, f64>) -> f64 {
-    metrics.get("accuracy").copied().unwrap_or(f64::NAN)
+/// `test accuracy 0.9830`.
+fn test_score(metrics: &Scores) -> String {
+    let main = Metric::main(metrics);
+    format!("test {} {:.4}", main.what, main.value(metrics))
 }
 
 /// The table at the end of a run.
@@ -179,15 +198,12 @@ fn table(report: &Report, teacher: &TeacherReport) -> String {
         "\n{:<17} {:>6} {:>10}  {:>8} {:>10}  {}\n",
         "", "labels", "parameters", "test", "validation", "loss"
     );
-    let mut row = |name: &str,
-                   labels: String,
-                   parameters,
-                   metrics: &std::collections::BTreeMap<String, f64>,
-                   loss: String| {
-        let validation = metrics.get("validation_accuracy").copied().unwrap_or(f64::NAN);
+    let main = Metric::main(&teacher.metrics);
+    let mut row = |name: &str, labels: String, parameters, metrics: &Scores, loss: String| {
+        let validation = metrics.get(&main.validation()).copied().unwrap_or(f64::NAN);
         text.push_str(&format!(
             "{name:<17} {labels:>6} {parameters:>10}  {:>8.4} {validation:>10.4}  {loss}\n",
-            accuracy(metrics)
+            main.value(metrics)
         ));
     };
     row("teacher", "all".to_owned(), teacher.parameters, &teacher.metrics, "label".to_owned());

@@ -3,11 +3,12 @@
 use crate::dry_run::bytes;
 use crate::machine::{self, kibibytes};
 use crate::recipe_args::RecipeArgs;
+use crate::shown::{Shown, for_task};
 use candle_core::{Result, bail};
 use indicatif::ProgressBar;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use vkd_train::{Dataset, OnCorrupt, Recipe};
+use vkd_train::{Dataset, DetectionDataset, DetectionRecipe, OnCorrupt, Recipe, RecipeOf, Samples};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -20,7 +21,7 @@ pub(crate) struct Args {
 
 /// The findings, line by line.
 #[derive(Default)]
-struct Findings {
+pub(crate) struct Findings {
     text: String,
     problems: usize,
 }
@@ -44,10 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut found = Findings::default();
     machine(&mut found);
     match args.recipe.load() {
-        Ok(recipe) => {
-            found.fine("recipe", &format!("{}, arms {}", recipe.name, recipe.arms.join(", ")));
-            data(&recipe, args.decode, &mut found);
-        }
+        Ok(recipe) => for_task!(recipe, recipe => of_task(&recipe, args.decode, &mut found)),
         Err(e) => found.problem("recipe", &vkd_train::plain(&e)),
     }
     crate::print(&found.text)?;
@@ -98,25 +96,29 @@ fn instructions() -> &'static str {
     "those of the target"
 }
 
-fn data(recipe: &Recipe, decode: bool, found: &mut Findings) {
+fn of_task<W: Shown>(recipe: &RecipeOf<W>, decode: bool, found: &mut Findings) {
+    found.fine("recipe", &format!("{}, arms {}", recipe.name, recipe.arms.join(", ")));
+    let Some(data) = W::look_at(recipe, decode, found) else { return };
+    match (vkd_train::check(recipe, &data), &recipe.teacher.checkpoint) {
+        (Err(e), _) => found.problem("networks", &vkd_train::plain(&e)),
+        (Ok(()), Some(path)) => found.fine("teacher", &format!("{} fits", path.display())),
+        (Ok(()), None) => found.fine("teacher", "is trained first; all sizes fit"),
+    }
+}
+
+/// Looks at a data set of images with classes.
+pub(crate) fn classes(recipe: &Recipe, decode: bool, found: &mut Findings) -> Option<Dataset> {
     if let Some(dir) = &recipe.data.dir {
         folders(dir, !decode, found);
     }
     let data = match Dataset::open(&recipe.data) {
         Ok(data) => data,
-        Err(e) => return found.problem("data", &vkd_train::plain(&e)),
+        Err(e) => {
+            found.problem("data", &vkd_train::plain(&e));
+            return None;
+        }
     };
-    found.fine(
-        "data",
-        &format!(
-            "{}: {} training, {} validation, {} test images of {} classes",
-            data.name,
-            data.train.len(),
-            data.validation.len(),
-            data.test.len(),
-            data.class_names.len()
-        ),
-    );
+    found.fine("data", &overview(&data));
     for (part, indices) in
         [("training", &data.train), ("validation", &data.validation), ("test", &data.test)]
     {
@@ -147,11 +149,77 @@ fn data(recipe: &Recipe, decode: bool, found: &mut Findings) {
         let (labels, classes) = (recipe.data.labels, data.class_names.len());
         found.note("labels", &format!("{labels} for {classes} classes: some have none"));
     }
-    match (vkd_train::check(recipe, &data), &recipe.teacher.checkpoint) {
-        (Err(e), _) => found.problem("networks", &vkd_train::plain(&e)),
-        (Ok(()), Some(path)) => found.fine("teacher", &format!("{} fits", path.display())),
-        (Ok(()), None) => found.fine("teacher", "is trained first; all sizes fit"),
+    Some(data)
+}
+
+/// The sizes of a data set.
+fn overview(data: &impl Samples) -> String {
+    let [train, validation, test] = data.counts();
+    let classes = data.class_names().len();
+    format!(
+        "{}: {train} training, {validation} validation, {test} test images of {classes} classes",
+        data.name()
+    )
+}
+
+/// Looks at a data set of images with boxes.
+pub(crate) fn objects(
+    recipe: &DetectionRecipe,
+    decode: bool,
+    found: &mut Findings,
+) -> Option<DetectionDataset> {
+    let data = match DetectionDataset::open(&recipe.data) {
+        Ok(data) => data,
+        Err(e) => {
+            found.problem("data", &vkd_train::plain(&e));
+            return None;
+        }
+    };
+    found.fine("data", &overview(&data));
+    for (part, indices) in
+        [("training", &data.train), ("validation", &data.validation), ("test", &data.test)]
+    {
+        let (mut counts, mut bare) = (vec![0usize; data.class_names.len()], 0);
+        for &index in indices {
+            let all = data.annotations(index).unwrap_or_default();
+            bare += usize::from(all.is_empty());
+            for class in all.iter().map(|a| a.class as usize) {
+                if let Some(count) = counts.get_mut(class) {
+                    *count += 1;
+                }
+            }
+        }
+        let boxes: usize = counts.iter().sum();
+        let none = counts.iter().filter(|n| **n == 0).count();
+        let text = format!("{boxes} boxes, {bare} images without; {none} classes never occur");
+        match (boxes, part) {
+            (0, "training") => found.problem(part, "no boxes"),
+            _ => found.fine(part, &text),
+        }
     }
+    let counts = data.counts();
+    let odd = [
+        (counts.crowds, "crowds, not learnt from"),
+        (counts.empty, "boxes without area, left out"),
+        (counts.clipped, "boxes beyond their image, cut at its border"),
+    ];
+    for (n, what) in odd {
+        if n > 0 {
+            found.note("boxes", &format!("{n} {what}"));
+        }
+    }
+    if decode {
+        let bar = ProgressBar::new(data.len() as u64);
+        let read = |index: usize| {
+            let error = data.sample(index).err().map(|e| vkd_train::plain(&e));
+            bar.inc(1);
+            error
+        };
+        let unreadable: Vec<String> = (0..data.len()).filter_map(read).collect();
+        bar.finish_and_clear();
+        report_unreadable(&unreadable, data.len(), OnCorrupt::Stop, found);
+    }
+    Some(data)
 }
 
 /// Decodes all images; the unreadable ones by name, each with what is wrong.
@@ -159,13 +227,21 @@ fn decoded(data: &Dataset, on_corrupt: OnCorrupt, found: &mut Findings) {
     let bar = ProgressBar::new(data.len() as u64);
     let unreadable = data.unreadable(|| bar.inc(1));
     bar.finish_and_clear();
+    report_unreadable(&unreadable, data.len(), on_corrupt, found);
+}
+
+fn report_unreadable(
+    unreadable: &[String],
+    all: usize,
+    on_corrupt: OnCorrupt,
+    found: &mut Findings,
+) {
     if unreadable.is_empty() {
-        return found.fine("images", &format!("all {} decoded", data.len()));
+        return found.fine("images", &format!("all {all} decoded"));
     }
     let list = format!(
-        "{} of {} can't be read:\n         {}",
+        "{} of {all} can't be read:\n         {}",
         unreadable.len(),
-        data.len(),
         unreadable.join("\n         ")
     );
     match on_corrupt {

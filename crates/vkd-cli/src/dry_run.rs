@@ -4,34 +4,37 @@ use crate::machine::kibibytes;
 use crate::report::markdown::terms;
 use candle_core::Result;
 use std::path::Path;
-use vkd_train::{Dataset, Plan, Recipe, plan};
+use vkd_train::{Plan, RecipeOf, Samples, Workload, plan};
 
 /// Checks a recipe and says what it costs; `reused` where its run lies in `out` already.
-pub(crate) fn run(recipe: &Recipe, data: &Dataset, out: &Path, reused: bool) -> Result<()> {
+pub(crate) fn run<W: Workload>(
+    recipe: &RecipeOf<W>,
+    data: &W::Data,
+    out: &Path,
+    reused: bool,
+) -> Result<()> {
     let peak = || kibibytes("/proc/self/status", "VmHWM");
     let before = peak();
     let plan = plan(recipe, data)?;
     let (training, after) = (&recipe.training, peak());
     let (batch, images) = (training.effective_batch(), training.images());
+    let [train, validation, test] = data.counts();
     let mut text = format!(
-        "{}: {} training, {} validation, {} test images, {} classes\n\
-         teacher: {} parameters, {} multiply-adds an image, {}\n\
-         student: {} multiply-adds an image; {} steps of {} images, {images} in all, {:.1} times the training images\n",
-        data.name,
-        data.train.len(),
-        data.validation.len(),
-        data.test.len(),
-        data.class_names.len(),
+        "{}: {train} training, {validation} validation, {test} test images, {} classes\n\
+         teacher: {} parameters, {}{}\n\
+         student: {}{} steps of {} images, {images} in all, {:.1} times the training images\n",
+        data.name(),
+        data.class_names().len(),
         plan.teacher_parameters,
-        count(plan.teacher_multiply_adds as f64),
+        multiply_adds(plan.teacher_multiply_adds, ", "),
         match &recipe.teacher.checkpoint {
             Some(path) => format!("from {}, which fits", path.display()),
             None => format!("{} steps of {} images", recipe.teacher.steps, recipe.teacher.batch),
         },
-        count(plan.student_multiply_adds as f64),
+        multiply_adds(plan.student_multiply_adds, "; "),
         training.steps,
         batch,
-        images as f64 / data.train.len() as f64,
+        images as f64 / train as f64,
     );
     let scale = training.batch as f64 / plan.trial_images as f64;
     text.push_str(&format!(
@@ -86,7 +89,7 @@ pub(crate) fn run(recipe: &Recipe, data: &Dataset, out: &Path, reused: bool) -> 
 }
 
 /// What the passes are computed in, and the memory that it takes.
-fn compute(recipe: &Recipe, plan: &Plan) -> String {
+fn compute<W: Workload>(recipe: &RecipeOf<W>, plan: &Plan) -> String {
     let (student, teacher) = (recipe.training.compute, recipe.teacher.compute);
     let copies = plan.arms.iter().map(|arm| arm.compute_bytes).max().unwrap_or(0);
     let beside = match copies {
@@ -114,6 +117,11 @@ fn place(out: &Path, reused: bool) -> String {
         (false, true) => format!("output: {name}, whose run would be started anew"),
         (false, false) => format!("output: {name}, a new folder"),
     }
+}
+
+/// Multiply-adds for people, where they were counted.
+fn multiply_adds(n: Option<usize>, end: &str) -> String {
+    n.map_or_else(String::new, |n| format!("{} multiply-adds an image{end}", count(n as f64)))
 }
 
 /// A large number for people.

@@ -1,14 +1,15 @@
 //! `vkd eval`: the scores of a saved student.
 
+use crate::detections;
 use crate::recipe_args::RecipeArgs;
 use candle_core::{Device, Error, Result, bail};
 use std::path::{Path, PathBuf};
-use vkd_models::Student;
+use vkd_models::{Student, is_detector};
 use vkd_train::metrics::Evaluation;
-use vkd_train::{Dataset, evaluate_student};
+use vkd_train::{AnyRecipe, Dataset, Recipe, evaluate_student};
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Split {
+pub(crate) enum Split {
     Train,
     Validation,
     Test,
@@ -17,27 +18,62 @@ enum Split {
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The student's weights, with its card (.json) beside them
-    student: PathBuf,
+    pub(crate) student: PathBuf,
     #[command(flatten)]
     recipe: RecipeArgs,
     /// Which images
     #[arg(long, value_enum, default_value = "test")]
-    split: Split,
+    pub(crate) split: Split,
     /// One JSON object instead of text
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
+    /// Of a detector: write all that it found as COCO's results, which pycocotools reads
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) results: Option<PathBuf>,
+    /// Of a detector: draw the first images with what is there and what was found
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) pictures: Option<PathBuf>,
+}
+
+impl Split {
+    /// Indices and name of the images among those for training, validation and test.
+    pub(crate) fn of<'a>(self, parts: [&'a [usize]; 3]) -> (&'a [usize], &'static str) {
+        match self {
+            Self::Train => (parts[0], "training"),
+            Self::Validation => (parts[1], "validation"),
+            Self::Test => (parts[2], "test"),
+        }
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let student = Student::load(&args.student, &Device::Cpu)?;
+    let detector = is_detector(&args.student)?;
     // Inside a run folder its own recipe says which images the student knows and which are for the test.
-    let recipe = args.recipe.load_for(run_of(&args.student).as_deref())?;
+    match (args.recipe.load_for(run_of(&args.student).as_deref())?, detector) {
+        (AnyRecipe::Classification(recipe), false) => classifier(args, &recipe),
+        (AnyRecipe::Detection(recipe), true) => detections::eval(args, &recipe),
+        (_, true) => {
+            bail!("eval: expected a recipe of detection for a detector, got one of another task")
+        }
+        (_, false) => {
+            bail!(
+                "eval: expected a recipe of classification for a classifier, got one of another task"
+            )
+        }
+    }
+}
+
+fn classifier(args: &Args, recipe: &Recipe) -> Result<()> {
+    for (option, given) in
+        [("--results", args.results.is_some()), ("--pictures", args.pictures.is_some())]
+    {
+        if given {
+            bail!("eval: {option}: expected a detector, got a classifier")
+        }
+    }
+    let student = Student::load(&args.student, &Device::Cpu)?;
     let data = Dataset::open(&recipe.data)?;
-    let (indices, name) = match args.split {
-        Split::Train => (&data.train, "training"),
-        Split::Validation => (&data.validation, "validation"),
-        Split::Test => (&data.test, "test"),
-    };
+    let (indices, name) = args.split.of([&data.train, &data.validation, &data.test]);
     if indices.is_empty() {
         bail!("eval: expected {name} images, got none in {}", data.name)
     }

@@ -2,6 +2,7 @@
 
 mod bake;
 mod compare;
+mod detections;
 mod distill;
 mod doctor;
 mod dry_run;
@@ -17,6 +18,7 @@ mod progress;
 mod recipe_args;
 mod report;
 mod scenes;
+mod shown;
 mod summary;
 mod tensor_file;
 mod worker;

@@ -9,12 +9,12 @@ use crate::{distill, pool};
 use candle_core::{Result, bail};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use vkd_train::{ArmResult, Dataset, Recipe, RunFolder, teacher_fingerprint};
+use vkd_train::{ArmResult, RecipeOf, RunFolderOf, Workload, teacher_fingerprint};
 
 /// A grid's recipe and places.
-pub(crate) struct Missing<'a> {
-    pub(crate) recipe: &'a Recipe,
-    pub(crate) data: &'a Dataset,
+pub(crate) struct Missing<'a, W: Workload> {
+    pub(crate) recipe: &'a RecipeOf<W>,
+    pub(crate) data: &'a W::Data,
     /// Each arm with the hash of what decides it.
     pub(crate) fingerprints: &'a [(String, String)],
     /// Teachers and runs lie below it.
@@ -32,7 +32,7 @@ struct Place {
     teacher: String,
 }
 
-impl Missing<'_> {
+impl<W: Workload> Missing<'_, W> {
     /// Trains what has no result yet, `jobs` parts side by side.
     pub(crate) fn train(&self, seeds: &[u64], jobs: usize) -> Result<()> {
         let (mut places, mut teachers) = (Vec::new(), Vec::new());
@@ -70,7 +70,7 @@ impl Missing<'_> {
             jobs,
             |(_, hash)| self.held(&self.teacher_dir(hash), "teacher"),
             |(seed, hash)| {
-                let run = RunFolder::take(&self.teacher_dir(hash), self.of_seed(*seed))?;
+                let run = RunFolderOf::take(&self.teacher_dir(hash), self.of_seed(*seed))?;
                 distill::teacher(&run, self.data, &format!("seed {seed} teacher"), &progress)
                     .map(|_| ())
             },
@@ -89,9 +89,9 @@ impl Missing<'_> {
         if ArmResult::find(self.results, arm, *seed, fingerprint)?.is_some() {
             return Ok(());
         }
-        let recipe = Recipe { arms: vec![arm.clone()], ..self.of_seed(*seed) };
-        let run = RunFolder::take(&self.arm_dir(place), recipe)?;
-        run.take_teacher(&RunFolder::open(&self.teacher_dir(teacher))?)?;
+        let recipe = RecipeOf { arms: vec![arm.clone()], ..self.of_seed(*seed) };
+        let run = RunFolderOf::take(&self.arm_dir(place), recipe)?;
+        run.take_teacher(&RunFolderOf::<W>::open(&self.teacher_dir(teacher))?)?;
         distill::arm(&run, arm, &format!("seed {seed} {arm}"), progress)?;
         let result = ArmResult::gather(&run, self.data, arm)?;
         if result.fingerprint != *fingerprint {
@@ -107,13 +107,13 @@ impl Missing<'_> {
     /// Whether another process trains a part of a run; none where the run is not there yet.
     fn held(&self, dir: &Path, part: &str) -> Result<bool> {
         match dir.join("recipe.toml").exists() {
-            true => Ok(RunFolder::open(dir)?.trained_by(part)?.is_some()),
+            true => Ok(RunFolderOf::<W>::open(dir)?.trained_by(part)?.is_some()),
             false => Ok(false),
         }
     }
 
-    fn of_seed(&self, seed: u64) -> Recipe {
-        Recipe { seed, ..self.recipe.clone() }
+    fn of_seed(&self, seed: u64) -> RecipeOf<W> {
+        RecipeOf { seed, ..self.recipe.clone() }
     }
 
     fn teacher_dir(&self, hash: &str) -> PathBuf {

@@ -4,7 +4,7 @@ use crate::report::count;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::Instant;
-use vkd_train::{Event, EventKind};
+use vkd_train::{Event, EventKind, Validation};
 
 /// Shows the parts of a run side by side.
 pub(crate) struct Progress {
@@ -74,12 +74,12 @@ impl Part {
             }
             // For the log and the report.
             EventKind::Geometry { .. } => {}
-            EventKind::Validation { validation_accuracy } => {
-                self.validation = Some(*validation_accuracy);
+            EventKind::Validation(Validation { value, .. }) => {
+                self.validation = Some(*value);
                 match &self.bar {
                     Some(bar) => bar.set_position(event.step),
                     None => crate::note(&format!(
-                        "{:>16} {:>5}/{}  {rate}validation {validation_accuracy:.3}",
+                        "{:>16} {:>5}/{}  {rate}validation {value:.3}",
                         self.name, event.step, self.total
                     )),
                 }

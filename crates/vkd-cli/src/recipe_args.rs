@@ -2,7 +2,7 @@
 
 use candle_core::{Result, bail};
 use std::path::{Path, PathBuf};
-use vkd_train::Recipe;
+use vkd_train::AnyRecipe;
 
 /// The recipe that runs when none is named.
 const DEFAULT: &str = include_str!("../recipes/digits.toml");
@@ -21,15 +21,15 @@ pub(crate) struct RecipeArgs {
 }
 
 impl RecipeArgs {
-    pub(crate) fn load(&self) -> Result<Recipe> {
+    pub(crate) fn load(&self) -> Result<AnyRecipe> {
         self.load_with(&[])
     }
 
     /// With further overrides.
-    pub(crate) fn load_with(&self, more: &[String]) -> Result<Recipe> {
+    pub(crate) fn load_with(&self, more: &[String]) -> Result<AnyRecipe> {
         let overrides = [self.overrides().as_slice(), more].concat();
         match &self.recipe {
-            None => Recipe::parse(DEFAULT, "the built-in recipe digits.toml", &overrides),
+            None => AnyRecipe::parse(DEFAULT, "the built-in recipe digits.toml", &overrides),
             Some(path) => Self::read(path, &overrides),
         }
     }
@@ -50,7 +50,7 @@ impl RecipeArgs {
     }
 
     /// The named recipe, else the one of the run that `run` is the folder of, else the built-in one.
-    pub(crate) fn load_for(&self, run: Option<&Path>) -> Result<Recipe> {
+    pub(crate) fn load_for(&self, run: Option<&Path>) -> Result<AnyRecipe> {
         match (&self.recipe, run) {
             (None, Some(run)) => Self::read(&run.join("recipe.toml"), &self.overrides()),
             _ => self.load(),
@@ -61,9 +61,9 @@ impl RecipeArgs {
         self.set.iter().cloned().chain(self.seed.map(|s| format!("seed={s}"))).collect()
     }
 
-    fn read(path: &Path, overrides: &[String]) -> Result<Recipe> {
+    fn read(path: &Path, overrides: &[String]) -> Result<AnyRecipe> {
         match std::fs::read_to_string(path) {
-            Ok(text) => Recipe::parse(&text, &path.display().to_string(), overrides),
+            Ok(text) => AnyRecipe::parse(&text, &path.display().to_string(), overrides),
             Err(e) => bail!("{}: expected a recipe: {e}", path.display()),
         }
     }

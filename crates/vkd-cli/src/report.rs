@@ -11,49 +11,92 @@ mod html;
 pub(crate) mod markdown;
 mod picture;
 mod plot;
+pub(crate) mod scenes;
 #[cfg(test)]
 mod tests;
 
+use crate::shown::Shown;
 use candle_core::Result;
 pub(crate) use html::count;
-use html::{escape, seconds};
+pub(crate) use html::escape;
+use html::seconds;
+use markdown::Metric;
+use std::collections::BTreeMap;
 use vkd_models::write_atomically;
-use vkd_train::{Event, Recipe, Report, RunFolder, csv};
+use vkd_train::{
+    ArmConfig, DistillConfig, Event, RecipeOf, Report, RunFolderOf, Samples, TrainingConfig,
+    Workload, csv,
+};
 
 const STYLE: &str = include_str!("report/report.css");
 
-/// Writes `report.html` and `metrics.csv` into the run folder; `test_images` is the number behind every test accuracy.
-pub(crate) fn write(run: &RunFolder, report: &Report, test_images: usize) -> Result<()> {
+/// Writes `report.html` and `metrics.csv` into the run folder.
+pub(crate) fn write<W: Shown>(run: &RunFolderOf<W>, report: &Report, data: &W::Data) -> Result<()> {
     let events = run.events()?;
     write_atomically(&run.path("metrics.csv"), csv(&events).as_bytes())?;
-    let page = Page { report, recipe: run.recipe(), events: &events, test_images };
-    Ok(write_atomically(&run.path("report.html"), page.html()?.as_bytes())?)
+    let mut page = Page::new(run.recipe(), report, &events, data.counts())?;
+    page.pictures = W::pictures(run, data)?;
+    Ok(write_atomically(&run.path("report.html"), page.html().as_bytes())?)
 }
 
 /// What the page is made of.
 struct Page<'a> {
     report: &'a Report,
-    recipe: &'a Recipe,
+    training: &'a TrainingConfig,
+    distill: &'a DistillConfig,
+    arms: &'a BTreeMap<String, ArmConfig>,
+    /// Whether the teacher was taken from a file.
+    loaded: bool,
+    /// The resolved recipe.
+    toml: String,
     events: &'a [Event],
-    test_images: usize,
+    /// Numbers of training, validation and test images.
+    counts: [usize; 3],
+    /// A section of what the task has to show; empty for none.
+    pictures: String,
 }
 
-impl Page<'_> {
-    fn html(&self) -> Result<String> {
+impl<'a> Page<'a> {
+    fn new<W: Workload>(
+        recipe: &'a RecipeOf<W>,
+        report: &'a Report,
+        events: &'a [Event],
+        counts: [usize; 3],
+    ) -> Result<Self> {
+        Ok(Self {
+            report,
+            training: &recipe.training,
+            distill: &recipe.distill,
+            arms: &recipe.arm,
+            loaded: recipe.teacher.checkpoint.is_some(),
+            toml: recipe.to_toml()?,
+            events,
+            counts,
+            pictures: String::new(),
+        })
+    }
+
+    /// The main score.
+    fn metric(&self) -> Metric {
+        Metric::main(&self.report.teacher.metrics)
+    }
+
+    fn html(&self) -> String {
         let title = format!("{}, seed {}", self.report.recipe, self.report.seed);
-        Ok(format!(
+        format!(
             "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
              <meta name=\"color-scheme\" content=\"light dark\">\n\
              <title>vkd: {}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n\
-             {}{}{}{}{}</main>\n</body>\n</html>\n",
+             {}{}{}{}{}{}</main>\n</body>\n</html>\n",
             escape(&title),
             self.header(),
             arms::section(self),
+            self.pictures,
             curves::section(self),
-            self.reproduction()?,
+            self.reproduction(),
             footer(),
-        ))
+        )
     }
 
     fn header(&self) -> String {
@@ -81,36 +124,36 @@ impl Page<'_> {
 
     /// What was compared, in one sentence.
     fn sentence(&self) -> String {
-        let steps = count(self.recipe.training.steps);
-        let score = match self.test_images {
+        let steps = count(self.training.steps);
+        let score = match self.counts[2] {
             0 => "there are no test images".to_owned(),
             n => format!("the scores are of {} test images that nothing else looked at", count(n)),
         };
         match self.report.arms.len() {
             1 => format!(
                 "One way of training the student was run, {steps} steps of {} images, beside its teacher; {score}.",
-                self.recipe.training.effective_batch()
+                self.training.effective_batch()
             ),
             n => format!(
                 "{} ways of training the same student were compared, each with {steps} steps of {} images, which differ \
                  in how many labels they know and in what they take from the teacher; {score}.",
                 in_words(n),
-                self.recipe.training.effective_batch()
+                self.training.effective_batch()
             ),
         }
     }
 
-    fn reproduction(&self) -> Result<String> {
+    fn reproduction(&self) -> String {
         let seed = self.report.seed;
-        Ok(format!(
+        format!(
             "<section>\n<h2>Reproduce</h2>\n\
              <p>The file <code>recipe.toml</code> beside this page holds the recipe below. A recipe and a seed give the same \
              student on the same machine; in a folder that already holds the run, finished parts are reused instead of \
              trained again, so choose a new one:</p>\n\
              <pre>vkd distill recipe.toml --seed {seed} --out again</pre>\n\
              <h2>Recipe</h2>\n<pre>{}</pre>\n</section>\n",
-            escape(&self.recipe.to_toml()?)
-        ))
+            escape(&self.toml)
+        )
     }
 }
 

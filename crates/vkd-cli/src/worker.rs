@@ -4,12 +4,15 @@
 //! fight for the cores. A process with one thread each has no such fight, and an arm that fails takes no other along.
 
 use crate::machine;
+use crate::shown::for_task;
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use vkd_train::{Dataset, Event, RunFolder, Worker, train_arm, train_teacher};
+use vkd_train::{
+    AnyRecipe, Event, RecipeOf, RunFolderOf, Samples, Worker, Workload, train_arm, train_teacher,
+};
 
 /// Name of the worker that trains the teacher.
 pub(crate) const TEACHER: &str = "teacher";
@@ -44,20 +47,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             send(&Message::Waiting(who.to_owned())).ok();
         };
         let worker = Worker { commit: machine::commit(), machine: machine::description(), waiting };
-        let run = RunFolder::open(&args.folder)?.with_worker(worker);
-        let data = Dataset::open(&run.recipe().data)?;
-        // A parent that is gone closes the pipe: the failed write ends this process too.
-        let observer = &mut |e: &Event| send(&Message::Event(e.clone()));
-        match args.part.as_str() {
-            TEACHER => train_teacher(&run, &data, observer).map(|_| ()),
-            arm => train_arm(&run, &data, arm, observer).map(|_| ()),
-        }?;
-        Ok(data.skipped())
+        for_task!(AnyRecipe::of_run(&args.folder)?, recipe => train(args, recipe, worker))
     };
     match work() {
         Ok(skipped) => send(&Message::Done { skipped }),
         Err(e) => send(&Message::Failed(vkd_train::plain(&e))),
     }
+}
+
+/// Trains the part; the names of the images that were passed over.
+fn train<W: Workload>(args: &Args, recipe: RecipeOf<W>, worker: Worker) -> Result<Vec<String>> {
+    let data = W::open(&recipe.data)?;
+    let run = RunFolderOf::<W>::open(&args.folder)?.with_worker(worker);
+    // A parent that is gone closes the pipe: the failed write ends this process too.
+    let observer = &mut |e: &Event| send(&Message::Event(e.clone()));
+    match args.part.as_str() {
+        TEACHER => train_teacher(&run, &data, observer).map(|_| ()),
+        arm => train_arm(&run, &data, arm, observer).map(|_| ()),
+    }?;
+    Ok(data.skipped())
 }
 
 fn send(message: &Message) -> Result<()> {

@@ -12,8 +12,8 @@
 //! | `regnet` | [`Regnet`], RegNetY | `regnety_002` to `regnety_160` |
 //! | `efficientnet_lite` | [`EfficientnetLite`] | `efficientnet_lite0` |
 //!
-//! [`Fcos`] and [`Vidt`] are detectors: one hands over a [`DenseOutput`] of levels, the other a [`QueryOutput`] of classes and
-//! boxes, both with taps.
+//! [`Fcos`] (`kind` `fcos`) and [`Vidt`] (`vidt`) are detectors, built by a [`DetectorConfig`]: one hands over a [`DenseOutput`]
+//! of levels, the other a [`QueryOutput`] of classes and boxes, both with taps.
 //!
 //! [`load_weights`] reads files with timm's key names; [`Student`] is a distilled network as it is saved, loaded and used.
 //! Images are channels first outside and channels last inside.
@@ -63,13 +63,16 @@ mod weights;
 pub use cnn::{Cnn, CnnConfig};
 pub use cost::ModelCost;
 pub use deit::{Deit, DeitConfig, DistillationToken, Embedding};
-pub use detection::QueryOutput;
+pub use detection::{Detector, DetectorArchitecture, DetectorConfig, DetectorOutput, QueryOutput};
 pub use efficientnet_lite::{EfficientnetLite, EfficientnetLiteConfig};
 pub use fcos::{DenseLevel, DenseOutput, Fcos, FcosConfig, GridShape};
 pub use model::{Architecture, Model, ModelConfig, ModelOutput};
 pub use regnet::{Regnet, RegnetConfig};
 pub use resnet::{Resnet, ResnetBlock, ResnetConfig};
-pub use student::{Preprocessing, Student, StudentCard, card_path, write_atomically};
+pub use student::{
+    Blueprint, CardOf, DetectorCard, DetectorStudent, Preprocessing, Resize, Student, StudentCard,
+    StudentOf, card_path, is_detector, write_atomically,
+};
 pub use tensor_file::{TensorEntry, TensorFile};
 pub use vidt::{Vidt, VidtConfig};
 pub use vit::{Vit, VitConfig};

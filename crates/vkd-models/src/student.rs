@@ -1,8 +1,10 @@
 //! A distilled student as a pair of files: weights and a card.
 
-use crate::{Model, ModelConfig, plain};
+use crate::{Detector, DetectorConfig, Model, ModelConfig, plain};
 use candle_core::{D, DType, Device, Error, Result, Tensor, bail};
+use candle_nn::VarBuilder;
 use safetensors::tensor::Dtype;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
@@ -79,27 +81,99 @@ fn one_or_many<'de, D: Deserializer<'de>>(input: D) -> std::result::Result<Vec<f
     })
 }
 
+/// What is built of a card: a classifier's [`ModelConfig`] or a detector's [`DetectorConfig`].
+pub trait Blueprint: Clone + Serialize + DeserializeOwned {
+    /// What [`construct`](Self::construct) makes.
+    type Built;
+
+    /// Builds the network under `vb`.
+    ///
+    /// # Errors
+    /// A size that is zero or does not fit the others.
+    fn construct(&self, vb: VarBuilder) -> Result<Self::Built>;
+
+    /// Channels of an image.
+    fn channels(&self) -> usize;
+
+    /// Number of classes.
+    fn classes(&self) -> usize;
+}
+
+impl Blueprint for ModelConfig {
+    type Built = Box<dyn Model>;
+
+    fn construct(&self, vb: VarBuilder) -> Result<Self::Built> {
+        self.build(vb)
+    }
+
+    fn channels(&self) -> usize {
+        self.channels
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+}
+
+impl Blueprint for DetectorConfig {
+    type Built = Box<dyn Detector>;
+
+    fn construct(&self, vb: VarBuilder) -> Result<Self::Built> {
+        self.build(vb)
+    }
+
+    fn channels(&self) -> usize {
+        self.channels
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+}
+
 /// What a program needs to know to use a student: the content of `student.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct StudentCard {
+pub struct CardOf<M> {
     /// Version of this form: [`SCHEMA`](Self::SCHEMA).
     pub schema: u32,
     /// Architecture.
-    pub model: ModelConfig,
+    pub model: M,
     /// From raw pixels to input.
     pub preprocessing: Preprocessing,
     /// Name of each class, in the order of the logits.
     pub class_names: Vec<String>,
+    /// How images of any size are resized first, for networks that see more than one size; `None` keeps each as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resize: Option<Resize>,
 }
 
-impl StudentCard {
+/// A resize that keeps the proportions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    /// The shorter side in pixels.
+    pub side: usize,
+    /// Longest side in pixels: the shorter is made less where it would be exceeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longest: Option<usize>,
+    /// Both sides are rounded down to multiples of this.
+    pub multiple: usize,
+}
+
+/// The card of a classifier.
+pub type StudentCard = CardOf<ModelConfig>;
+
+/// The card of a detector.
+pub type DetectorCard = CardOf<DetectorConfig>;
+
+impl<M: Blueprint> CardOf<M> {
     /// The version that is written. Version 1 knew the plain [`Vit`](crate::Vit) only and is read too.
     pub const SCHEMA: u32 = 2;
 
     /// A card of the present version.
-    pub fn new(model: ModelConfig, preprocessing: Preprocessing, class_names: Vec<String>) -> Self {
-        Self { schema: Self::SCHEMA, model, preprocessing, class_names }
+    pub fn new(model: M, preprocessing: Preprocessing, class_names: Vec<String>) -> Self {
+        Self { schema: Self::SCHEMA, model, preprocessing, class_names, resize: None }
     }
 
     /// A card from JSON of this or the first version.
@@ -123,11 +197,30 @@ impl StudentCard {
 }
 
 /// A student that was loaded from its files.
-pub struct Student {
+pub struct StudentOf<M: Blueprint> {
     /// The card beside the weights.
-    pub card: StudentCard,
-    model: Box<dyn Model>,
+    pub card: CardOf<M>,
+    model: M::Built,
     device: Device,
+}
+
+/// A classifier.
+pub type Student = StudentOf<ModelConfig>;
+
+/// A detector.
+pub type DetectorStudent = StudentOf<DetectorConfig>;
+
+/// Whether the student of a weights file is a detector, by its card.
+///
+/// # Errors
+/// A card that is missing or no JSON.
+pub fn is_detector(weights: &Path) -> Result<bool> {
+    let path = card_path(weights);
+    let json = std::fs::read(&path)
+        .map_err(|e| message(&path, &format!("expected the student's card, got: {e}")))?;
+    let card: serde_json::Value =
+        serde_json::from_slice(&json).map_err(|e| message(&path, &e.to_string()))?;
+    Ok(card["model"]["kind"].as_str().is_some_and(DetectorConfig::is_kind))
 }
 
 /// Where the card of a weights file lies: `student.json` beside `student.safetensors`.
@@ -163,14 +256,14 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-impl Student {
+impl<M: Blueprint> StudentOf<M> {
     /// Writes weights and card; the weights are written last, so that they never lie without a card.
     ///
     /// # Errors
     /// Weights that don't fit the card's architecture, or a failed write; an older pair then stays whole.
     pub fn save(
         weights: &Path,
-        card: &StudentCard,
+        card: &CardOf<M>,
         tensors: &BTreeMap<String, Tensor>,
     ) -> Result<()> {
         let fits: HashMap<_, _> = tensors.iter().map(|(n, t)| (n.clone(), t.clone())).collect();
@@ -192,7 +285,7 @@ impl Student {
         let path = card_path(weights);
         let json = std::fs::read(&path)
             .map_err(|e| message(&path, &format!("expected the student's card, got: {e}")))?;
-        let card = StudentCard::from_json(&json).map_err(|e| message(&path, &plain(&e)))?;
+        let card = CardOf::from_json(&json).map_err(|e| message(&path, &plain(&e)))?;
         let bytes = std::fs::read(weights).map_err(|e| message(weights, &e.to_string()))?;
         // The header is checked first, so that a truncated file gets this message and not a panic further down.
         let header = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| {
@@ -209,20 +302,28 @@ impl Student {
     }
 
     fn assemble(
-        card: StudentCard,
+        card: CardOf<M>,
         tensors: &HashMap<String, Tensor>,
         device: &Device,
     ) -> Result<Self> {
-        if card.class_names.len() != card.model.classes {
-            bail!("class_names: expected {}, got {}", card.model.classes, card.class_names.len())
+        let classes = card.model.classes();
+        if card.class_names.len() != classes {
+            bail!("class_names: expected {classes}, got {}", card.class_names.len())
         }
-        card.preprocessing.check(card.model.channels)?;
+        card.preprocessing.check(card.model.channels())?;
         let store = VarStore::new(0, DType::F32, device);
-        let model = card.model.build(store.builder())?;
+        let model = card.model.construct(store.builder())?;
         store.load(tensors)?;
         Ok(Self { card, model, device: device.clone() })
     }
 
+    /// The network itself.
+    pub fn network(&self) -> &M::Built {
+        &self.model
+    }
+}
+
+impl Student {
     /// Raw images, one byte a pixel and channel after channel, to the network's input `(B, C, H, W)`.
     ///
     /// # Errors

@@ -399,10 +399,23 @@ impl Distiller {
         teacher: &NetworkOutput,
     ) -> Result<Vec<(String, f64)>> {
         self.check(student, teacher)?;
+        self.geometry_of(&student.taps, &teacher.taps)
+    }
+
+    /// [`geometry`](Self::geometry) of the features alone, for networks that are no classifiers.
+    ///
+    /// # Errors
+    /// Those of [`check_features`](Self::check_features).
+    pub fn feature_geometry(&self, student: &Taps, teacher: &Taps) -> Result<Vec<(String, f64)>> {
+        self.check_features(student, teacher)?;
+        self.geometry_of(student, teacher)
+    }
+
+    fn geometry_of(&self, student: &Taps, teacher: &Taps) -> Result<Vec<(String, f64)>> {
         let mut found = Vec::new();
         for Tap { config, .. } in &self.taps {
-            let student = self.adapt(student.tap("student", &config.student)?)?;
-            let teacher = self.adapt(teacher.tap("teacher", &config.teacher)?)?;
+            let student = self.adapt(tap(student, "student", &config.student)?)?;
+            let teacher = self.adapt(tap(teacher, "teacher", &config.teacher)?)?;
             let values = [
                 ("rank", geometry::effective_rank(&student)),
                 ("teacher_rank", geometry::effective_rank(&teacher)),

@@ -146,9 +146,14 @@ impl NetworkOutput {
         Self {
             logits: self.logits.detach(),
             distillation_logits: self.distillation_logits.as_ref().map(Tensor::detach),
-            taps: self.taps.iter().map(|(n, f)| (n.clone(), f.detach())).collect(),
+            taps: detached(&self.taps),
         }
     }
+}
+
+/// Taps without a tape.
+pub(crate) fn detached(taps: &Taps) -> Taps {
+    taps.iter().map(|(n, f)| (n.clone(), f.detach())).collect()
 }
 
 /// The features of tap `name`, or an error that lists the known ones.

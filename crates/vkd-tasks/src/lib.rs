@@ -5,7 +5,7 @@
 //! student or a teacher is any [`Network`], and every closure of the right form is one: `examples/own_model.rs` distils a
 //! candle module of your own from a teacher of your own. Detectors are no classifiers: [`DetectionAdapter`] and
 //! [`Distiller::feature_terms`] take what is tapped from any, [`SetCriterion`] and [`DenseCriterion`] are their own losses, and
-//! [`decode_queries`] and [`decode_dense`] make [`Detection`]s of what they predict.
+//! [`decode_queries`] and [`decode_dense`] make [`Detection`]s of what they predict; [`DetectionTask`] is all of it in one.
 //!
 //! Invariants: nothing of the teacher is ever on the tape; the projector belongs to the [`Distiller`], not to the student,
 //! so that what is exported is the bare student.
@@ -57,8 +57,10 @@ mod teacher;
 pub use adapter::{ClassificationAdapter, DetectionAdapter, FeatureAdapter, Padding};
 pub use classification::ClassificationTask;
 pub use detection::{
-    DenseCriterion, DenseDecoding, DenseLevel, Detection, DetectionBatch, ImageSize, Objects,
-    QueryPredictions, SetCriterion, SetWeights, decode_dense, decode_queries, hungarian, suppress,
+    DenseCriterion, DenseDecoding, DenseLevel, Detection, DetectionBatch, DetectionConfig,
+    DetectionTask, DetectorNetwork, DetectorOutput, DetectorTeacher, ImageSize, Objects,
+    Predictions, QueryPredictions, SetCriterion, SetWeights, decode_dense, decode_queries,
+    hungarian, suppress,
 };
 pub use distiller::{Distiller, FeatureLoss, LogitDistance, LogitLoss, TapConfig};
 pub use features::{FeatureMap, Layout, Network, NetworkOutput, Taps};

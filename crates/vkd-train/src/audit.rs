@@ -2,6 +2,10 @@
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Var, bail};
+use std::collections::BTreeSet;
+
+/// Steps within which every variable must have had a gradient that is not zero.
+const PATIENCE: u64 = 3;
 
 /// Fails if a trainable variable has no gradient, or one that is zero everywhere.
 ///
@@ -15,15 +19,14 @@ pub fn gradient_audit(parameters: &[(String, Var)], grads: &GradStore) -> Result
     for (name, var) in parameters {
         match grads.get(var) {
             None => faults.push(format!("{name} (no gradient)")),
-            Some(grad) => {
-                // NaN is not zero: it is the loss check's business.
-                let nonzero = grad.ne(0.)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()?;
-                if nonzero == 0 {
-                    faults.push(format!("{name} (zero everywhere)"));
-                }
-            }
+            Some(_) if is_zero(var, grads)? => faults.push(format!("{name} (zero everywhere)")),
+            Some(_) => {}
         }
     }
+    refuse(faults)
+}
+
+fn refuse(faults: Vec<String>) -> Result<()> {
     if faults.is_empty() {
         return Ok(());
     }
@@ -33,10 +36,60 @@ pub fn gradient_audit(parameters: &[(String, Var)], grads: &GradStore) -> Result
     )
 }
 
+/// Whether a variable's gradient is zero everywhere. NaN is not zero: it is the loss check's business.
+fn is_zero(var: &Var, grads: &GradStore) -> Result<bool> {
+    match grads.get(var) {
+        Some(grad) => Ok(grad.ne(0.)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()? == 0),
+        None => Ok(true),
+    }
+}
+
+/// The audit of a training's first steps: a gradient must be there at the first, and not zero at one of the first three. Behind
+/// a layer that starts at zero, as the last one of ViDT's boxes does, nothing learns before that layer has.
+#[derive(Debug, Default)]
+pub(crate) struct FirstSteps {
+    looked: u64,
+    quiet: BTreeSet<String>,
+}
+
+impl FirstSteps {
+    /// Looks at the gradients of one more step, the `last` one of all or not.
+    pub(crate) fn look(
+        &mut self,
+        parameters: &[(String, Var)],
+        grads: &GradStore,
+        last: bool,
+    ) -> Result<()> {
+        let first = self.looked == 0;
+        if first {
+            let missing = parameters.iter().filter(|(_, var)| grads.get(var).is_none());
+            refuse(missing.map(|(name, _)| format!("{name} (no gradient)")).collect())?;
+        }
+        for (name, var) in parameters {
+            if first || self.quiet.contains(name) {
+                match is_zero(var, grads)? {
+                    true => self.quiet.insert(name.clone()),
+                    false => self.quiet.remove(name),
+                };
+            }
+        }
+        self.looked += 1;
+        match last || self.looked >= PATIENCE {
+            true => refuse(self.quiet.iter().map(|n| format!("{n} (zero everywhere)")).collect()),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether step `step` is to be looked at. A training that goes on after a stop was looked at before.
+    pub(crate) fn wants(&self, step: u64) -> bool {
+        step == self.looked && (step == 0 || (step < PATIENCE && !self.quiet.is_empty()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use candle_core::{Device, Tensor};
 
     #[test]
     fn names_what_does_not_learn() -> Result<()> {
@@ -52,6 +105,28 @@ mod tests {
         let message = gradient_audit(&all, &grads).unwrap_err().to_string();
         assert!(message.contains("cut (no gradient), zero (zero everywhere)"), "{message}");
         assert!(!message.contains("used"), "{message}");
+        Ok(())
+    }
+
+    #[test]
+    fn what_stands_behind_a_zero_may_wait_three_steps() -> Result<()> {
+        let (first, last) = (Var::new(&[1f32], &Device::Cpu)?, Var::new(&[0f32], &Device::Cpu)?);
+        let all = [("first".to_owned(), first.clone()), ("last".to_owned(), last.clone())];
+        let grads = || (first.as_tensor() * last.as_tensor())?.sum_all()?.backward();
+        let mut audit = FirstSteps::default();
+        audit.look(&all, &grads()?, false)?;
+        assert!(audit.wants(1) && !audit.wants(2));
+        last.set(&Tensor::new(&[0.5f32], &Device::Cpu)?)?;
+        audit.look(&all, &grads()?, false)?;
+        assert!(!audit.wants(2), "both have learnt");
+        // One that never does is found at the third step, or at the last one.
+        last.set(&Tensor::new(&[0f32], &Device::Cpu)?)?;
+        let mut audit = FirstSteps::default();
+        audit.look(&all, &grads()?, false)?;
+        audit.look(&all, &grads()?, false)?;
+        let message = audit.look(&all, &grads()?, false).unwrap_err().to_string();
+        assert!(message.contains("first (zero everywhere)"), "{message}");
+        assert!(FirstSteps::default().look(&all, &grads()?, true).is_err());
         Ok(())
     }
 }

@@ -1,22 +1,18 @@
 //! From a recipe to networks, distiller and batches.
 
-use crate::batches::Batches;
-use crate::cache;
-use crate::data::Dataset;
 use crate::hub;
-use crate::networks::{frozen_network, training_network};
 use crate::recipe::{
-    ArmConfig, LabelBudget, LogitLossKind, LossKind, ProjectorKind, Recipe, TapNames,
+    ArmConfig, DistillConfig, LabelBudget, LogitLossKind, LossKind, ProjectorKind, RecipeOf,
+    TapNames,
 };
+use crate::workload::{Part, Workload};
 use candle_core::{DType, Device, Error, Result, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
-use vkd_models::{Architecture, LoadOptions, ModelConfig, StudentCard, load_weights};
+use vkd_models::{LoadOptions, load_weights};
 use vkd_nn::VarStore;
 use vkd_ortho::OrthogonalConfig;
-use vkd_tasks::{
-    Distiller, FeatureLoss, LogitDistance, LogitLoss, Network, ProjectorConfig, TapConfig,
-};
+use vkd_tasks::{Distiller, FeatureLoss, LogitDistance, LogitLoss, ProjectorConfig, TapConfig};
 
 /// Variables of the student in the run's store; the prefix is dropped from the exported file.
 pub(crate) const STUDENT: &str = "student";
@@ -28,7 +24,8 @@ const PROJECTOR: &str = "projector";
 ///
 /// # Errors
 /// The first thing that can't be built.
-pub fn check(recipe: &Recipe, data: &Dataset) -> Result<()> {
+pub fn check<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) -> Result<()> {
+    W::check_data(recipe, data)?;
     match &recipe.teacher.checkpoint {
         Some(path) => given_teacher(recipe, data, path)?,
         None => fresh_teacher(recipe, data)?,
@@ -36,113 +33,85 @@ pub fn check(recipe: &Recipe, data: &Dataset) -> Result<()> {
     for name in &recipe.arms {
         let arm = recipe.arm(name)?;
         let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
-        student_network(recipe, data, &store)?;
+        W::student_task(recipe, data, &store, None)?;
+        start_student(recipe, &store)?;
         distiller(recipe, arm, data, &store)?;
-        batches(recipe, arm, data)?;
+        W::batches(recipe, data, Part::Arm(arm))?;
     }
-    cache::plan(recipe, data)?;
     Ok(())
 }
 
-/// A model as this data set wants it.
-pub(crate) fn model(architecture: &Architecture, data: &Dataset) -> ModelConfig {
-    ModelConfig {
-        image_size: data.size,
-        channels: data.channels,
-        classes: data.class_names.len(),
-        architecture: architecture.clone(),
-    }
-}
-
-/// The student in training, its variables in `store`.
-pub(crate) fn student_network(
-    recipe: &Recipe,
-    data: &Dataset,
-    store: &VarStore,
-) -> Result<impl Network + use<>> {
-    let named = |e| Error::Msg(format!("student: {}", crate::plain(&e)));
-    let (model, compute) = (model(&recipe.student, data), recipe.training.compute);
-    training_network(model, compute, store, Some(STUDENT)).map_err(named)
-}
-
 /// The variables of the teacher as it begins.
-pub(crate) fn fresh_teacher(recipe: &Recipe, data: &Dataset) -> Result<VarStore> {
+pub(crate) fn fresh_teacher<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) -> Result<VarStore> {
     let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
     let named = |e| Error::Msg(format!("teacher.model: {}", crate::plain(&e)));
-    model(&recipe.teacher.model, data).build(store.builder()).map_err(named)?;
+    W::declare(&recipe.teacher.model, data, store.builder()).map_err(named)?;
     Ok(store)
 }
 
-/// The teacher that is asked: what `store` holds of it, as constants.
-pub(crate) fn frozen_teacher(
-    recipe: &Recipe,
-    data: &Dataset,
-    store: &VarStore,
-) -> Result<impl Network + use<>> {
-    frozen_network(&model(&recipe.teacher.model, data), recipe.teacher.compute, store)
+/// Sets the student's variables, which `store` holds already, to those of the recipe's `[init]`, if it has one.
+pub(crate) fn start_student<W: Workload>(recipe: &RecipeOf<W>, store: &VarStore) -> Result<()> {
+    let Some(init) = &recipe.init else { return Ok(()) };
+    let named = |e: Error| Error::Msg(format!("init: {}", crate::plain(&e)));
+    let path = &hub::local(&init.checkpoint).map_err(named)?;
+    let options = LoadOptions {
+        key: key_of(path, &init.key),
+        under: init.prefix.clone(),
+        prefix: Some(match &init.part {
+            Some(part) => format!("{STUDENT}.{part}"),
+            None => STUDENT.to_owned(),
+        }),
+        allow: init.allow.clone(),
+    };
+    let found = load_weights(store, path, &options).map_err(named)?;
+    match found.matched.is_empty() {
+        true => {
+            bail!("init: {}: expected weights of the student, got none: {found}", path.display())
+        }
+        false => Ok(()),
+    }
+}
+
+/// The key of a checkpoint; a `.safetensors` file has none, so that a recipe for a .pth also takes the same weights as that.
+fn key_of(path: &Path, key: &Option<String>) -> Option<String> {
+    let flat = path.extension().is_some_and(|e| e == "safetensors");
+    key.clone().filter(|_| !flat)
 }
 
 /// The variables of `teacher.checkpoint`.
-pub(crate) fn given_teacher(recipe: &Recipe, data: &Dataset, path: &Path) -> Result<VarStore> {
+pub(crate) fn given_teacher<W: Workload>(
+    recipe: &RecipeOf<W>,
+    data: &W::Data,
+    path: &Path,
+) -> Result<VarStore> {
     let store = fresh_teacher(recipe, data)?;
     let named = |e| Error::Msg(format!("teacher.checkpoint: {}", crate::plain(&e)));
     let path = &hub::local(path).map_err(named)?;
-    // So that a recipe for a .pth also takes the same weights as .safetensors.
-    let flat = path.extension().is_some_and(|e| e == "safetensors");
-    let key = recipe.teacher.checkpoint_key.clone().filter(|_| !flat);
+    let key = key_of(path, &recipe.teacher.checkpoint_key);
     let under = recipe.teacher.checkpoint_prefix.clone();
     let options = LoadOptions { key, under, ..LoadOptions::default() };
     load_weights(&store, path, &options).map_err(named)?;
     Ok(store)
 }
 
-pub(crate) fn student_card(recipe: &Recipe, data: &Dataset) -> StudentCard {
-    let preprocessing = data.preprocessing().clone();
-    StudentCard::new(model(&recipe.student, data), preprocessing, data.class_names.clone())
-}
-
-/// The training batches of an arm, and how many labels they tell.
-pub(crate) fn batches(
-    recipe: &Recipe,
+pub(crate) fn term_weights<W: Workload>(
+    recipe: &RecipeOf<W>,
     arm: &ArmConfig,
-    data: &Dataset,
-) -> Result<(Batches, usize)> {
-    let training = &recipe.training;
-    let labelled = match arm.labels {
-        LabelBudget::Few => data.labelled(recipe.data.labels, recipe.seed)?,
-        LabelBudget::All => data.train.clone(),
-        LabelBudget::None => Vec::new(),
-    };
-    let labels = labelled.len();
-    // Without a teacher an unlabelled image says nothing, so the whole batch is labelled: the arm gets the same
-    // number of images to learn from.
-    let from_labelled = match (arm.labels, arm.uses_teacher()) {
-        (LabelBudget::Few, true) => training.labelled,
-        (LabelBudget::None, _) => 0,
-        _ => training.batch,
-    };
-    let rest = training.batch - from_labelled;
-    Ok((Batches::new(data, labelled, from_labelled, rest, &recipe.data, recipe.seed)?, labels))
-}
-
-pub(crate) fn term_weights(recipe: &Recipe, arm: &ArmConfig) -> BTreeMap<String, f64> {
+) -> BTreeMap<String, f64> {
     let label = f64::from(arm.labels != LabelBudget::None);
-    let mut terms = BTreeMap::new();
-    let features =
-        recipe.distill.tap.iter().map(|tap| (format!("feature.{}", tap.student), arm.features));
-    for (name, weight) in
-        features.chain([("logits".to_owned(), arm.logits), ("label".to_owned(), label)])
-    {
-        if weight > 0. {
-            terms.insert(name, weight);
-        }
-    }
-    terms
+    let taps = recipe.distill.tap.iter();
+    let mut all: Vec<(String, f64)> = match arm.method(&recipe.distill).loss.is_rooted() {
+        true => vec![("feature".to_owned(), arm.features)],
+        false => taps
+            .map(|tap| (format!("feature.{}", tap.student), arm.features * tap.weight))
+            .collect(),
+    };
+    all.extend([("logits".to_owned(), arm.logits), ("label".to_owned(), label)]);
+    all.into_iter().filter(|(_, weight)| *weight > 0.).collect()
 }
 
-/// The width of a model's tap.
-fn width(side: &str, model: &ModelConfig, name: &str) -> Result<usize> {
-    let taps = model.taps();
+/// The width of a network's tap.
+fn width(side: &str, taps: &BTreeMap<String, usize>, name: &str) -> Result<usize> {
     match taps.get(name) {
         Some(width) => Ok(*width),
         None => {
@@ -152,61 +121,21 @@ fn width(side: &str, model: &ModelConfig, name: &str) -> Result<usize> {
     }
 }
 
-pub(crate) fn distiller(
-    recipe: &Recipe,
+pub(crate) fn distiller<W: Workload>(
+    recipe: &RecipeOf<W>,
     arm: &ArmConfig,
-    data: &Dataset,
+    data: &W::Data,
     store: &VarStore,
 ) -> Result<Distiller> {
-    let (student, teacher) = (model(&recipe.student, data), model(&recipe.teacher.model, data));
-    let d = arm.method(&recipe.distill);
-    let named = |key: &str, own: bool, e: Error| {
-        let table = if own { "arm" } else { "distill" };
-        Error::Msg(format!("{table}.{key}: {}", crate::plain(&e)))
-    };
-    let tap =
-        |names: &TapNames| -> Result<TapConfig> {
-            let student_width = width("student", &student, &names.student)?;
-            let teacher_width = width("teacher", &teacher, &names.teacher)?;
-            let map = d.map.parse().map_err(|e| named("map", arm.map.is_some(), e))?;
-            Ok(TapConfig {
-                student: names.student.clone(),
-                student_width,
-                teacher: names.teacher.clone(),
-                teacher_width,
-                projector: match arm.projector {
-                    ProjectorKind::Orthogonal => {
-                        ProjectorConfig::Orthogonal(OrthogonalConfig::new(map, recipe.seed))
-                    }
-                    ProjectorKind::Linear => ProjectorConfig::Linear,
-                    ProjectorKind::Mlp => {
-                        ProjectorConfig::Mlp { hidden: arm.hidden.unwrap_or(teacher_width) }
-                    }
-                    ProjectorKind::AsPublished => ProjectorConfig::Published { seed: recipe.seed },
-                    ProjectorKind::None => ProjectorConfig::Identity,
-                },
-                student_normalizer: d.student_normalizer.parse().map_err(|e| {
-                    named("student_normalizer", arm.student_normalizer.is_some(), e)
-                })?,
-                teacher_normalizer: d.teacher_normalizer.parse().map_err(|e| {
-                    named("teacher_normalizer", arm.teacher_normalizer.is_some(), e)
-                })?,
-                loss: match d.loss {
-                    LossKind::SmoothL1 => FeatureLoss::SmoothL1 { beta: d.beta },
-                    LossKind::Mse => FeatureLoss::Mse,
-                    LossKind::Spkd => FeatureLoss::Spkd,
-                    LossKind::Pkt => FeatureLoss::Pkt,
-                    LossKind::RkdDistance => FeatureLoss::RkdDistance,
-                    LossKind::RkdAngle => FeatureLoss::RkdAngle,
-                },
-                weight: arm.features,
-            })
-        };
+    let taps = [&recipe.student, &recipe.teacher.model].map(|model| W::taps(model, data));
+    let method = arm.method(&recipe.distill);
     // Built even where the arm has no feature term, so that a wrong name never rests in a recipe.
-    let taps = d.tap.iter().map(tap).collect::<Result<Vec<_>>>()?;
+    let stacked = |tap: &TapNames| W::stacked(&recipe.student, &tap.student);
+    let tap = |names: &TapNames| tap(names, &taps, stacked(names), arm, &method, recipe.seed);
+    let taps = method.tap.iter().map(tap).collect::<Result<Vec<_>>>()?;
     let taps = if arm.features > 0. { taps } else { vec![] };
-    let logits =
-        (arm.logits > 0.).then_some(LogitLoss { temperature: d.temperature, weight: arm.logits });
+    let logits = (arm.logits > 0.)
+        .then_some(LogitLoss { temperature: method.temperature, weight: arm.logits });
     let distance = match arm.logit_loss {
         None | Some(LogitLossKind::Kl) => LogitDistance::Kl,
         Some(LogitLossKind::Dist) => LogitDistance::Dist,
@@ -216,5 +145,70 @@ pub(crate) fn distiller(
             LogitDistance::Decoupled { alpha, beta }
         }
     };
-    Ok(Distiller::new(taps, logits, store.builder().pp(PROJECTOR))?.with_logit_distance(distance))
+    let distiller = Distiller::new(taps, logits, store.builder().pp(PROJECTOR))?;
+    let distiller = match method.loss.is_rooted() {
+        true => distiller.with_root(arm.features)?,
+        false => distiller,
+    };
+    W::fit(distiller.with_logit_distance(distance), recipe)
+}
+
+/// One tap of an arm; `widths` are the two networks' by name.
+fn tap(
+    names: &TapNames,
+    widths: &[BTreeMap<String, usize>; 2],
+    stacked: usize,
+    arm: &ArmConfig,
+    method: &DistillConfig,
+    seed: u64,
+) -> Result<TapConfig> {
+    let named = |key: &str, own: bool, e: Error| {
+        let table = if own { "arm" } else { "distill" };
+        Error::Msg(format!("{table}.{key}: {}", crate::plain(&e)))
+    };
+    let student_width = width("student", &widths[0], &names.student)?;
+    let teacher_width = width("teacher", &widths[1], &names.teacher)?;
+    let map = method.map.parse().map_err(|e| named("map", arm.map.is_some(), e))?;
+    Ok(TapConfig {
+        student: names.student.clone(),
+        student_width,
+        teacher: names.teacher.clone(),
+        teacher_width,
+        projector: match arm.projector {
+            ProjectorKind::Orthogonal => {
+                ProjectorConfig::Orthogonal(OrthogonalConfig::new(map, seed))
+            }
+            ProjectorKind::OrthogonalAffine => {
+                ProjectorConfig::OrthogonalAffine(OrthogonalConfig::new(map, seed))
+            }
+            ProjectorKind::Linear => ProjectorConfig::Linear,
+            ProjectorKind::Mlp => {
+                ProjectorConfig::Mlp { hidden: arm.hidden.unwrap_or(teacher_width) }
+            }
+            ProjectorKind::AsPublished => ProjectorConfig::Published { seed },
+            ProjectorKind::None => ProjectorConfig::Identity,
+        },
+        student_normalizer: method
+            .student_normalizer
+            .parse()
+            .map_err(|e| named("student_normalizer", arm.student_normalizer.is_some(), e))?,
+        teacher_normalizer: method
+            .teacher_normalizer
+            .parse()
+            .map_err(|e| named("teacher_normalizer", arm.teacher_normalizer.is_some(), e))?,
+        loss: match method.loss {
+            LossKind::SmoothL1 => FeatureLoss::SmoothL1 { beta: method.beta },
+            LossKind::Mse => FeatureLoss::Mse,
+            LossKind::Spkd => FeatureLoss::Spkd,
+            LossKind::Pkt => FeatureLoss::Pkt,
+            LossKind::RkdDistance => FeatureLoss::RkdDistance,
+            LossKind::RkdAngle => FeatureLoss::RkdAngle,
+            LossKind::TokenMatching => FeatureLoss::TokenL2,
+        },
+        weight: match method.loss.is_rooted() {
+            // The arm's weight stands before the root.
+            true => names.weight * stacked as f64,
+            false => arm.features * names.weight,
+        },
+    })
 }

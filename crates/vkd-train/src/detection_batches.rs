@@ -73,6 +73,11 @@ impl DetectionBatches {
         Ok(Self { maker, ahead: (config.workers > 0).then(|| Prefetch::new(config.workers)) })
     }
 
+    /// Threads that make batches ahead of the step.
+    pub fn workers(&self) -> usize {
+        self.ahead.as_ref().map_or(0, Prefetch::workers)
+    }
+
     /// The batch of one step. Steps may be asked for in any order; the next one after the last is already being made.
     ///
     /// # Errors
@@ -114,7 +119,8 @@ pub fn plain_detection(
     indices: &[usize],
 ) -> Result<DetectionBatch> {
     let drawn = indices.iter().map(|index| (*index, 0)).collect();
-    collate(data, config, None, drawn, |(index, _)| boxes::plain(data.sample(index)?, config))
+    let resize = config.resize();
+    collate(data, config, None, drawn, |(index, _)| boxes::plain(data.sample(index)?, resize))
 }
 
 /// Makes each image, then one batch of them all.

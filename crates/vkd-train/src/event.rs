@@ -1,9 +1,12 @@
 //! What a run tells its observer, and the rows of `metrics.jsonl`.
 
-use crate::folder::{RunFolder, named};
+use crate::folder::{RunFolderOf, named};
 use crate::lock::Lock;
+use crate::workload::Workload;
 use candle_core::Result;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
@@ -37,16 +40,43 @@ pub enum EventKind {
         residual: Option<f64>,
     },
     /// A validation.
-    Validation {
-        /// Accuracy on the validation images.
-        validation_accuracy: f64,
-    },
+    Validation(Validation),
     /// Numbers about features and gradients that come with a validation.
     Geometry {
         /// By name: `rank.TAP` and `teacher_rank.TAP` (effective ranks), `cka.TAP`, `gradient.TERM` (length of the gradient of a
         /// weighted term, where `training.term_gradients` is set).
         geometry: BTreeMap<String, f64>,
     },
+}
+
+/// The score of a validation. In a row it is `validation_accuracy`, `validation_ap`, by its metric.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Validation {
+    /// `accuracy` or `ap`; more is better.
+    pub metric: String,
+    /// Its value on the validation images.
+    pub value: f64,
+}
+
+const VALIDATION: &str = "validation_";
+
+impl Serialize for Validation {
+    fn serialize<S: Serializer>(&self, out: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut map = out.serialize_map(Some(1))?;
+        map.serialize_entry(&format!("{VALIDATION}{}", self.metric), &self.value)?;
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Validation {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> std::result::Result<Self, D::Error> {
+        let map = BTreeMap::<String, f64>::deserialize(input)?;
+        let score = |(key, value): (String, f64)| {
+            let metric = key.strip_prefix(VALIDATION)?.to_owned();
+            Some(Self { metric, value })
+        };
+        map.into_iter().find_map(score).ok_or_else(|| D::Error::custom("expected validation_*"))
+    }
 }
 
 /// Where events go. An error ends the run.
@@ -63,8 +93,8 @@ pub(crate) struct EventLog<'a, 'b> {
 
 impl<'a, 'b> EventLog<'a, 'b> {
     /// Opens the log, rows of an earlier start included, and waits until it is nobody else's.
-    pub(crate) fn open(
-        run: &RunFolder,
+    pub(crate) fn open<W: Workload>(
+        run: &RunFolderOf<W>,
         name: &str,
         observer: &'a mut Observer<'b>,
     ) -> Result<Self> {

@@ -1,12 +1,13 @@
 //! What decides a result, and the hash that it is found by.
 
-use crate::data::Dataset;
 use crate::folder::named;
-use crate::recipe::{ArmConfig, DataKind, LogitLossKind, NEUTRAL, Recipe};
+use crate::recipe::{ArmConfig, LogitLossKind, NEUTRAL, PaddingKind, RecipeOf};
+use crate::workload::Workload;
 use candle_core::{Error, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// The settings that decide the result of an arm, and their hash: 16 hexadecimal digits of SHA-256.
 ///
@@ -17,19 +18,23 @@ use std::collections::BTreeMap;
 ///
 /// # Errors
 /// An unknown arm, or a teacher's file that can't be read.
-pub fn fingerprint(
-    recipe: &Recipe,
+pub fn fingerprint<W: Workload>(
+    recipe: &RecipeOf<W>,
     arm: &str,
-    data: &Dataset,
+    data: &W::Data,
 ) -> Result<(BTreeMap<String, Value>, String)> {
     let config = recipe.arm(arm)?;
     let mut settings = BTreeMap::new();
     let whole = serde_json::to_value(recipe).map_err(Error::wrap)?;
-    for table in ["task", "data", "student", "training"] {
+    for table in ["task", "data", "student", "training", "criterion"] {
         flatten(table, &whole[table], &mut settings);
     }
-    forget(&mut settings);
-    which(recipe, data, &mut settings);
+    forget::<W>(&mut settings);
+    W::identify(recipe, data, &mut settings);
+    if let Some(init) = &recipe.init {
+        flatten("init", &whole["init"], &mut settings);
+        settings.insert("init.checkpoint".to_owned(), file_hash(&init.checkpoint)?);
+    }
     settings.insert("arm.labels".to_owned(), json!(config.labels));
     if config.uses_teacher() {
         teacher(recipe, &whole, &mut settings)?;
@@ -43,64 +48,48 @@ pub fn fingerprint(
 ///
 /// # Errors
 /// A teacher's file that can't be read.
-pub fn teacher_fingerprint(recipe: &Recipe, data: &Dataset) -> Result<String> {
+pub fn teacher_fingerprint<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) -> Result<String> {
     let mut settings = BTreeMap::from([("seed".to_owned(), json!(recipe.seed))]);
     let whole = serde_json::to_value(recipe).map_err(Error::wrap)?;
     let training = recipe.training.of_teacher(&recipe.teacher);
     let training = serde_json::to_value(training).map_err(Error::wrap)?;
     flatten("data", &whole["data"], &mut settings);
     flatten("training", &training, &mut settings);
-    forget(&mut settings);
+    flatten("criterion", &whole["criterion"], &mut settings);
+    forget::<W>(&mut settings);
     // How many labels arms know, how often is validated, and how good a teacher must be, change none.
     settings.remove("data.labels");
     settings.remove("training.evaluate_every");
-    which(recipe, data, &mut settings);
+    W::identify(recipe, data, &mut settings);
     teacher(recipe, &whole, &mut settings)?;
     settings.remove("teacher.floor");
     hash(&settings)
 }
 
 /// Removes what decides nothing.
-fn forget(settings: &mut BTreeMap<String, Value>) {
-    NEUTRAL.into_iter().chain(["data.dir"]).for_each(|key| drop(settings.remove(key)));
-}
-
-/// Images whose pixels are looked at.
-const SAMPLED: usize = 64;
-
-/// Which data it is, wherever the files lie: the hash of all labels; of what comes from files also that of the classes' names and of
-/// some images, spread over all, since another set may have the same labels. What can't be read counts as that.
-fn which(recipe: &Recipe, data: &Dataset, settings: &mut BTreeMap<String, Value>) {
-    let mut labels = Sha256::new();
-    for index in 0..data.len() {
-        labels.update(format!("{},", data.label(index)));
-    }
-    settings.insert("data.hash".to_owned(), hex(labels).into());
-    if recipe.data.kind == DataKind::Digits {
-        return;
-    }
-    let mut images = Sha256::new();
-    data.class_names.iter().for_each(|name| images.update(format!("{name},")));
-    for index in (0..data.len()).step_by(data.len().div_ceil(SAMPLED).max(1)) {
-        match data.image(index) {
-            Ok(image) => images.update(image.pixels()),
-            Err(_) => images.update("unreadable"),
-        }
-    }
-    settings.insert("data.images".to_owned(), hex(images).into());
+fn forget<W: Workload>(settings: &mut BTreeMap<String, Value>) {
+    NEUTRAL.iter().chain(W::PATHS).for_each(|key| drop(settings.remove(*key)));
 }
 
 /// The teacher's settings; in place of the path to a file stands the file's hash.
-fn teacher(recipe: &Recipe, whole: &Value, settings: &mut BTreeMap<String, Value>) -> Result<()> {
+fn teacher<W: Workload>(
+    recipe: &RecipeOf<W>,
+    whole: &Value,
+    settings: &mut BTreeMap<String, Value>,
+) -> Result<()> {
     flatten("teacher", &whole["teacher"], settings);
-    forget(settings);
+    forget::<W>(settings);
     if let Some(path) = &recipe.teacher.checkpoint {
-        let path = &crate::hub::local(path)?;
-        let bytes = std::fs::read(path).map_err(|e| named(path, &e))?;
-        let hash = hex(Sha256::new_with_prefix(bytes));
-        settings.insert("teacher.checkpoint".to_owned(), hash.into());
+        settings.insert("teacher.checkpoint".to_owned(), file_hash(path)?);
     }
     Ok(())
+}
+
+/// The hash of a file, in place of its path.
+fn file_hash(path: &Path) -> Result<Value> {
+    let path = &crate::hub::local(path)?;
+    let bytes = std::fs::read(path).map_err(|e| named(path, &e))?;
+    Ok(hex(Sha256::new_with_prefix(bytes)).into())
 }
 
 fn hash(settings: &BTreeMap<String, Value>) -> Result<String> {
@@ -109,7 +98,11 @@ fn hash(settings: &BTreeMap<String, Value>) -> Result<String> {
 }
 
 /// The parts of the method that this arm uses.
-fn method(recipe: &Recipe, config: &ArmConfig, settings: &mut BTreeMap<String, Value>) {
+fn method<W: Workload>(
+    recipe: &RecipeOf<W>,
+    config: &ArmConfig,
+    settings: &mut BTreeMap<String, Value>,
+) {
     let method = config.method(&recipe.distill);
     let mut put = |key: &str, value: Value| settings.insert(key.to_owned(), value);
     if config.logits > 0. {
@@ -133,6 +126,9 @@ fn method(recipe: &Recipe, config: &ArmConfig, settings: &mut BTreeMap<String, V
         // As with every key: where it is not written it has its default.
         if let Some(taps) = json!(method).get("tap") {
             put("distill.tap", taps.clone());
+        }
+        if method.padding != PaddingKind::default() {
+            put("distill.padding", json!(method.padding));
         }
         put("distill.loss", json!(method.loss));
         put("distill.beta", json!(method.beta));
@@ -164,6 +160,7 @@ fn flatten(prefix: &str, value: &Value, out: &mut BTreeMap<String, Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Dataset, Recipe};
 
     const TINY: &str = include_str!("../tests/tiny.toml");
 

@@ -6,9 +6,10 @@ use crate::checkpoint;
 use crate::checkpoints::Checkpoints;
 use crate::event::Event;
 use crate::lock::{Lock, named_holder};
-use crate::recipe::{Recipe, TEACHER};
+use crate::recipe::{RecipeOf, TEACHER};
 use crate::report::{ArmReport, Report, TeacherReport};
 use crate::result::RunFacts;
+use crate::workload::{Classification, Workload};
 use candle_core::{Result, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -30,13 +31,16 @@ use vkd_models::{card_path, write_atomically};
 /// tensorboard/PART/         event files of each part; new ones are added, none is removed
 /// locks/PART                who trains this part, or was the last to
 /// ```
-pub struct RunFolder {
+pub struct RunFolderOf<W: Workload> {
     dir: PathBuf,
-    recipe: Recipe,
+    recipe: RecipeOf<W>,
     worker: Worker,
     /// While it lives nobody starts the run anew; only of who trains in the folder.
     _in_use: Option<Lock>,
 }
+
+/// A folder of classification.
+pub type RunFolder = RunFolderOf<Classification>;
 
 /// What a process that trains says of itself in the notes of its runs, and how it says that it has to wait.
 #[derive(Clone, Debug)]
@@ -60,7 +64,7 @@ const LOCKS: &str = "locks";
 /// The lock of the run as a whole. No part has this name: arms' are of letters, digits, `-` and `_`.
 const WHOLE: &str = ".run";
 
-impl RunFolder {
+impl<W: Workload> RunFolderOf<W> {
     /// Opens an existing run.
     ///
     /// # Errors
@@ -68,7 +72,7 @@ impl RunFolder {
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join("recipe.toml");
         let text = std::fs::read_to_string(&path).map_err(|e| named(&path, &e))?;
-        let recipe = Recipe::parse(&text, &path.display().to_string(), &[])?;
+        let recipe = RecipeOf::parse(&text, &path.display().to_string(), &[])?;
         Ok(Self { dir: dir.to_owned(), recipe, worker: Worker::default(), _in_use: None })
     }
 
@@ -82,7 +86,7 @@ impl RunFolder {
     }
 
     /// The run's recipe.
-    pub fn recipe(&self) -> &Recipe {
+    pub fn recipe(&self) -> &RecipeOf<W> {
         &self.recipe
     }
 
@@ -209,7 +213,7 @@ impl RunFolder {
         }
         let report = Report {
             schema: 1,
-            task: "classification".to_owned(),
+            task: W::KIND.name().to_owned(),
             recipe: self.recipe.name.clone(),
             dataset: dataset.to_owned(),
             seed: self.recipe.seed,

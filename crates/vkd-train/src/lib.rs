@@ -50,6 +50,7 @@ mod score;
 mod state;
 mod tensorboard;
 mod trainer;
+mod workload;
 
 pub use audit::gradient_audit;
 pub use augment::resize;
@@ -61,17 +62,18 @@ pub use data::{
     Annotation, Counts, Dataset, DetectionDataset, Image, write_image_folder, write_scenes,
 };
 pub use detection_batches::{DetectionBatches, plain_detection};
-pub use event::{Event, EventKind, Observer};
+pub use event::{Event, EventKind, Observer, Validation};
 pub use fingerprint::{fingerprint, teacher_fingerprint};
-pub use folder::{RunFolder, Worker};
+pub use folder::{RunFolder, RunFolderOf, Worker};
 pub use networks::{STUDENT_TAP, TEACHER_TAP, network};
 pub use plan::{ArmPlan, Plan, plan};
 pub use recipe::{
-    ArmConfig, AugmentConfig, BoxAugmentConfig, BoxCropConfig, CacheConfig, CocoConfig,
-    ComputeKind, CropConfig, DataConfig, DataKind, DetectionDataConfig, DetectionSource,
-    DistillConfig, EraseWith, LabelBudget, LogitLossKind, LossKind, OnCorrupt, OptimizerKind,
-    Outside, ProjectorKind, RandAugmentConfig, Recipe, ScenesConfig, ScheduleKind, TapNames,
-    TaskKind, TeacherConfig, TrainingConfig, ValidationPart,
+    AnyRecipe, ArmConfig, AugmentConfig, BoxAugmentConfig, BoxCriterionConfig, BoxCropConfig,
+    CacheConfig, CocoConfig, ComputeKind, CropConfig, DataConfig, DataKind, DetectionDataConfig,
+    DetectionRecipe, DetectionSource, DistillConfig, EraseWith, InitConfig, LabelBudget,
+    LogitLossKind, LossKind, OnCorrupt, OptimizerKind, Outside, PaddingKind, ProjectorKind,
+    RandAugmentConfig, Recipe, RecipeOf, ScenesConfig, ScheduleKind, TapNames, TaskKind,
+    TeacherConfig, TrainingConfig, ValidationPart,
 };
 pub use report::{ArmReport, Report, TeacherReport};
 pub use result::{ArmResult, RunFacts};
@@ -80,6 +82,10 @@ pub use score::evaluate_student;
 pub use tensorboard::{TensorBoard, csv, scalars};
 pub use trainer::{Outcome, TrainerConfig, decays, train};
 pub use vkd_models::plain;
+pub use workload::{
+    Classification, Detection, Finish, NoSettings, Part, Samples, Scores, Settings, Stream,
+    Workload, evaluate_detector,
+};
 
 /// The snippets of the README, as tests.
 #[cfg(doctest)]

@@ -4,9 +4,17 @@
 
 use crate::recipe::ComputeKind;
 use candle_core::{DType, Result, Tensor, bail};
-use vkd_models::{Model, ModelConfig};
+use candle_nn::VarBuilder;
+use std::collections::BTreeMap;
+use vkd_models::{
+    DenseOutput, Detector, DetectorArchitecture, DetectorConfig, DetectorStudent, Model,
+    ModelConfig, QueryOutput,
+};
 use vkd_nn::{Context, VarStore};
-use vkd_tasks::{FeatureMap, Layout, Network, NetworkOutput};
+use vkd_tasks::{
+    DenseLevel, DetectorOutput, FeatureMap, Layout, Network, NetworkOutput, Predictions,
+    QueryPredictions, Taps,
+};
 
 /// The patch tokens of a transformer: the usual student's tap.
 pub const STUDENT_TAP: &str = "tokens";
@@ -75,4 +83,98 @@ fn single(mut output: NetworkOutput) -> Result<NetworkOutput> {
     let other = output.distillation_logits.map(|logits| logits.to_dtype(DType::F32));
     output.distillation_logits = other.transpose()?;
     Ok(output)
+}
+
+/// A detector of `config` with all its taps, its variables under `vb`.
+///
+/// A grid's padding is that of the pixel its place stands for.
+pub(crate) fn detector(
+    config: &DetectorConfig,
+    vb: VarBuilder,
+) -> Result<impl Fn(&Tensor, &Tensor, &Context) -> Result<DetectorOutput> + use<>> {
+    let (model, strides) = (config.build(vb)?, strides(config));
+    Ok(move |images: &Tensor, padding: &Tensor, ctx: &Context| {
+        output(model.as_ref(), &strides, images, padding, ctx)
+    })
+}
+
+/// The same of a saved one.
+pub(crate) fn saved_detector(
+    student: &DetectorStudent,
+) -> impl Fn(&Tensor, &Tensor, &Context) -> Result<DetectorOutput> {
+    let strides = strides(&student.card.model);
+    move |images: &Tensor, padding: &Tensor, ctx: &Context| {
+        output(student.network().as_ref(), &strides, images, padding, ctx)
+    }
+}
+
+/// Stride of each tap of a dense detector; one with queries knows its own padding.
+fn strides(config: &DetectorConfig) -> BTreeMap<String, usize> {
+    match &config.architecture {
+        DetectorArchitecture::Fcos(c) => {
+            c.taps().into_iter().map(|(name, shape)| (name, shape.stride)).collect()
+        }
+        DetectorArchitecture::Vidt(_) => BTreeMap::new(),
+    }
+}
+
+fn output(
+    model: &dyn Detector,
+    strides: &BTreeMap<String, usize>,
+    images: &Tensor,
+    padding: &Tensor,
+    ctx: &Context,
+) -> Result<DetectorOutput> {
+    match model.forward(images, Some(padding), ctx)? {
+        vkd_models::DetectorOutput::Dense(found) => dense(found, strides, padding),
+        vkd_models::DetectorOutput::Queries(found) => queries(found),
+    }
+}
+
+fn dense(
+    found: DenseOutput,
+    strides: &BTreeMap<String, usize>,
+    padding: &Tensor,
+) -> Result<DetectorOutput> {
+    let level = |level: vkd_models::DenseLevel| DenseLevel {
+        logits: level.logits,
+        distances: level.distances,
+        centerness: level.centerness,
+        stride: level.stride,
+    };
+    let mut taps = Taps::new();
+    for (name, grid) in found.taps {
+        let Some(stride) = strides.get(&name) else {
+            bail!("tap {name}: expected a grid of known stride, got none")
+        };
+        let (_, _, height, width) = grid.dims4()?;
+        let mask = sampled(&sampled(padding, 1, height, *stride)?, 2, width, *stride)?;
+        taps.insert(name, FeatureMap::new(grid, Layout::Grid)?.with_padding(mask)?);
+    }
+    let levels = found.levels.into_iter().map(level).collect();
+    Ok(DetectorOutput { predictions: Predictions::Dense(levels), taps })
+}
+
+/// Along `axis` the entries at the middles of `count` places of `stride` pixels; beyond the end the last one.
+fn sampled(mask: &Tensor, axis: usize, count: usize, stride: usize) -> Result<Tensor> {
+    let last = mask.dim(axis)?.saturating_sub(1);
+    let at: Vec<u32> = (0..count).map(|i| (i * stride + stride / 2).min(last) as u32).collect();
+    mask.contiguous()?.index_select(&Tensor::from_vec(at, count, mask.device())?, axis)
+}
+
+fn queries(found: QueryOutput) -> Result<DetectorOutput> {
+    let mut taps = Taps::new();
+    for (name, features) in found.taps {
+        let map = match (found.masks.get(&name), features.rank()) {
+            (Some(mask), _) => {
+                FeatureMap::new(features, Layout::Grid)?.with_padding(mask.clone())?
+            }
+            (None, 4) => FeatureMap::new(features, Layout::Queries)?,
+            (None, _) => FeatureMap::new(features, Layout::Tokens)?,
+        };
+        taps.insert(name, map);
+    }
+    let predictions =
+        Predictions::Queries(QueryPredictions { logits: found.logits, boxes: found.boxes });
+    Ok(DetectorOutput { predictions, taps })
 }

@@ -1,18 +1,18 @@
 //! What a recipe asks for, found without training: every arm is built and takes one small step in memory.
 
-use crate::audit::gradient_audit;
-use crate::build::{
-    batches, distiller, fresh_teacher, frozen_teacher, given_teacher, model, student_network,
-    term_weights,
-};
-use crate::cache::{self, CachePlan};
-use crate::data::Dataset;
-use crate::recipe::{ComputeKind, Recipe};
+use crate::audit::FirstSteps;
+use crate::build::{distiller, fresh_teacher, given_teacher, start_student, term_weights};
+use crate::cache::CachePlan;
+use crate::recipe::{ComputeKind, RecipeOf};
+use crate::workload::{Part, Stream, Workload};
 use candle_core::{DType, Device, Error, Result};
 use std::collections::BTreeMap;
 use std::time::Instant;
 use vkd_nn::{Context, VarStore};
-use vkd_tasks::{Batch, ClassificationTask, DistillTask, Teacher};
+use vkd_tasks::{DistillTask, Phase};
+
+/// How far the audit moves every value: enough to leave a zero.
+const NUDGE: f64 = 1e-3;
 
 /// Images of the trial step, at most.
 const TRIAL: usize = 8;
@@ -24,10 +24,10 @@ pub struct Plan {
     pub teacher_parameters: usize,
     /// Bytes of its weights as its students ask it, in `teacher.compute`.
     pub teacher_bytes: usize,
-    /// Multiply-adds of the teacher for one image.
-    pub teacher_multiply_adds: usize,
-    /// Multiply-adds of the student for one image.
-    pub student_multiply_adds: usize,
+    /// Multiply-adds of the teacher for one image, where they are counted.
+    pub teacher_multiply_adds: Option<usize>,
+    /// Multiply-adds of the student for one image, where they are counted.
+    pub student_multiply_adds: Option<usize>,
     /// The arms in the recipe's order.
     pub arms: Vec<ArmPlan>,
     /// Images of a trial step.
@@ -66,7 +66,7 @@ pub struct ArmPlan {
 /// # Errors
 /// What [`check`](crate::check) refuses, sizes of the two networks that don't fit, a loss that can't be computed or is not
 /// finite, or a variable that would not learn.
-pub fn plan(recipe: &Recipe, data: &Dataset) -> Result<Plan> {
+pub fn plan<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) -> Result<Plan> {
     crate::check(recipe, data)?;
     let trial = TRIAL.min(recipe.training.batch);
     let (mut arms, mut teacher_parameters, mut teacher_bytes) = (Vec::new(), 0, 0);
@@ -78,61 +78,60 @@ pub fn plan(recipe: &Recipe, data: &Dataset) -> Result<Plan> {
         teacher_parameters = store.parameter_count();
         let values: usize = store.tensors().values().map(|t| t.elem_count()).sum();
         teacher_bytes = values * recipe.teacher.compute.dtype().size_in_bytes();
-        let teacher = frozen_teacher(recipe, data, &store)?;
+        let teacher = W::teacher(recipe, data, &store)?;
         let named = |e: Error| Error::Msg(format!("arm {name}: {}", crate::plain(&e)));
-        arms.push(arm(recipe, data, name, Teacher::new(teacher), trial).map_err(named)?);
+        arms.push(arm::<W>(recipe, data, name, teacher, trial).map_err(named)?);
     }
     Ok(Plan {
         teacher_parameters,
         teacher_bytes,
-        teacher_multiply_adds: model(&recipe.teacher.model, data).cost()?.multiply_adds,
-        student_multiply_adds: model(&recipe.student, data).cost()?.multiply_adds,
+        teacher_multiply_adds: W::multiply_adds(recipe, &recipe.teacher.model, data)?,
+        student_multiply_adds: W::multiply_adds(recipe, &recipe.student, data)?,
         arms,
         trial_images: trial,
-        cache: cache::plan(recipe, data)?,
+        cache: W::cache_plan(recipe, data)?,
     })
 }
 
-fn arm(
-    recipe: &Recipe,
-    data: &Dataset,
+fn arm<W: Workload>(
+    recipe: &RecipeOf<W>,
+    data: &W::Data,
     name: &str,
-    teacher: Teacher,
+    teacher: W::Teacher,
     trial: usize,
 ) -> Result<ArmPlan> {
     let config = recipe.arm(name)?;
     let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
-    let student = student_network(recipe, data, &store)?;
+    // Built twice, as only the first holds the student alone: variables are found again by their names.
+    W::student_task(recipe, data, &store, None)?;
+    start_student(recipe, &store)?;
     let student_parameters = store.parameter_count();
     let distillation = match config.uses_teacher() {
         true => Some((teacher, distiller(recipe, config, data, &store)?)),
         false => None,
     };
-    let task = ClassificationTask::new(student, distillation, recipe.training.smoothing)?;
-    let (mut batches, labels) = batches(recipe, config, data)?;
-    let batch = batches.get(0)?;
-    let batch = Batch {
-        images: batch.images.narrow(0, 0, trial)?,
-        labels: batch.labels.narrow(0, 0, batch.labels.dim(0)?.min(trial))?,
-        sample_ids: batch.sample_ids.iter().take(trial).copied().collect(),
-    };
-    task.check(&batch.images)?;
+    let task = W::student_task(recipe, data, &store, distillation)?;
+    let (mut batches, labels) = W::batches(recipe, data, Part::Arm(config))?;
+    let batch = W::first(&batches.get(0)?, trial)?;
+    W::check_task(&task, recipe, data)?;
     let (mut loss, mut fastest) = (0., f64::INFINITY);
     // The first time pays for thread pools and first pages; where a step is short it is taken again.
     for _ in 0..3 {
         let started = Instant::now();
         loss = 0.;
         for phase in task.phases() {
-            let ctx = Context::train(recipe.seed, 0, batch.sample_ids.clone());
+            let ctx = Context::train(recipe.seed, 0, W::Task::sample_ids(&batch));
             let output = task.step(&batch, phase, &ctx)?;
-            let grads = output.loss.backward()?;
+            output.loss.backward()?;
             loss += output.loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-            gradient_audit(&store.parameters(), &grads)?;
         }
         fastest = fastest.min(started.elapsed().as_secs_f64());
         if fastest > 0.5 {
             break;
         }
+    }
+    for phase in task.phases() {
+        audit::<W>(&task, &store, phase, recipe.seed, &batch)?;
     }
     if !loss.is_finite() {
         return Err(Error::Msg(format!("expected a finite loss at the first step, got {loss}")));
@@ -156,9 +155,37 @@ fn arm(
     })
 }
 
+/// The gradient audit of a phase's first steps, each moving every value a little downhill.
+fn audit<W: Workload>(
+    task: &W::Task,
+    store: &VarStore,
+    phase: &Phase,
+    seed: u64,
+    batch: &<W::Task as DistillTask>::Batch,
+) -> Result<()> {
+    let all = store.parameters().into_iter();
+    let parameters: Vec<_> = all.filter(|(name, _)| name.starts_with(phase.prefix)).collect();
+    let mut audit = FirstSteps::default();
+    for step in 0.. {
+        if !audit.wants(step) {
+            break;
+        }
+        let ctx = Context::train(seed, step, W::Task::sample_ids(batch));
+        let grads = task.step(batch, phase, &ctx)?.loss.backward()?;
+        audit.look(&parameters, &grads, false)?;
+        for (_, var) in &parameters {
+            if let Some(grad) = grads.get(var) {
+                var.set(&(var.as_tensor() - (grad.sign()? * NUDGE)?)?.detach())?;
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Dataset, Recipe};
 
     #[test]
     fn an_arm_is_built_and_steps_once() -> Result<()> {

@@ -1,40 +1,32 @@
 //! What a validation logs beside the accuracy: how the features lie, and how hard each loss term pulls.
 
-use crate::batches::{Batches, readable_images};
-use crate::data::Dataset;
-use crate::score::EVALUATION_BATCH;
+use crate::recipe::RecipeOf;
+use crate::workload::{Stream, Workload};
 use candle_core::{DType, Result};
 use std::collections::{BTreeMap, HashMap};
 use vkd_nn::{Context, VarStore};
-use vkd_tasks::{ClassificationTask, DistillTask};
+use vkd_tasks::DistillTask;
 
 /// Measures; changes nothing and draws nothing, so a run with it has the bits of one without.
-pub(crate) struct Probe<'a> {
-    pub(crate) task: &'a ClassificationTask,
-    pub(crate) data: &'a Dataset,
+pub(crate) struct Probe<'a, W: Workload> {
+    pub(crate) task: &'a W::Task,
+    pub(crate) recipe: &'a RecipeOf<W>,
+    pub(crate) data: &'a W::Data,
     pub(crate) store: &'a VarStore,
-    pub(crate) seed: u64,
-    /// Batches a step.
-    pub(crate) accumulate: u64,
     /// The batches again, where the terms' gradients are wanted.
-    pub(crate) batches: Option<Batches>,
+    pub(crate) batches: Option<W::Batches>,
 }
 
-impl Probe<'_> {
+impl<W: Workload> Probe<'_, W> {
     /// The numbers after `done` updates; empty for a task without a tap.
     pub(crate) fn measure(&mut self, done: u64) -> Result<BTreeMap<String, f64>> {
-        let images = &self.data.validation[..self.data.validation.len().min(EVALUATION_BATCH)];
-        let mut found = BTreeMap::new();
-        // Two images at least: one alone has no rank.
-        if images.len() > 1 {
-            let (images, _) = readable_images(self.data, images, self.data.preprocessing())?;
-            found.extend(self.task.geometry(&images)?);
-        }
+        let geometry = W::geometry(self.task, self.recipe, self.data)?;
+        let mut found: BTreeMap<String, f64> = geometry.into_iter().collect();
         if let Some(batches) = &mut self.batches {
             // The last batch that the step before the validation was made of.
-            let step = (done * self.accumulate).saturating_sub(1);
+            let step = (done * self.recipe.training.accumulate).saturating_sub(1);
             let batch = batches.get(step)?;
-            let ctx = Context::train(self.seed, step, batch.sample_ids.clone());
+            let ctx = Context::train(self.recipe.seed, step, W::Task::sample_ids(&batch));
             // A pass in training moves running statistics; they go back to where they were.
             let mut before = HashMap::new();
             for (name, tensor) in self.store.tensors() {

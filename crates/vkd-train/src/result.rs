@@ -4,11 +4,11 @@
 //! machine, folder or other arms they ran beside; so a grid of arms and seeds can be built over days, and its files can be
 //! kept under version control. Changing code is not seen: each file names the version and the commit it was made with.
 
-use crate::data::Dataset;
 use crate::event::{Event, EventKind};
 use crate::fingerprint::{fingerprint, hex};
-use crate::folder::{RunFolder, named};
+use crate::folder::{RunFolderOf, named};
 use crate::report::{ArmReport, Report, TeacherReport};
+use crate::workload::{Samples, Workload};
 use candle_core::{Error, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ pub struct ArmResult {
     pub arm: ArmReport,
     /// Its teacher.
     pub teacher: TeacherReport,
-    /// `(step, validation accuracy)`.
+    /// `(step, validation score)`: accuracy, or AP of detection.
     pub curve: Vec<(u64, f64)>,
     /// Each loss term before weighting, at the last step.
     pub losses: BTreeMap<String, f64>,
@@ -77,7 +77,11 @@ fn is_zero(n: &usize) -> bool {
 
 impl RunFacts {
     /// How this process trains an arm of `run` that goes on where `earlier` stopped, or begins.
-    pub(crate) fn begun(run: &RunFolder, loader_threads: usize, earlier: Option<Self>) -> Self {
+    pub(crate) fn begun<W: Workload>(
+        run: &RunFolderOf<W>,
+        loader_threads: usize,
+        earlier: Option<Self>,
+    ) -> Self {
         let (training, worker) = (&run.recipe().training, run.worker());
         let (version, commit) = earlier.map(|e| (e.version, e.commit)).unwrap_or_default();
         let version = in_turn(Some(version).filter(|v| !v.is_empty()), env!("CARGO_PKG_VERSION"));
@@ -111,7 +115,7 @@ impl ArmResult {
     ///
     /// # Errors
     /// An arm or a teacher that is not finished, or a log that can't be read.
-    pub fn gather(run: &RunFolder, data: &Dataset, arm: &str) -> Result<Self> {
+    pub fn gather<W: Workload>(run: &RunFolderOf<W>, data: &W::Data, arm: &str) -> Result<Self> {
         let recipe = run.recipe();
         let (Some(report), Some(teacher)) = (run.arm_report(arm)?, run.teacher_report()?) else {
             bail!("{}: expected arm {arm} and the teacher finished", run.dir().display())
@@ -119,9 +123,9 @@ impl ArmResult {
         let (settings, fingerprint) = fingerprint(recipe, arm, data)?;
         let mut result = Self {
             schema: 2,
-            task: "classification".to_owned(),
+            task: W::KIND.name().to_owned(),
             recipe: recipe.name.clone(),
-            dataset: data.name.clone(),
+            dataset: data.name().to_owned(),
             seed: recipe.seed,
             fingerprint,
             arm: report,
@@ -134,9 +138,7 @@ impl ArmResult {
         };
         for event in run.part_events(arm)? {
             match event.kind {
-                EventKind::Validation { validation_accuracy } => {
-                    result.curve.push((event.step, validation_accuracy));
-                }
+                EventKind::Validation(score) => result.curve.push((event.step, score.value)),
                 EventKind::Geometry { geometry } => result.geometry = geometry,
                 EventKind::Step { terms, .. } => result.losses = terms,
             }
@@ -242,7 +244,7 @@ impl ArmResult {
     }
 }
 
-impl RunFolder {
+impl<W: Workload> RunFolderOf<W> {
     /// The events of one part so far, its last unfinished line left out; none where it has not begun or was loaded.
     ///
     /// # Errors
@@ -266,7 +268,7 @@ impl RunFolder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Recipe, Worker};
+    use crate::{Dataset, Recipe, RunFolder, Worker};
 
     const TINY: &str = include_str!("../tests/tiny.toml");
 

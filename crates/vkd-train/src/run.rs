@@ -1,38 +1,28 @@
 //! One run: its teacher and its arms.
 
-use crate::batches::Batches;
-use crate::build::{
-    STUDENT, batches, distiller, fresh_teacher, frozen_teacher, given_teacher, model, student_card,
-    student_network, term_weights,
-};
-use crate::cache::{self, Answers, remembering};
+use crate::build::{STUDENT, distiller, fresh_teacher, given_teacher, start_student, term_weights};
 use crate::checkpoint;
 use crate::checkpoints::{Checkpoints, Saved};
-use crate::data::Dataset;
 use crate::event::{Event, EventKind, EventLog, Observer};
-use crate::folder::{RunFolder, named};
-use crate::networks::training_network;
+use crate::folder::{RunFolderOf, named};
 use crate::probe::Probe;
 use crate::recipe::TEACHER;
 use crate::report::{ArmReport, TeacherReport};
 use crate::result::RunFacts;
-use crate::score::{score, scores};
 use crate::trainer::{TrainerConfig, train};
+use crate::workload::{Part, Stream, Workload};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use vkd_models::Student;
-use vkd_nn::{Context, VarStore};
-use vkd_tasks::{ClassificationTask, Network, Teacher};
+use vkd_nn::VarStore;
 
 /// Trains the teacher, or takes the one that the folder or the recipe holds, scores it and checks its floor. A training
 /// that was stopped goes on from its newest checkpoint.
 ///
 /// # Errors
-/// A validation accuracy below `teacher.floor`, a checkpoint that does not fit, and whatever training refuses.
-pub fn train_teacher(
-    run: &RunFolder,
-    data: &Dataset,
+/// A validation score below `teacher.floor`, a checkpoint that does not fit, and whatever training refuses.
+pub fn train_teacher<W: Workload>(
+    run: &RunFolderOf<W>,
+    data: &W::Data,
     observer: &mut Observer,
 ) -> Result<TeacherReport> {
     let config = &run.recipe().teacher;
@@ -52,19 +42,25 @@ pub fn train_teacher(
     };
     // Written whole; the states on the way there have no further use.
     run.remove_checkpoints(TEACHER)?;
-    let got = report.metrics.get("validation_accuracy").copied().unwrap_or(f64::NAN);
+    let score = format!("validation_{}", W::METRIC);
+    let got = report.metrics.get(&score).copied().unwrap_or(f64::NAN);
     // Negated so that NaN stops the run.
     if !(got >= config.floor) {
         bail!(
-            "teacher: expected a validation accuracy of at least {} (teacher.floor), got {got:.4}; a student can't learn \
+            "teacher: expected a validation {} of at least {} (teacher.floor), got {got:.4}; a student can't learn \
              from a teacher that has not learnt",
+            W::METRIC,
             config.floor
         )
     }
     Ok(report)
 }
 
-fn fit_teacher(run: &RunFolder, data: &Dataset, observer: &mut Observer) -> Result<TeacherReport> {
+fn fit_teacher<W: Workload>(
+    run: &RunFolderOf<W>,
+    data: &W::Data,
+    observer: &mut Observer,
+) -> Result<TeacherReport> {
     let mut log = EventLog::open(run, TEACHER, observer)?;
     // Finished while this one waited for the log.
     if let Some(report) = run.teacher_report()? {
@@ -72,16 +68,19 @@ fn fit_teacher(run: &RunFolder, data: &Dataset, observer: &mut Observer) -> Resu
     }
     let recipe = run.recipe();
     let (store, config) = (fresh_teacher(recipe, data)?, &recipe.teacher);
-    let network = training_network(model(&config.model, data), config.compute, &store, None)?;
-    let task = ClassificationTask::new(network, None, config.smoothing)?;
-    let mut batches =
-        Batches::new(data, data.train.clone(), config.batch, 0, &recipe.data, recipe.seed)?;
+    let task = W::teacher_task(recipe, data, &store)?;
+    let (mut batches, _) = W::batches(recipe, data, Part::Teacher)?;
     let training = &recipe.training.of_teacher(config);
     let (checkpoints, newest) = take_up(run, TEACHER, &mut log)?;
-    let trainer =
-        TrainerConfig { arm: TEACHER, seed: recipe.seed, training, checkpoints: &checkpoints };
+    let trainer = TrainerConfig {
+        arm: TEACHER,
+        seed: recipe.seed,
+        metric: W::METRIC,
+        training,
+        checkpoints: &checkpoints,
+    };
     let batch = |number| batches.get(number);
-    let validate = || score(|images| task.evaluate(images), data, &data.validation);
+    let validate = || W::validate(&task, recipe, data);
     let log = &mut |e: &Event| log.write(e);
     let outcome = train(&task, &store, &trainer, newest.as_ref(), batch, validate, log)?;
     keep_teacher(run, data, &store, outcome.seconds)
@@ -89,8 +88,8 @@ fn fit_teacher(run: &RunFolder, data: &Dataset, observer: &mut Observer) -> Resu
 
 /// The checkpoints of a part and the newest that can be read, with the log cut back to it. Needs the log, which nobody else
 /// has at the same time.
-fn take_up(
-    run: &RunFolder,
+fn take_up<W: Workload>(
+    run: &RunFolderOf<W>,
     name: &str,
     log: &mut EventLog,
 ) -> Result<(Checkpoints, Option<Saved>)> {
@@ -106,28 +105,26 @@ fn take_up(
 }
 
 /// Scores a teacher as its students will ask it, and writes it with its report.
-fn keep_teacher(
-    run: &RunFolder,
-    data: &Dataset,
+fn keep_teacher<W: Workload>(
+    run: &RunFolderOf<W>,
+    data: &W::Data,
     store: &VarStore,
     seconds: f64,
 ) -> Result<TeacherReport> {
-    let teacher = frozen_teacher(run.recipe(), data, store)?;
-    let metrics = scores(|images| teacher.forward(images, &Context::eval()), data)?;
+    let teacher = W::teacher(run.recipe(), data, store)?;
+    let metrics = W::teacher_scores(&teacher, run.recipe(), data)?;
     let report = TeacherReport { metrics, parameters: store.parameter_count(), seconds };
     let note = serde_json::to_value(&report).map_err(candle_core::Error::wrap)?;
     checkpoint::save(&run.teacher_path(), &store.tensors(), &note)?;
     Ok(report)
 }
 
-/// The teacher that the students ask, and what it remembers.
-fn load_teacher(run: &RunFolder, data: &Dataset) -> Result<(Teacher, Option<Arc<Answers>>)> {
+/// What the folder holds of the teacher.
+fn load_teacher<W: Workload>(run: &RunFolderOf<W>, data: &W::Data) -> Result<VarStore> {
     let (tensors, _) = checkpoint::load(&run.teacher_path())?;
     let store = fresh_teacher(run.recipe(), data)?;
     store.load(&tensors)?;
-    let answers = cache::open(run, data, &store)?;
-    let network = frozen_teacher(run.recipe(), data, &store)?;
-    Ok((Teacher::new(remembering(network, answers.clone())), answers))
+    Ok(store)
 }
 
 /// Trains one arm and writes its student, or takes the result that the folder holds. A training that was stopped goes on
@@ -135,9 +132,9 @@ fn load_teacher(run: &RunFolder, data: &Dataset) -> Result<(Teacher, Option<Arc<
 ///
 /// # Errors
 /// An arm without a table, sizes that don't fit, a missing teacher, and whatever training refuses.
-pub fn train_arm(
-    run: &RunFolder,
-    data: &Dataset,
+pub fn train_arm<W: Workload>(
+    run: &RunFolderOf<W>,
+    data: &W::Data,
     name: &str,
     observer: &mut Observer,
 ) -> Result<ArmReport> {
@@ -154,41 +151,38 @@ pub fn train_arm(
     let recipe = run.recipe();
     let (arm, training) = (recipe.arm(name)?, &recipe.training);
     let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
-    let card = student_card(recipe, data);
-    let student = student_network(recipe, data, &store)?;
-    let (distillation, answers) = match arm.uses_teacher() {
+    let (distillation, finish) = match arm.uses_teacher() {
         true => {
-            let (teacher, answers) = load_teacher(run, data)?;
-            (Some((teacher, distiller(recipe, arm, data, &store)?)), answers)
+            let (teacher, finish) = W::remembering_teacher(run, data, &load_teacher(run, data)?)?;
+            (Some((teacher, distiller(recipe, arm, data, &store)?)), finish)
         }
         false => (None, None),
     };
-    let task = ClassificationTask::new(student, distillation, training.smoothing)?;
-    task.check(&data.blank()?)?;
-    let (mut batches, labels) = batches(recipe, arm, data)?;
+    let task = W::student_task(recipe, data, &store, distillation)?;
+    start_student(recipe, &store)?;
+    W::check_task(&task, recipe, data)?;
+    let (mut batches, labels) = W::batches(recipe, data, Part::Arm(arm))?;
     let (checkpoints, newest) = take_up(run, name, &mut log)?;
     // Before any result, so that none is ever taken for another program's.
     let earlier = if newest.is_some() { run.facts(name)? } else { None };
     run.write_facts(name, &RunFacts::begun(run, batches.workers(), earlier))?;
-    let trainer =
-        TrainerConfig { arm: name, seed: recipe.seed, training, checkpoints: &checkpoints };
+    let trainer = TrainerConfig {
+        arm: name,
+        seed: recipe.seed,
+        metric: W::METRIC,
+        training,
+        checkpoints: &checkpoints,
+    };
     let batch = |number| batches.get(number);
-    let validate = || score(|images| task.evaluate(images), data, &data.validation);
+    let validate = || W::validate(&task, recipe, data);
     let again = match training.term_gradients {
-        true => Some(self::batches(recipe, arm, data)?.0),
+        true => Some(W::batches(recipe, data, Part::Arm(arm))?.0),
         false => None,
     };
-    let mut probe = Probe {
-        task: &task,
-        data,
-        store: &store,
-        seed: recipe.seed,
-        accumulate: training.accumulate,
-        batches: again,
-    };
+    let mut probe = Probe::<W> { task: &task, recipe, data, store: &store, batches: again };
     let observe = &mut |event: &Event| {
         log.write(event)?;
-        if let EventKind::Validation { .. } = event.kind {
+        if let EventKind::Validation(_) = event.kind {
             let geometry = probe.measure(event.step)?;
             if !geometry.is_empty() {
                 let kind = EventKind::Geometry { geometry };
@@ -198,19 +192,21 @@ pub fn train_arm(
         Ok(())
     };
     let outcome = train(&task, &store, &trainer, newest.as_ref(), batch, validate, observe)?;
-    answers.iter().try_for_each(|answers| answers.flush())?;
+    if let Some(finish) = finish {
+        finish()?;
+    }
     let prefix = format!("{STUDENT}.");
     let tensors: BTreeMap<_, _> = store
         .tensors()
         .into_iter()
         .filter_map(|(n, t)| Some((n.strip_prefix(&prefix)?.to_owned(), t)))
         .collect();
-    Student::save(&run.arm_path(name, "student.safetensors"), &card, &tensors)?;
+    W::save(&run.arm_path(name, "student.safetensors"), recipe, data, &tensors)?;
     let report = ArmReport {
         name: name.to_owned(),
         terms: term_weights(recipe, arm),
         labels,
-        metrics: scores(|images| task.evaluate(images), data)?,
+        metrics: W::scores(&task, recipe, data)?,
         projector_residual_max: outcome.residual,
         parameters: tensors.values().map(Tensor::elem_count).sum(),
         seconds: outcome.seconds,

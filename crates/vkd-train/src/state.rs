@@ -1,5 +1,6 @@
 //! What a training carries from step to step, and its one form on disk.
 
+use crate::audit::FirstSteps;
 use crate::checkpoints::Saved;
 use crate::optimizer::{AnyOptimizer, optimizer};
 use crate::recipe::TrainingConfig;
@@ -20,6 +21,7 @@ const BEST: &str = "best_validation";
 pub(crate) struct PhaseState {
     pub(crate) phase: Phase,
     pub(crate) parameters: Vec<(String, Var)>,
+    pub(crate) audit: FirstSteps,
     pub(crate) optimizer: Box<dyn AnyOptimizer>,
 }
 
@@ -49,7 +51,12 @@ impl State {
                 .filter(|(name, _)| name.starts_with(phase.prefix))
                 .collect();
             let optimizer = optimizer(training, parameters.clone())?;
-            Ok(PhaseState { phase: phase.clone(), parameters, optimizer })
+            Ok(PhaseState {
+                phase: phase.clone(),
+                parameters,
+                audit: FirstSteps::default(),
+                optimizer,
+            })
         };
         let ema = training.ema_decay.map(|decay| Ema::new(store, decay, true)).transpose()?;
         Ok(Self {

@@ -5,7 +5,7 @@
 //! (string, first record), 5 summary, 7 session log. A summary holds values, field 1, of 1 tag (string) and 2 number (float).
 //! TensorFlow's `record_writer` and `event.proto` define both.
 
-use crate::event::{Event, EventKind};
+use crate::event::{Event, EventKind, Validation};
 use crate::folder::named;
 use candle_core::Result;
 use std::fs::File;
@@ -87,8 +87,8 @@ pub fn scalars(kind: &EventKind) -> Vec<(String, f64)> {
             all.extend(residual.map(|r| ("geometry/residual".to_owned(), r)));
             all
         }
-        EventKind::Validation { validation_accuracy } => {
-            vec![("accuracy/validation".to_owned(), *validation_accuracy)]
+        EventKind::Validation(Validation { metric, value }) => {
+            vec![(format!("{metric}/validation"), *value)]
         }
         EventKind::Geometry { geometry } => {
             geometry.iter().map(|(name, value)| (format!("geometry/{name}"), *value)).collect()

@@ -1,8 +1,7 @@
 //! The training loop.
 
-use crate::audit::gradient_audit;
 use crate::checkpoints::{Checkpoints, Note, Saved};
-use crate::event::{Event, EventKind, Observer};
+use crate::event::{Event, EventKind, Observer, Validation};
 use crate::guard::{Guard, scalar};
 use crate::recipe::TrainingConfig;
 use crate::state::{PhaseState, State};
@@ -19,6 +18,8 @@ pub struct TrainerConfig<'a> {
     pub arm: &'a str,
     /// Seed of everything random in the layers.
     pub seed: u64,
+    /// What a validation measures: `accuracy`, `ap`.
+    pub metric: &'a str,
     /// Steps, rates and cadence; the batches are the caller's.
     pub training: &'a TrainingConfig,
     /// Where checkpoints go.
@@ -43,14 +44,21 @@ pub fn decays(name: &str, rank: usize) -> bool {
     }
     // A teacher's variables stand without a prefix.
     let name = name.strip_prefix("student.").unwrap_or(name);
-    let free = ["projector.", "cls_token", "dist_token", "pos_embed"];
+    let free = [
+        "projector.",
+        "cls_token",
+        "dist_token",
+        "pos_embed",
+        "backbone.det_token",
+        "backbone.det_pos_embed",
+    ];
     rank > 1 && !free.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Trains the variables of `store` on `task`, from the start or `from` a checkpoint on.
 ///
 /// `batch` gives the batch of a number, counted from zero: step `s` takes the `accumulate` batches from
-/// `s · accumulate` on. `validate` gives the validation accuracy of what the variables hold at the call. A training
+/// `s · accumulate` on. `validate` gives the validation score, of which more is better, of what the variables hold at the call. A training
 /// that was stopped and goes on from a checkpoint ends at the same bits as one that was not stopped, if both
 /// closures depend on nothing but their arguments and the variables.
 ///
@@ -59,7 +67,7 @@ pub fn decays(name: &str, rank: usize) -> bool {
 /// projector is orthonormal too.
 ///
 /// # Errors
-/// A variable that does not learn ([`gradient_audit`]), a loss term or a variable that is not finite (the first
+/// A variable that does not learn ([`gradient_audit`](crate::gradient_audit), within its first three steps), a loss term or a variable that is not finite (the first
 /// term is named, and the last good checkpoint), a checkpoint that doesn't fit, and whatever the parts refuse.
 pub fn train<T: DistillTask>(
     task: &T,
@@ -70,7 +78,7 @@ pub fn train<T: DistillTask>(
     validate: impl Fn() -> Result<f64>,
     observer: &mut Observer,
 ) -> Result<Outcome> {
-    let TrainerConfig { arm, seed, training, checkpoints } = *config;
+    let TrainerConfig { arm, seed, metric, training, checkpoints } = *config;
     let (started, before) = (Instant::now(), from.map_or(0., |s| s.note.seconds));
     let seconds = || before + started.elapsed().as_secs_f64();
     let mut state = State::new(task, store, training)?;
@@ -94,8 +102,8 @@ pub fn train<T: DistillTask>(
             (0..training.accumulate).map(micro_batch).collect::<Result<_>>()?;
         for phase in &mut state.phases {
             let (grads, loss, terms) = gradients(task, phase, &micro_batches, &guard, step)?;
-            if step == 0 {
-                gradient_audit(&phase.parameters, &grads)?;
+            if phase.audit.wants(step) {
+                phase.audit.look(&phase.parameters, &grads, step + 1 == training.steps)?;
             }
             let update = phase.optimizer.update(&grads, learning_rate, training.clip_norm);
             guard.at(step, update)?;
@@ -116,13 +124,14 @@ pub fn train<T: DistillTask>(
         let note = Note { arm: arm.to_owned(), seed, step: state.step, seconds: seconds() };
         if to_validate {
             // An observer that measures the variables sees what was validated.
-            let validation_accuracy = state.averaged(|| {
-                let validation_accuracy = validate()?;
-                emit(state.step, EventKind::Validation { validation_accuracy })?;
-                Ok(validation_accuracy)
+            let value = state.averaged(|| {
+                let value = validate()?;
+                let validation = Validation { metric: metric.to_owned(), value };
+                emit(state.step, EventKind::Validation(validation))?;
+                Ok(value)
             })?;
-            if state.best.is_none_or(|best| validation_accuracy > best) {
-                state.best = Some(validation_accuracy);
+            if state.best.is_none_or(|best| value > best) {
+                state.best = Some(value);
                 guard.at(step, checkpoints.save_best(&state.tensors()?, &note))?;
             }
         }

@@ -109,8 +109,13 @@ fn losses_gradients_and_update_of_a_deit_step_equal_pytorchs() -> Result<()> {
         let folder = tempfile::tempdir()?;
         let (checkpoints, training) = (Checkpoints::new(folder.path(), 1), training()?);
         assert_eq!(training.learning_rate_at(0), RATE);
-        let config =
-            TrainerConfig { arm: "vkd", seed: 0, training: &training, checkpoints: &checkpoints };
+        let config = TrainerConfig {
+            arm: "vkd",
+            seed: 0,
+            metric: "accuracy",
+            training: &training,
+            checkpoints: &checkpoints,
+        };
         let mut logged = None;
         let next = |_| batch(&golden, dtype);
         train(&task, &store, &config, None, next, || Ok(0.), &mut |event| {

@@ -6,7 +6,7 @@ use candle_core::Result;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use vkd_train::{Event, EventKind, TensorBoard, csv};
+use vkd_train::{Event, EventKind, TensorBoard, Validation, csv};
 
 /// CRC-32C bit by bit, from its polynomial; the writer's comes from a library.
 fn crc(bytes: &[u8]) -> u32 {
@@ -138,7 +138,10 @@ fn events() -> Vec<Event> {
     vec![
         event(0, step(4., Some(2e-8))),
         event(300, step(f64::NAN, None)),
-        event(301, EventKind::Validation { validation_accuracy: 0.75 }),
+        event(
+            301,
+            EventKind::Validation(Validation { metric: "accuracy".to_owned(), value: 0.75 }),
+        ),
         event(301, EventKind::Geometry { geometry: [("cka.tokens".to_owned(), 0.5)].into() }),
     ]
 }

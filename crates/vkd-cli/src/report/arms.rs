@@ -9,63 +9,81 @@ use vkd_train::{ArmReport, LabelBudget, ProjectorKind};
 type Metrics = BTreeMap<String, f64>;
 
 pub(super) fn section(page: &Page) -> String {
-    let few = few(page);
-    let best = best(&few);
+    let compared = compared(page);
+    let best = best(page, &compared);
     // One arm alone is no choice, so nothing is marked.
-    let marked = if few.len() > 1 { best.as_slice() } else { &[] };
+    let marked = if compared.len() > 1 { best.as_slice() } else { &[] };
     let rows: String =
         page.report.arms.iter().enumerate().map(|(i, a)| row(page, i, a, marked)).collect();
     format!(
         "<section>\n<div class=\"tiles\">\n{}{}</div>\n<h2>Arms</h2>\n<div class=\"scroll\">\n<table>\n<thead>\n\
-         <tr><th>arm</th><th>labels</th><th>loss</th><th>parameters</th><th>test accuracy (%)</th><th>vs none (pp)</th><th>vs teacher (pp)</th>\
+         <tr><th>arm</th><th>labels</th><th>loss</th><th>parameters</th><th>{}</th><th>vs none (pp)</th><th>vs teacher (pp)</th>\
          <th>validation (%)</th><th>seconds</th><th>largest max|WᵀW−I|</th></tr>\n</thead>\n<tbody>\n{}{rows}</tbody>\n\
          </table>\n</div>\n{}</section>\n",
         teacher_tile(page),
-        best_tile(page, &best, few.len() > 1),
+        best_tile(page, &best, compared.len() > 1),
+        page.metric().name,
         teacher_row(page),
         notes(page, !marked.is_empty())
     )
 }
 
-fn accuracy(metrics: &Metrics) -> f64 {
-    metrics.get("accuracy").copied().unwrap_or(f64::NAN)
+/// The main score.
+fn score(page: &Page, metrics: &Metrics) -> f64 {
+    page.metric().value(metrics)
 }
 
-fn validation(metrics: &Metrics) -> f64 {
-    metrics.get("validation_accuracy").copied().unwrap_or(f64::NAN)
+fn validation(page: &Page, metrics: &Metrics) -> f64 {
+    metrics.get(&page.metric().validation()).copied().unwrap_or(f64::NAN)
 }
 
-/// Binomial standard error of an accuracy; NaN without images.
+/// Binomial standard error of an accuracy; NaN without images, and of scores that are no share of the images.
 fn error(page: &Page, accuracy: f64) -> f64 {
-    (accuracy * (1. - accuracy) / page.test_images as f64).sqrt()
+    match page.metric().key {
+        "accuracy" => (accuracy * (1. - accuracy) / page.counts[2] as f64).sqrt(),
+        _ => f64::NAN,
+    }
 }
 
-fn with_error(page: &Page, accuracy: f64) -> String {
-    format!("{} <small>± {}</small>", percent(accuracy), percent(error(page, accuracy)))
+fn with_error(page: &Page, score: f64) -> String {
+    match error(page, score) {
+        _ if page.metric().key != "accuracy" => percent(score),
+        error => format!("{} <small>± {}</small>", percent(score), percent(error)),
+    }
 }
 
 fn none(page: &Page) -> Option<f64> {
-    page.report.arms.iter().find(|a| a.name == "none").map(|a| accuracy(&a.metrics))
+    page.report.arms.iter().find(|a| a.name == "none").map(|a| score(page, &a.metrics))
 }
 
-/// The arms with few labels.
-fn few<'a>(page: &'a Page) -> Vec<&'a ArmReport> {
-    let few = |arm: &&ArmReport| {
-        let budget = page.recipe.arm(&arm.name).map(|a| a.labels);
-        budget.is_ok_and(|l| l == LabelBudget::Few) && accuracy(&arm.metrics).is_finite()
+/// The arms that a choice is made of: those with few labels, or all where every arm has all labels.
+fn compared<'a>(page: &'a Page) -> Vec<&'a ArmReport> {
+    let budget = |arm: &ArmReport| page.arms.get(&arm.name).map(|a| a.labels);
+    let arms = &page.report.arms;
+    let wanted = match arms.iter().all(|arm| budget(arm) == Some(LabelBudget::All)) {
+        true => LabelBudget::All,
+        false => LabelBudget::Few,
     };
-    page.report.arms.iter().filter(few).collect()
+    let finite = |arm: &&ArmReport| score(page, &arm.metrics).is_finite();
+    arms.iter().filter(|arm| budget(arm) == Some(wanted)).filter(finite).collect()
 }
 
-/// Those of `arms` with the highest test accuracy: several where they tie.
-fn best<'a>(arms: &[&'a ArmReport]) -> Vec<&'a ArmReport> {
-    let highest = arms.iter().map(|a| accuracy(&a.metrics)).fold(f64::MIN, f64::max);
-    arms.iter().copied().filter(|a| accuracy(&a.metrics) == highest).collect()
+/// Whether a choice is among arms with few labels.
+fn few(page: &Page) -> bool {
+    let few =
+        |arm: &ArmReport| page.arms.get(&arm.name).is_some_and(|a| a.labels == LabelBudget::Few);
+    page.report.arms.iter().any(few)
+}
+
+/// Those of `arms` with the highest score: several where they tie.
+fn best<'a>(page: &Page, arms: &[&'a ArmReport]) -> Vec<&'a ArmReport> {
+    let highest = arms.iter().map(|a| score(page, &a.metrics)).fold(f64::MIN, f64::max);
+    arms.iter().copied().filter(|a| score(page, &a.metrics) == highest).collect()
 }
 
 /// Whether the teacher was taken from a file, so that this run knows nothing of its training.
 fn loaded(page: &Page) -> bool {
-    page.recipe.teacher.checkpoint.is_some()
+    page.loaded
 }
 
 fn teacher_tile(page: &Page) -> String {
@@ -77,30 +95,33 @@ fn teacher_tile(page: &Page) -> String {
     format!(
         "<div class=\"tile\"><h3>Teacher</h3><p class=\"big\">{} %</p><p>on the test images, {} % on the validation images; {} \
          parameters, {source}</p></div>\n",
-        with_error(page, accuracy(&teacher.metrics)),
-        percent(validation(&teacher.metrics)),
+        with_error(page, score(page, &teacher.metrics)),
+        percent(validation(page, &teacher.metrics)),
         count(teacher.parameters)
     )
 }
 
 fn best_tile(page: &Page, best: &[&ArmReport], choice: bool) -> String {
     let Some(first) = best.first() else { return String::new() };
-    let score = accuracy(&first.metrics);
+    let best_score = score(page, &first.metrics);
     let names: Vec<String> =
         best.iter().map(|a| format!("<strong>{}</strong>", escape(&a.name))).collect();
     let mut gaps = vec![format!(
         "{} pp against the teacher",
-        points(score - accuracy(&page.report.teacher.metrics))
+        points(best_score - score(page, &page.report.teacher.metrics))
     )];
     if let Some(none) = none(page).filter(|_| first.name != "none") {
-        gaps.insert(0, format!("{} pp against none", points(score - none)));
+        gaps.insert(0, format!("{} pp against none", points(best_score - none)));
     }
     let (class, what) = if choice { (" best", "Best arm") } else { ("", "Arm") };
     let tie = if best.len() > 1 { ", tied" } else { "" };
     format!(
-        "<div class=\"tile{class}\"><h3>{what} with {} labels</h3><p class=\"big\">{} %</p><p>{}{tie}: {}</p></div>\n",
-        count(first.labels),
-        with_error(page, score),
+        "<div class=\"tile{class}\"><h3>{what}{}</h3><p class=\"big\">{} %</p><p>{}{tie}: {}</p></div>\n",
+        match few(page) {
+            true => format!(" with {} labels", count(first.labels)),
+            false => String::new(),
+        },
+        with_error(page, best_score),
         names.join(" and "),
         gaps.join(", ")
     )
@@ -108,7 +129,7 @@ fn best_tile(page: &Page, best: &[&ArmReport], choice: bool) -> String {
 
 fn teacher_row(page: &Page) -> String {
     let teacher = &page.report.teacher;
-    let score = accuracy(&teacher.metrics);
+    let value = score(page, &teacher.metrics);
     let (labels, loss, time) = match loaded(page) {
         true => ("–", "loaded", "–".to_owned()),
         false => ("all", "label", seconds(teacher.seconds)),
@@ -117,10 +138,10 @@ fn teacher_row(page: &Page) -> String {
         ("labels", labels.to_owned()),
         ("loss", loss.to_owned()),
         ("parameters", count(teacher.parameters)),
-        ("test accuracy (%)", bar(page, score, Pen::PLAIN)),
-        ("vs none (pp)", none(page).map_or("–".to_owned(), |n| points(score - n))),
+        (page.metric().name, bar(page, value, Pen::PLAIN)),
+        ("vs none (pp)", none(page).map_or("–".to_owned(), |n| points(value - n))),
         ("vs teacher (pp)", "–".to_owned()),
-        ("validation (%)", percent(validation(&teacher.metrics))),
+        ("validation (%)", percent(validation(page, &teacher.metrics))),
         ("seconds", time),
         ("largest max|WᵀW−I|", "–".to_owned()),
     ];
@@ -128,8 +149,8 @@ fn teacher_row(page: &Page) -> String {
 }
 
 fn row(page: &Page, index: usize, arm: &ArmReport, marked: &[&ArmReport]) -> String {
-    let score = accuracy(&arm.metrics);
-    let to = |other: f64| points(score - other);
+    let value = score(page, &arm.metrics);
+    let to = |other: f64| points(value - other);
     let to_none = none(page).filter(|_| arm.name != "none").map_or("–".to_owned(), to);
     let residual = match arm.projector_residual_max {
         None => "–".to_owned(),
@@ -140,15 +161,18 @@ fn row(page: &Page, index: usize, arm: &ArmReport, marked: &[&ArmReport]) -> Str
         ("labels", count(arm.labels)),
         ("loss", loss(page, arm)),
         ("parameters", count(arm.parameters)),
-        ("test accuracy (%)", bar(page, score, Pen::arm(index))),
+        (page.metric().name, bar(page, value, Pen::arm(index))),
         ("vs none (pp)", to_none),
-        ("vs teacher (pp)", to(accuracy(&page.report.teacher.metrics))),
-        ("validation (%)", percent(validation(&arm.metrics))),
+        ("vs teacher (pp)", to(score(page, &page.report.teacher.metrics))),
+        ("validation (%)", percent(validation(page, &arm.metrics))),
         ("seconds", seconds(arm.seconds)),
         ("largest max|WᵀW−I|", residual),
     ];
     let (class, badge) = match marked.iter().any(|b| b.name == arm.name) {
-        true => (" class=\"best\"", " <span class=\"badge\">best with few labels</span>"),
+        true if few(page) => {
+            (" class=\"best\"", " <span class=\"badge\">best with few labels</span>")
+        }
+        true => (" class=\"best\"", " <span class=\"badge\">best</span>"),
         false => ("", ""),
     };
     let key = Pen::arm(index).key();
@@ -167,16 +191,16 @@ fn tds(cells: &[(&str, String)]) -> String {
 }
 
 /// An accuracy with its error over a bar from 0 to 100 %, the teacher's score marked.
-fn bar(page: &Page, accuracy_: f64, pen: Pen) -> String {
+fn bar(page: &Page, value: f64, pen: Pen) -> String {
     let at = |share: f64| if share.is_finite() { 100. * share.clamp(0., 1.) } else { 0. };
-    let teacher = at(accuracy(&page.report.teacher.metrics));
-    let (score, error) = (at(accuracy_), at(error(page, accuracy_)));
+    let teacher = at(score(page, &page.report.teacher.metrics));
+    let (score, error) = (at(value), at(error(page, value)));
     format!(
         "{}<svg class=\"bar\" viewBox=\"0 0 100 8\" preserveAspectRatio=\"none\" aria-hidden=\"true\">\
          <rect class=\"ground\" width=\"100\" height=\"8\"/><rect width=\"{score:.2}\" height=\"8\" fill=\"{}\"/>\
          <rect class=\"error\" x=\"{:.2}\" y=\"3\" width=\"{:.2}\" height=\"2\"/>\
          <rect class=\"mark\" x=\"{:.2}\" width=\"0.8\" height=\"8\"/></svg>",
-        with_error(page, accuracy_),
+        with_error(page, value),
         pen.color,
         score - error,
         2. * error,
@@ -193,16 +217,20 @@ fn loss(page: &Page, arm: &ArmReport) -> String {
     let mut terms: Vec<(&String, &f64)> = arm.terms.iter().collect();
     terms.sort_by_key(|(name, _)| (*name != "label", *name != "logits"));
     let terms: Vec<String> = terms.into_iter().map(term).collect();
-    let projector = match page.recipe.arm(&arm.name) {
-        Ok(config) if config.features > 0. => {
+    let projector = match page.arms.get(&arm.name) {
+        Some(config) if config.features > 0. => {
             let kind = match config.projector {
                 ProjectorKind::Linear => "linear projector".to_owned(),
                 ProjectorKind::Mlp => "projector of two layers".to_owned(),
                 ProjectorKind::AsPublished => "projector of the published code".to_owned(),
                 ProjectorKind::None => "no projector".to_owned(),
                 ProjectorKind::Orthogonal => {
-                    format!("orthogonal projector, {}", config.method(&page.recipe.distill).map)
+                    format!("orthogonal projector, {}", config.method(page.distill).map)
                 }
+                ProjectorKind::OrthogonalAffine => format!(
+                    "orthogonal projector with gain and bias, {}",
+                    config.method(page.distill).map
+                ),
             };
             format!("<br><small>{}</small>", escape(&kind))
         }
@@ -216,11 +244,11 @@ fn notes(page: &Page, marked: bool) -> String {
     let mut notes = vec![format!(
         "<strong>This is one seed ({seed}).</strong> How far the scores move with another seed is not measured here."
     )];
-    if page.test_images > 0 {
+    if page.counts[2] > 0 && page.metric().key == "accuracy" {
         let teacher = [&page.report.teacher.metrics].into_iter();
         let all = teacher.chain(page.report.arms.iter().map(|a| &a.metrics));
         let mut errors: Vec<f64> =
-            all.map(|m| error(page, accuracy(m))).filter(|e| e.is_finite()).collect();
+            all.map(|m| error(page, score(page, m))).filter(|e| e.is_finite()).collect();
         errors.sort_by(|a, b| b.total_cmp(a));
         let twice = match errors[..] {
             [first, second, ..] => {
@@ -232,15 +260,15 @@ fn notes(page: &Page, marked: bool) -> String {
             "± is one binomial standard error, √(p(1−p)/n), of an accuracy p on n = {} test images: what the choice of these \
              images alone leaves open. A difference of two accuracies has about √2 times that error, less where both fail on \
              the same images; a difference below twice its error{twice} says little.",
-            count(page.test_images)
+            count(page.counts[2])
         ));
     }
     if marked {
-        notes.push(
-            "The highlighted arm is the one with the highest test accuracy among those with few labels, picked afterwards; \
-             where arms tie, all are."
-                .to_owned(),
-        );
+        notes.push(format!(
+            "The highlighted arm is the one with the highest test {}{}, picked afterwards; where arms tie, all are.",
+            page.metric().what,
+            if few(page) { " among those with few labels" } else { "" }
+        ));
     }
     notes.push(
         "Bars run from 0 to 100 %; the upright mark is the teacher. Parameters are those of the saved network, without the \

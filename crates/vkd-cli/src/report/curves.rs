@@ -23,16 +23,17 @@ pub(super) fn section(page: &Page) -> String {
 }
 
 fn validation(page: &Page) -> String {
-    let teacher = page.report.teacher.metrics.get("validation_accuracy").copied();
+    let main = page.metric();
+    let teacher = page.report.teacher.metrics.get(&main.validation()).copied();
     let levels = teacher
         .filter(|v| v.is_finite())
         .map(|v| Level { name: format!("teacher, finished ({:.1} %)", 100. * v), value: 100. * v });
     Plot {
-        title: "Validation accuracy",
-        unit: &format!("accuracy on {} validation images (%)", page.recipe.data.validation),
+        title: &format!("Validation {}", main.what),
+        unit: &format!("{} on {} validation images (%)", main.what, page.counts[1]),
         log: false,
         lines: lines(page, |kind| match kind {
-            EventKind::Validation { validation_accuracy } => Some(100. * validation_accuracy),
+            EventKind::Validation(score) => Some(100. * score.value),
             EventKind::Step { .. } | EventKind::Geometry { .. } => None,
         }),
         levels: levels.into_iter().collect(),
@@ -45,7 +46,7 @@ fn loss(page: &Page, term: &str) -> String {
     let (title, unit, note) = describe(page, term);
     let lines = lines(page, |kind| match kind {
         EventKind::Step { terms, .. } => terms.get(term).copied(),
-        EventKind::Validation { .. } | EventKind::Geometry { .. } => None,
+        EventKind::Validation(_) | EventKind::Geometry { .. } => None,
     });
     let positive = || lines.iter().flat_map(|l| &l.points).map(|p| p.1).filter(|v| *v > 0.);
     let (low, high) = (positive().fold(f64::MAX, f64::min), positive().fold(0., f64::max));
@@ -56,9 +57,21 @@ fn loss(page: &Page, term: &str) -> String {
 
 /// Title, unit and note of a loss term.
 fn describe(page: &Page, term: &str) -> (String, String, String) {
-    let distill = &page.recipe.distill;
+    let distill = page.distill;
     let batch = "One training batch a point, before weighting.";
-    if term == "label" {
+    let detector = match term {
+        "class" => Some(("Loss on the classes", "focal loss an object (nats)")),
+        "giou" => Some(("Loss on the boxes: overlap", "1 − generalised IoU")),
+        "l1" => Some(("Loss on the boxes: distance", "L1 an object, of the image's size")),
+        "centerness" => Some(("Loss on the centerness", "cross entropy (nats)")),
+        "feature" => {
+            Some(("Loss on the teacher's features", "token matching, root of mean distances"))
+        }
+        _ => None,
+    };
+    if let Some((title, unit)) = detector {
+        (title.to_owned(), unit.to_owned(), batch.to_owned())
+    } else if term == "label" {
         (
             "Loss on the labels".to_owned(),
             "cross-entropy (nats)".to_owned(),
@@ -67,7 +80,7 @@ fn describe(page: &Page, term: &str) -> (String, String, String) {
     } else if term == "logits" {
         (
             "Loss on the teacher's logits".to_owned(),
-            match page.recipe.arm.values().any(|arm| arm.logit_loss.is_some()) {
+            match page.arms.values().any(|arm| arm.logit_loss.is_some()) {
                 true => format!("the arm's loss on logits, T = {}", distill.temperature),
                 false => format!("KL divergence × T² (nats), T = {}", distill.temperature),
             },
@@ -80,6 +93,7 @@ fn describe(page: &Page, term: &str) -> (String, String, String) {
             LossKind::Spkd | LossKind::Pkt | LossKind::RkdDistance | LossKind::RkdAngle => {
                 "loss on relations (no unit)".to_owned()
             }
+            LossKind::TokenMatching => "token matching (no unit)".to_owned(),
         };
         (format!("Loss on the teacher's features ({tap})"), unit, batch.to_owned())
     } else {
@@ -90,7 +104,7 @@ fn describe(page: &Page, term: &str) -> (String, String, String) {
 fn learning_rate(page: &Page) -> String {
     let mut lines = lines(page, |kind| match kind {
         EventKind::Step { learning_rate, .. } => Some(*learning_rate),
-        EventKind::Validation { .. } | EventKind::Geometry { .. } => None,
+        EventKind::Validation(_) | EventKind::Geometry { .. } => None,
     });
     lines.retain(|l| !l.points.is_empty());
     let same = lines.len() > 1 && lines.iter().all(|l| l.points == lines[0].points);
@@ -107,7 +121,7 @@ fn residual(page: &Page) -> String {
     let title = "Distance of the projector from orthogonality";
     let mut lines = lines(page, |kind| match kind {
         EventKind::Step { residual, .. } => *residual,
-        EventKind::Validation { .. } | EventKind::Geometry { .. } => None,
+        EventKind::Validation(_) | EventKind::Geometry { .. } => None,
     });
     lines.retain(|l| !l.points.is_empty());
     if lines.is_empty() {
@@ -137,7 +151,7 @@ fn residual(page: &Page) -> String {
 fn geometries(page: &Page) -> BTreeSet<String> {
     let names = page.events.iter().flat_map(|e| match &e.kind {
         EventKind::Geometry { geometry } => geometry.keys().cloned().collect(),
-        EventKind::Step { .. } | EventKind::Validation { .. } => vec![],
+        EventKind::Step { .. } | EventKind::Validation(_) => vec![],
     });
     // The teacher stands still, so its rank is one number and no curve.
     names.filter(|name| !name.starts_with("teacher_rank.")).collect()
@@ -155,7 +169,7 @@ fn geometry(page: &Page, name: &str) -> String {
     };
     let lines = lines(page, |event| match event {
         EventKind::Geometry { geometry } => geometry.get(name).copied(),
-        EventKind::Step { .. } | EventKind::Validation { .. } => None,
+        EventKind::Step { .. } | EventKind::Validation(_) => None,
     });
     let title = format!("{title} ({of})");
     Plot { title: &title, unit, log: false, lines, levels: vec![], note: "" }.figure()
@@ -183,7 +197,7 @@ fn terms(page: &Page) -> Vec<String> {
     let recorded = page.events.iter().filter(|e| page.report.arms.iter().any(|a| a.name == e.arm));
     let recorded = recorded.flat_map(|e| match &e.kind {
         EventKind::Step { terms, .. } => terms.keys().collect(),
-        EventKind::Validation { .. } | EventKind::Geometry { .. } => vec![],
+        EventKind::Validation(_) | EventKind::Geometry { .. } => vec![],
     });
     let all: BTreeSet<&String> = weighted.chain(recorded).collect();
     let mut all: Vec<String> = all.into_iter().cloned().collect();

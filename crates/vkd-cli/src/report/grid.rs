@@ -1,7 +1,7 @@
 //! The page of a comparison: arms, paired differences, learning curves with bands, every single run.
 
 use super::html::{Pen, count, escape, scientific, seconds};
-use super::markdown::{METRICS, Metric, facts, interval, terms};
+use super::markdown::{Metric, facts, interval, terms};
 use super::plot::{Level, Line, Plot};
 use super::{STYLE, curves::LAW};
 use crate::grid::{Grid, Pair};
@@ -151,8 +151,9 @@ fn forest(d: Summary, reach: f64) -> String {
 
 /// The learning curves as a picture of its own; none where no result has a curve, as those read from a `report.json`.
 pub(crate) fn picture(grid: &Grid) -> Option<String> {
-    let data = grid.first()?.dataset.as_str();
-    Some(plot(grid)?.picture(&format!("Validation accuracy: {data}")))
+    let first = grid.first()?;
+    let what = Metric::main(&first.arm.metrics).what;
+    Some(plot(grid)?.picture(&format!("Validation {what}: {}", first.dataset)))
 }
 
 /// The learning curves: a line an arm, the mean over its seeds.
@@ -161,7 +162,12 @@ fn plot(grid: &Grid) -> Option<Plot<'_>> {
     if lines.iter().all(|l| l.points.is_empty()) {
         return None;
     }
-    let teacher = METRICS[1].summary(grid.teacher("validation_accuracy").into_values());
+    let main = Metric::main(&grid.first()?.arm.metrics);
+    let teacher = main.summary(grid.teacher(&main.validation()).into_values());
+    let (title, unit) = match main.what {
+        "AP" => ("Validation AP", "AP (%)"),
+        _ => ("Validation accuracy", "accuracy (%)"),
+    };
     let levels = teacher
         .map(|s| Level { name: format!("teacher, finished ({:.1} %)", s.mean), value: s.mean });
     let note = if lines.iter().any(|l| !l.band.is_empty()) {
@@ -169,14 +175,7 @@ fn plot(grid: &Grid) -> Option<Plot<'_>> {
     } else {
         ""
     };
-    Some(Plot {
-        title: "Validation accuracy",
-        unit: "accuracy (%)",
-        log: false,
-        lines,
-        levels: levels.into_iter().collect(),
-        note,
-    })
+    Some(Plot { title, unit, log: false, lines, levels: levels.into_iter().collect(), note })
 }
 
 fn line<'a>(grid: &Grid, arm: &'a str) -> Line<'a> {
@@ -233,7 +232,7 @@ fn geometry(grid: &Grid) -> String {
     )
 }
 
-/// Every run: the test accuracy of each seed and arm.
+/// Every run: the main score of each seed and arm.
 fn runs(grid: &Grid) -> String {
     let Some(metric) = Metric::of(grid).first().copied() else { return String::new() };
     let heads: String = grid.arms.iter().map(|a| format!("<th>{}</th>", escape(a))).collect();

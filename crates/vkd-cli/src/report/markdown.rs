@@ -11,19 +11,52 @@ pub(crate) struct Metric {
     pub(crate) key: &'static str,
     /// Its heading, with the unit.
     pub(crate) name: &'static str,
+    /// What it measures, of which images apart.
+    pub(crate) what: &'static str,
     factor: f64,
     digits: usize,
 }
 
+const fn percent(key: &'static str, name: &'static str, what: &'static str) -> Metric {
+    Metric { key, name, what, factor: 100., digits: 2 }
+}
+
 /// What is shown of the metrics that results have, the main one first.
-pub(crate) const METRICS: [Metric; 4] = [
-    Metric { key: "accuracy", name: "test accuracy (%)", factor: 100., digits: 2 },
-    Metric { key: "validation_accuracy", name: "validation (%)", factor: 100., digits: 2 },
-    Metric { key: "nll", name: "negative log likelihood", factor: 1., digits: 3 },
-    Metric { key: "calibration_error", name: "calibration error (%)", factor: 100., digits: 2 },
+const METRICS: [Metric; 10] = [
+    percent("accuracy", "test accuracy (%)", "accuracy"),
+    percent("ap", "test AP (%)", "AP"),
+    percent("validation_accuracy", "validation (%)", "accuracy"),
+    percent("validation_ap", "validation (%)", "AP"),
+    Metric {
+        key: "nll",
+        name: "negative log likelihood",
+        what: "negative log likelihood",
+        factor: 1.,
+        digits: 3,
+    },
+    percent("calibration_error", "calibration error (%)", "calibration error"),
+    percent("ap50", "AP50 (%)", "AP50"),
+    percent("ap75", "AP75 (%)", "AP75"),
+    percent("ap_small", "AP small (%)", "AP small"),
+    percent("ar100", "AR100 (%)", "AR100"),
 ];
 
 impl Metric {
+    /// The main one of some scores: accuracy, where there is none of the known ones.
+    pub(crate) fn main(scores: &BTreeMap<String, f64>) -> Self {
+        METRICS.into_iter().find(|m| scores.contains_key(m.key)).unwrap_or(METRICS[0])
+    }
+
+    /// The key of the same metric on the validation images.
+    pub(crate) fn validation(self) -> String {
+        format!("validation_{}", self.key)
+    }
+
+    /// The value of some scores; NaN where it is not among them.
+    pub(crate) fn value(self, scores: &BTreeMap<String, f64>) -> f64 {
+        scores.get(self.key).copied().unwrap_or(f64::NAN)
+    }
+
     /// The values summed up in the metric's unit.
     pub(crate) fn summary(self, values: impl IntoIterator<Item = f64>) -> Option<Summary> {
         let values: Vec<f64> = values.into_iter().map(|v| v * self.factor).collect();

@@ -3,7 +3,7 @@
 use super::html::{Pen, escape, points, scientific};
 use super::*;
 use std::collections::BTreeMap;
-use vkd_train::{ArmReport, EventKind, TeacherReport};
+use vkd_train::{ArmReport, Dataset, EventKind, Recipe, TeacherReport, Validation};
 
 const RECIPE: &str = include_str!("../../recipes/digits.toml");
 
@@ -47,7 +47,8 @@ fn events(arm: &str, steps: u64, residual: Option<f64>) -> Vec<Event> {
                 [("label".to_owned(), 2. / (i + 1) as f64), ("feature.tokens".to_owned(), 0.3)];
             let kind =
                 EventKind::Step { loss: 2., terms: terms.into(), learning_rate: 1e-3, residual };
-            let validation = EventKind::Validation { validation_accuracy: 0.5 };
+            let validation =
+                EventKind::Validation(Validation { metric: "accuracy".to_owned(), value: 0.5 });
             let geometry =
                 [("rank.tokens".to_owned(), 3.5), ("teacher_rank.tokens".to_owned(), 9.)];
             let geometry = EventKind::Geometry { geometry: geometry.into() };
@@ -58,7 +59,7 @@ fn events(arm: &str, steps: u64, residual: Option<f64>) -> Vec<Event> {
 
 fn page(report: &Report, events: &[Event]) -> String {
     let recipe = Recipe::parse(RECIPE, "digits.toml", &[]).unwrap();
-    let page = Page { report, recipe: &recipe, events, test_images: 597 }.html().unwrap();
+    let page = Page::new(&recipe, report, events, [1000, 200, 597]).unwrap().html();
     check(&page);
     page
 }
@@ -177,11 +178,12 @@ fn odd_runs() {
 fn the_file_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let recipe = Recipe::parse(RECIPE, "digits.toml", &[]).unwrap();
-    let run = RunFolder::create(dir.path(), recipe, false).unwrap();
+    let data = Dataset::open(&recipe.data).unwrap();
+    let run = RunFolderOf::create(dir.path(), recipe, false).unwrap();
     let report = report(vec![arm("vkd", 0.9, Some(3e-8))]);
-    assert!(write(&run, &report, 597).is_err(), "no metrics.jsonl");
+    assert!(write(&run, &report, &data).is_err(), "no metrics.jsonl");
     std::fs::write(run.path("metrics.jsonl"), "").unwrap();
-    write(&run, &report, 597).unwrap();
+    write(&run, &report, &data).unwrap();
     let page = std::fs::read_to_string(run.path("report.html")).unwrap();
     check(&page);
     assert!(page.contains("--seed 7") && page.contains("[training]"));

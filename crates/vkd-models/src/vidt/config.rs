@@ -100,6 +100,11 @@ impl VidtConfig {
         names.map(|name| (name.to_owned(), self.reduced)).into()
     }
 
+    /// Layers that a tap of [`taps`](Self::taps) stacks: the decoder's with the one before it for `neck_det`, else 1.
+    pub fn stacked(&self, tap: &str) -> usize {
+        if tap == "neck_det" { self.decoder_layers + 1 } else { 1 }
+    }
+
     /// Name and shape of every variable, without allocating any.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ mod dense;
 mod locations;
 mod objects;
 mod set;
+mod task;
 
 pub use assignment::hungarian;
 pub use batch::DetectionBatch;
@@ -14,3 +15,6 @@ pub use decode::{DenseDecoding, Detection, decode_dense, decode_queries, suppres
 pub use dense::{DenseCriterion, DenseLevel};
 pub use objects::{ImageSize, Objects};
 pub use set::{QueryPredictions, SetCriterion, SetWeights};
+pub use task::{
+    DetectionConfig, DetectionTask, DetectorNetwork, DetectorOutput, DetectorTeacher, Predictions,
+};

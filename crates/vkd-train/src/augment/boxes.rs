@@ -10,6 +10,7 @@ use crate::data::detection::size;
 use crate::recipe::{BoxCropConfig, DetectionDataConfig};
 use candle_core::Result;
 use rand::Rng;
+use vkd_models::Resize;
 use vkd_nn::stream;
 use vkd_tasks::Objects;
 
@@ -51,10 +52,10 @@ pub(crate) fn at_random(
 }
 
 /// An image as evaluation sees it: nothing random.
-pub(crate) fn plain(marked: Marked, config: &DetectionDataConfig) -> Result<Marked> {
-    match config.test_side {
-        Some(side) => {
-            let to = scaled(size(&marked.0), side, config.longest, config.multiple);
+pub(crate) fn plain(marked: Marked, resize: Option<Resize>) -> Result<Marked> {
+    match resize {
+        Some(Resize { side, longest, multiple }) => {
+            let to = scaled(size(&marked.0), side, longest, multiple);
             resized(marked, to)
         }
         None => Ok(marked),
@@ -288,7 +289,7 @@ mod tests {
     fn epochs_and_samples_differ_and_nothing_changes_by_default() -> Result<()> {
         let marked = painted(40, 30, [8, 6, 28, 21])?;
         assert_eq!(at_random(marked.clone(), &config(), 1, 2, 3)?, marked);
-        assert_eq!(plain(marked.clone(), &config())?, marked);
+        assert_eq!(plain(marked.clone(), config().resize())?, marked);
         let mut config = config();
         config.augment.flip = 0.5;
         let draws = |epoch| {

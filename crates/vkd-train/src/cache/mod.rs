@@ -14,11 +14,12 @@ mod tests;
 pub(crate) use answers::Answers;
 pub(crate) use rows::clear;
 
-use crate::build::{fresh_teacher, frozen_teacher};
+use crate::build::fresh_teacher;
 use crate::data::Dataset;
 use crate::fingerprint::hex;
 use crate::folder::RunFolder;
 use crate::recipe::Recipe;
+use crate::workload::{Classification, Workload};
 use candle_core::{DType, Error, Result, Tensor, bail};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -59,8 +60,8 @@ pub(crate) fn plan(recipe: &Recipe, data: &Dataset) -> Result<Option<CachePlan>>
     let looks = recipe.data.looks().map_err(|name| {
         Error::Msg(format!("teacher.cache: expected looks that come again, got {name}"))
     })?;
-    let teacher = frozen_teacher(recipe, data, &fresh_teacher(recipe, data)?)?;
-    let output = teacher.forward(&data.blank()?, &Context::eval())?;
+    let teacher = Classification::teacher(recipe, data, &fresh_teacher(recipe, data)?)?;
+    let output = teacher.forward(&data.blank()?)?;
     let size = |t: &Tensor| (t.elem_count() * t.dtype().size_in_bytes()) as u64;
     let answer: u64 = rows::parts(&output, &taps(recipe))?.values().map(size).sum();
     let plan = CachePlan {

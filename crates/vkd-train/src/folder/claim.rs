@@ -1,10 +1,11 @@
 //! How a process comes to own a run folder: a new one, one that it goes on with, or one that it starts anew.
 
-use super::{ARMS, LOCKS, RunFolder, WHOLE, Worker, named};
+use super::{ARMS, LOCKS, RunFolderOf, WHOLE, Worker, named};
 use crate::cache;
 use crate::checkpoints::{Checkpoints, remove, unfinished};
 use crate::lock::{Lock, named_holder};
-use crate::recipe::{NEUTRAL, Recipe, TEACHER};
+use crate::recipe::{AnyRecipe, NEUTRAL, RecipeOf, TEACHER};
+use crate::workload::Workload;
 use candle_core::{Result, bail};
 use std::path::Path;
 use vkd_models::write_atomically;
@@ -25,7 +26,7 @@ const FILES: [&str; 9] = [
 const ARM_FILES: [&str; 5] =
     ["student.safetensors", "student.json", "result.json", "run.json", "events.jsonl"];
 
-impl RunFolder {
+impl<W: Workload> RunFolderOf<W> {
     /// Creates the folder, or takes up one of the same recipe: finished parts are then reused, and unfinished ones go on from
     /// their last checkpoint. Which arms are chosen may differ, and what changes no bit of a result (`data.workers`, how often is
     /// logged and saved); every other value counts. Files that the recipe only names (`data.dir`, `teacher.checkpoint`) are taken
@@ -34,7 +35,7 @@ impl RunFolder {
     /// # Errors
     /// What [`fits`](Self::fits) refuses, unless `overwrite`: then the run's own files are removed, and nothing else. A run
     /// that any process works on is not overwritten.
-    pub fn create(dir: &Path, recipe: Recipe, overwrite: bool) -> Result<Self> {
+    pub fn create(dir: &Path, recipe: RecipeOf<W>, overwrite: bool) -> Result<Self> {
         if !overwrite {
             Self::fits(dir, &recipe)?;
         }
@@ -52,7 +53,7 @@ impl RunFolder {
     ///
     /// # Errors
     /// A failed write.
-    pub fn take(dir: &Path, recipe: Recipe) -> Result<Self> {
+    pub fn take(dir: &Path, recipe: RecipeOf<W>) -> Result<Self> {
         Self { dir: dir.to_owned(), recipe, worker: Worker::default(), _in_use: None }.begin(false)
     }
 
@@ -116,9 +117,10 @@ impl RunFolder {
     ///
     /// # Errors
     /// A folder of another recipe (the first difference is named) or one that is no run folder.
-    pub fn fits(dir: &Path, recipe: &Recipe) -> Result<bool> {
+    pub fn fits(dir: &Path, recipe: &RecipeOf<W>) -> Result<bool> {
         if dir.join("recipe.toml").exists() {
-            if let Some(difference) = difference(recipe, &Self::open(dir)?.recipe)? {
+            if let Some(difference) = difference(recipe.table()?, AnyRecipe::of_run(dir)?.table()?)
+            {
                 bail!(
                     "{}: expected a run of this recipe, got one of another: {difference}",
                     dir.display()
@@ -159,8 +161,10 @@ impl RunFolder {
         self.remove_checkpoints(TEACHER)?;
         cache::clear(&self.path(cache::FOLDER))?;
         // The arms of the run that goes too, where its recipe can still be read.
-        let old = Self::open(&self.dir).map(|run| run.recipe.arm).unwrap_or_default();
-        for arm in self.recipe.arm.keys().chain(old.keys()) {
+        let old = AnyRecipe::of_run(&self.dir).and_then(|recipe| recipe.table());
+        let old = old.ok().and_then(|mut table| table.remove("arm"));
+        let old = old.as_ref().and_then(toml::Value::as_table);
+        for arm in self.recipe.arm.keys().chain(old.into_iter().flat_map(toml::Table::keys)) {
             self.checkpoints(arm).remove()?;
             for name in ARM_FILES {
                 remove(&self.arm_path(arm, name))?;
@@ -184,25 +188,24 @@ fn holds_something(dir: &Path) -> Result<bool> {
 }
 
 /// The first value in which two recipes differ, but for the chosen arms and what changes no result.
-fn difference(ours: &Recipe, theirs: &Recipe) -> Result<Option<String>> {
-    let flat = |r: &Recipe| -> Result<Vec<(String, String)>> {
-        let table = toml::Table::try_from(r).map_err(candle_core::Error::wrap)?;
+fn difference(ours: toml::Table, theirs: toml::Table) -> Option<String> {
+    let flat = |table: toml::Table| -> Vec<(String, String)> {
         let mut all = Vec::new();
         flatten("", &toml::Value::Table(table), &mut all);
         all.retain(|(key, _)| key != "arms" && !NEUTRAL.contains(&key.as_str()));
-        Ok(all)
+        all
     };
-    let (ours, theirs) = (flat(ours)?, flat(theirs)?);
+    let (ours, theirs) = (flat(ours), flat(theirs));
     let other = |all: &[(String, String)], key: &str| {
         all.iter().find(|(k, _)| k == key).map_or("nothing".to_owned(), |(_, v)| v.clone())
     };
     for (key, _) in ours.iter().chain(&theirs) {
         let (a, b) = (other(&ours, key), other(&theirs, key));
         if a != b {
-            return Ok(Some(format!("{key} is {a} here and {b} there")));
+            return Some(format!("{key} is {a} here and {b} there"));
         }
     }
-    Ok(None)
+    None
 }
 
 fn flatten(prefix: &str, value: &toml::Value, out: &mut Vec<(String, String)>) {

@@ -1,5 +1,6 @@
 //! The method, and the arms of a comparison.
 
+use super::training::is_default;
 use super::{AugmentConfig, not_negative};
 use crate::networks::{STUDENT_TAP, TEACHER_TAP};
 use candle_core::{Result, bail};
@@ -27,20 +28,64 @@ pub struct DistillConfig {
     /// patch tokens and the teacher's pooled features.
     #[serde(default = "usual_tap", skip_serializing_if = "is_usual_tap")]
     pub tap: Vec<TapNames>,
+    /// Whether the padded places of a detector's maps count, as in the published code, which is the default.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub padding: PaddingKind,
+}
+
+impl DistillConfig {
+    pub(super) fn check(&self) -> Result<()> {
+        let weights: Vec<_> = self
+            .tap
+            .iter()
+            .map(|tap| (format!("distill.tap: weight of {}", tap.student), tap.weight))
+            .collect();
+        let weights: Vec<(&str, f64)> = weights.iter().map(|(key, w)| (key.as_str(), *w)).collect();
+        not_negative(&weights)
+    }
 }
 
 /// A tap of the student and the one of the teacher that it is matched to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TapNames {
     /// The student's.
     pub student: String,
     /// The teacher's.
     pub teacher: String,
+    /// Factor of this pair beside the arm's weight; default 1.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub weight: f64,
+}
+
+impl TapNames {
+    /// A pair of weight 1.
+    pub fn new(student: &str, teacher: &str) -> Self {
+        Self { student: student.to_owned(), teacher: teacher.to_owned(), weight: one() }
+    }
+}
+
+fn one() -> f64 {
+    1.
+}
+
+fn is_one(weight: &f64) -> bool {
+    *weight == one()
+}
+
+/// What becomes of the padded places of a detector's maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PaddingKind {
+    /// They count as any place.
+    #[default]
+    Counted,
+    /// They are left out.
+    Masked,
 }
 
 fn usual_tap() -> Vec<TapNames> {
-    vec![TapNames { student: STUDENT_TAP.to_owned(), teacher: TEACHER_TAP.to_owned() }]
+    vec![TapNames::new(STUDENT_TAP, TEACHER_TAP)]
 }
 
 /// A key that has its default is not written, so that it changes no older recipe.
@@ -64,12 +109,20 @@ pub enum LossKind {
     RkdDistance,
     /// Relational distillation of angles, of the same paper.
     RkdAngle,
+    /// ViDT's token matching, arXiv:2110.03921, for detectors: the square root of the sum over taps of the mean distance of
+    /// a row to the teacher's, times the layers that a tap stacks. The arm's weight stands before the root.
+    TokenMatching,
 }
 
 impl LossKind {
     /// Whether it compares relations within the batch, so that the two widths may differ.
     pub fn is_relational(self) -> bool {
-        !matches!(self, Self::SmoothL1 | Self::Mse)
+        !matches!(self, Self::SmoothL1 | Self::Mse | Self::TokenMatching)
+    }
+
+    /// Whether all taps share one term, under a root.
+    pub fn is_rooted(self) -> bool {
+        self == Self::TokenMatching
     }
 }
 
@@ -133,12 +186,7 @@ pub struct ArmConfig {
 }
 
 impl ArmConfig {
-    pub(super) fn check(
-        &self,
-        name: &str,
-        distill: &DistillConfig,
-        augment: &AugmentConfig,
-    ) -> Result<()> {
+    pub(super) fn check(&self, name: &str, distill: &DistillConfig) -> Result<()> {
         not_negative(&[
             (&format!("arm.{name}.logits"), self.logits),
             (&format!("arm.{name}.features"), self.features),
@@ -154,6 +202,23 @@ impl ArmConfig {
         if !dkd && (self.dkd_alpha.is_some() || self.dkd_beta.is_some()) {
             bail!("arm.{name}: expected dkd_alpha and dkd_beta only with logit_loss = \"dkd\"")
         }
+        if self.hidden.is_some() && self.projector != ProjectorKind::Mlp {
+            bail!("arm.{name}.hidden: expected only with projector = \"mlp\"")
+        }
+        let loss = self.method(distill).loss;
+        // Token matching compares tokens of one width as they are.
+        let alone = loss.is_relational() || loss.is_rooted();
+        if self.features > 0. && self.projector == ProjectorKind::None && !alone {
+            bail!(
+                "arm.{name}.projector: expected one, got none with a loss that compares rows of features"
+            )
+        }
+        Ok(())
+    }
+
+    /// What an arm of classification can't ask for.
+    pub(crate) fn check_labels(&self, name: &str, augment: &AugmentConfig) -> Result<()> {
+        let dkd = self.logit_loss == Some(LogitLossKind::Dkd);
         if dkd && augment.mixes() {
             bail!(
                 "arm.{name}.logit_loss: expected data.augment without mixup and cutmix for dkd, which needs one class an image"
@@ -171,15 +236,6 @@ impl ArmConfig {
             if dkd {
                 bail!("arm.{name}.labels: expected some with logit_loss = \"dkd\", got none")
             }
-        }
-        if self.hidden.is_some() && self.projector != ProjectorKind::Mlp {
-            bail!("arm.{name}.hidden: expected only with projector = \"mlp\"")
-        }
-        let loss = self.method(distill).loss;
-        if self.features > 0. && self.projector == ProjectorKind::None && !loss.is_relational() {
-            bail!(
-                "arm.{name}.projector: expected one, got none with a loss that compares rows of features"
-            )
         }
         Ok(())
     }
@@ -228,6 +284,8 @@ pub enum ProjectorKind {
     /// Orthonormal columns.
     #[default]
     Orthogonal,
+    /// Orthonormal columns with a learnt gain and bias for each of the teacher's channels, as in the published detection code.
+    OrthogonalAffine,
     /// Unconstrained.
     Linear,
     /// Two unconstrained layers with relu between.

@@ -157,7 +157,7 @@ impl DataConfig {
         }
     }
 
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         at_least_one(&[
             ("data.train", self.train.unwrap_or(1) as u64),
             ("data.validation", self.validation as u64),

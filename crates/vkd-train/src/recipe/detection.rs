@@ -4,6 +4,8 @@ use super::{at_least_one, not_negative};
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use vkd_models::Resize;
+use vkd_tasks::DenseCriterion;
 
 /// Most images of a part of scenes: an index of each is held.
 const MOST_IMAGES: u64 = 10_000_000;
@@ -289,6 +291,39 @@ pub struct BoxCropConfig {
     pub most: usize,
 }
 
+/// Which places of a detector of maps learn which object: `[criterion]`. Detectors of queries have no such choice.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BoxCriterionConfig {
+    /// The farthest side of a box that a level learns lies within so many of its strides; default 8, FCOS's on COCO. Images with
+    /// objects that are small beside the coarsest stride need less, or its level learns nothing.
+    pub reach: f64,
+    /// Places within so many strides of an object's middle learn it; default 1.5.
+    pub radius: f64,
+}
+
+impl Default for BoxCriterionConfig {
+    fn default() -> Self {
+        let DenseCriterion { reach, radius, .. } = DenseCriterion::default();
+        Self { reach, radius }
+    }
+}
+
+impl BoxCriterionConfig {
+    /// Refuses values that are none.
+    ///
+    /// # Errors
+    /// The key with what was expected and what came.
+    pub fn check(&self) -> Result<()> {
+        for (key, value) in [("reach", self.reach), ("radius", self.radius)] {
+            if !(value > 0. && value.is_finite()) {
+                bail!("criterion.{key}: expected a finite value above 0, got {value}")
+            }
+        }
+        Ok(())
+    }
+}
+
 impl DetectionDataConfig {
     /// A source with nothing done to its images.
     pub fn plain(source: DetectionSource) -> Self {
@@ -304,6 +339,12 @@ impl DetectionDataConfig {
             workers: 0,
             augment: BoxAugmentConfig::default(),
         }
+    }
+
+    /// How images are resized in evaluation; `None` keeps each as it is.
+    pub fn resize(&self) -> Option<Resize> {
+        let (longest, multiple) = (self.longest, self.multiple);
+        self.test_side.map(|side| Resize { side, longest, multiple })
     }
 
     /// Refuses settings that can't be met.

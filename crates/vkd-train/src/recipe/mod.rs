@@ -1,30 +1,36 @@
 //! A run's settings as typed TOML.
 
+mod any;
 mod arms;
 mod augment;
 mod data;
 mod detection;
+mod init;
 mod overrides;
 mod teacher;
 mod training;
 
+pub use any::AnyRecipe;
 pub use arms::{
-    ArmConfig, DistillConfig, LabelBudget, LogitLossKind, LossKind, ProjectorKind, TapNames,
+    ArmConfig, DistillConfig, LabelBudget, LogitLossKind, LossKind, PaddingKind, ProjectorKind,
+    TapNames,
 };
 pub use augment::{AugmentConfig, CropConfig, EraseWith, RandAugmentConfig};
 pub use data::{DataConfig, DataKind, OnCorrupt};
 pub use detection::{
-    BoxAugmentConfig, BoxCropConfig, CocoConfig, DetectionDataConfig, DetectionSource, Outside,
-    ScenesConfig, ValidationPart,
+    BoxAugmentConfig, BoxCriterionConfig, BoxCropConfig, CocoConfig, DetectionDataConfig,
+    DetectionSource, Outside, ScenesConfig, ValidationPart,
 };
+pub use init::InitConfig;
 pub use teacher::{CacheConfig, TeacherConfig};
 pub use training::{ComputeKind, OptimizerKind, ScheduleKind, TrainingConfig};
 
+use crate::workload::{Classification, Detection, Workload};
 use candle_core::{Result, bail};
 use overrides::{blame, located, set};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use vkd_models::Architecture;
+use training::is_default;
 
 /// Name under which the teacher trains and logs; no arm may have it.
 pub(crate) const TEACHER: &str = "teacher";
@@ -42,8 +48,8 @@ pub(crate) const NEUTRAL: [&str; 7] = [
 
 /// Everything that decides a run. A recipe and a seed give the same student on the same machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Recipe {
+#[serde(deny_unknown_fields, bound = "W: Workload")]
+pub struct RecipeOf<W: Workload> {
     /// Name for reports and for the default run folder.
     pub name: String,
     /// What is distilled.
@@ -56,18 +62,30 @@ pub struct Recipe {
     #[serde(default = "default_arms")]
     pub arms: Vec<String>,
     /// Data.
-    pub data: DataConfig,
+    pub data: W::DataConfig,
     /// Teacher.
-    pub teacher: TeacherConfig,
+    pub teacher: TeacherConfig<W::Architecture>,
     /// Student: family and sizes; image size, channels and classes come from the data.
-    pub student: Architecture,
+    pub student: W::Architecture,
+    /// Weights that the student starts from; by default drawn ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitConfig>,
     /// Training of the student, the same for every arm.
     pub training: TrainingConfig,
+    /// What the task's own loss leaves open; by default nothing is changed.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub criterion: W::Criterion,
     /// Parts of the method that the arms share.
     pub distill: DistillConfig,
     /// The arms that can run.
     pub arm: BTreeMap<String, ArmConfig>,
 }
+
+/// A recipe of classification.
+pub type Recipe = RecipeOf<Classification>;
+
+/// A recipe of detection.
+pub type DetectionRecipe = RecipeOf<Detection>;
 
 fn default_arms() -> Vec<String> {
     vec!["vkd".to_owned()]
@@ -80,9 +98,21 @@ pub enum TaskKind {
     /// One class an image.
     #[default]
     Classification,
+    /// Objects in images.
+    Detection,
 }
 
-impl Recipe {
+impl TaskKind {
+    /// The name in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Classification => "classification",
+            Self::Detection => "detection",
+        }
+    }
+}
+
+impl<W: Workload> RecipeOf<W> {
     /// Reads a recipe and applies `KEY=VALUE` overrides, in order; `source` names the text in messages.
     ///
     /// # Errors
@@ -98,10 +128,15 @@ impl Recipe {
         }
         let recipe: Self = match table.try_into() {
             Ok(recipe) => recipe,
-            Err(e) => bail!("{}", blame(text, source, overrides, &e)?),
+            Err(e) => bail!("{}", blame::<Self>(text, source, overrides, &e)?),
         };
         recipe.check()?;
         Ok(recipe)
+    }
+
+    /// The recipe as a table of TOML.
+    pub(crate) fn table(&self) -> Result<toml::Table> {
+        toml::Table::try_from(self).map_err(candle_core::Error::wrap)
     }
 
     /// The recipe as TOML with every value resolved.
@@ -131,6 +166,9 @@ impl Recipe {
 
     /// What a single table can't know is checked here; each table checks itself.
     fn check(&self) -> Result<()> {
+        if self.task != W::KIND {
+            bail!("task: expected {}, got {}", W::KIND.name(), self.task.name())
+        }
         let safe = |name: &str| {
             !name.is_empty()
                 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
@@ -153,16 +191,20 @@ impl Recipe {
         if self.arm.contains_key(TEACHER) {
             bail!("arm: expected any name but {TEACHER}, which is the teacher's own")
         }
-        let few = |arm: &ArmConfig| arm.labels == LabelBudget::Few && arm.uses_teacher();
-        if self.training.labelled == 0 && self.arms.iter().any(|n| self.arm.get(n).is_some_and(few))
-        {
-            bail!("training.labelled: expected at least 1 for an arm with few labels, got 0")
-        }
-        self.data.check()?;
-        self.teacher.check(&self.data)?;
+        self.teacher.check()?;
         self.training.check()?;
-        let augment = &self.data.augment;
-        self.arm.iter().try_for_each(|(name, arm)| arm.check(name, &self.distill, augment))
+        self.init.iter().try_for_each(InitConfig::check)?;
+        self.distill.check()?;
+        self.arm.iter().try_for_each(|(name, arm)| arm.check(name, &self.distill))?;
+        W::check(self)
+    }
+}
+
+/// Refuses settings that a task does not know.
+pub(crate) fn not_with(task: TaskKind, settings: &[(&str, bool)]) -> Result<()> {
+    match settings.iter().find(|(_, given)| *given) {
+        Some((key, _)) => bail!("{key}: expected none with task = \"{}\"", task.name()),
+        None => Ok(()),
     }
 }
 

@@ -1,8 +1,7 @@
 //! Overrides of single keys, and errors that point at the place.
 
-use super::Recipe;
 use candle_core::{Result, bail};
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 /// A TOML error with its file and line.
 pub(super) fn located(text: &str, source: &str, e: &toml::de::Error) -> String {
@@ -13,13 +12,13 @@ pub(super) fn located(text: &str, source: &str, e: &toml::de::Error) -> String {
 
 /// Whose fault it is that a recipe with its overrides is none: the file's, with its line, or the first override's after which
 /// the whole is worse than before.
-pub(super) fn blame(
+pub(super) fn blame<T: DeserializeOwned>(
     text: &str,
     source: &str,
     overrides: &[String],
     e: &toml::de::Error,
 ) -> Result<String> {
-    if let Err(own) = toml::from_str::<Recipe>(text)
+    if let Err(own) = toml::from_str::<T>(text)
         && own.message() == e.message()
     {
         return Ok(located(text, source, &own));
@@ -27,7 +26,7 @@ pub(super) fn blame(
     let mut table: toml::Table = toml::from_str(text).map_err(candle_core::Error::wrap)?;
     for change in overrides {
         set(&mut table, change)?;
-        if let Err(own) = Recipe::deserialize(table.clone())
+        if let Err(own) = T::deserialize(table.clone())
             && own.message() == e.message()
         {
             return Ok(format!("--set {change}: {}", with_nearest(own.message())));

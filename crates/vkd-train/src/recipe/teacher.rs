@@ -10,9 +10,9 @@ use vkd_models::Architecture;
 /// Teacher settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TeacherConfig {
+pub struct TeacherConfig<A = Architecture> {
     /// Family and sizes; image size, channels and classes come from the data.
-    pub model: Architecture,
+    pub model: A,
     /// What its passes are computed in, in training and when it is scored and asked: `f32` (default) or `bf16`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub compute: ComputeKind,
@@ -24,9 +24,10 @@ pub struct TeacherConfig {
     pub learning_rate: f64,
     /// Weight decay of matrices and kernels.
     pub weight_decay: f64,
-    /// Label smoothing.
+    /// Label smoothing, of classification.
+    #[serde(default)]
     pub smoothing: f64,
-    /// Validation accuracy below which the run stops.
+    /// Validation score (accuracy, AP) below which the run stops.
     pub floor: f64,
     /// Weights to use instead of training: a teacher that vkd wrote, or a `.safetensors` or `.pth` file with the names of the
     /// model's own weights, which are timm's. `hf://ORG/NAME/FILE@REVISION` is a file of the Hugging Face Hub, downloaded once into
@@ -64,9 +65,9 @@ impl Default for CacheConfig {
     }
 }
 
-impl TeacherConfig {
-    pub(super) fn check(&self, data: &DataConfig) -> Result<()> {
-        at_least_one(&[("teacher.steps", self.steps), ("teacher.batch", self.batch as u64)])?;
+impl<A> TeacherConfig<A> {
+    /// What its answers need to be remembered.
+    pub(crate) fn check_cache(&self, data: &DataConfig) -> Result<()> {
         if let Some(cache) = &self.cache {
             at_least_one(&[("teacher.cache.limit_mib", cache.limit_mib)])?;
             if data.augment.mixes() {
@@ -80,6 +81,11 @@ impl TeacherConfig {
                 )
             }
         }
+        Ok(())
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        at_least_one(&[("teacher.steps", self.steps), ("teacher.batch", self.batch as u64)])?;
         not_negative(&[
             ("teacher.learning_rate", self.learning_rate),
             ("teacher.weight_decay", self.weight_decay),

@@ -75,6 +75,7 @@ pub struct TrainingConfig {
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub accumulate: u64,
     /// How many of them come from the labelled ones, where only few have labels and a teacher speaks for the rest.
+    #[serde(default)]
     pub labelled: usize,
     /// What the student's training passes are computed in: `f32` (default) or `bf16`. It is evaluated in f32 all the same, as
     /// its file holds it.
@@ -111,7 +112,8 @@ pub struct TrainingConfig {
     /// `t` at most `(1 + t) / (10 + t)`. Without it there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema_decay: Option<f64>,
-    /// Label smoothing.
+    /// Label smoothing, of classification.
+    #[serde(default)]
     pub smoothing: f64,
     /// Steps between two log lines.
     pub log_every: u64,
@@ -128,7 +130,7 @@ pub struct TrainingConfig {
 }
 
 /// A key that has its default is not written, so a key that comes later changes no older recipe.
-pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
@@ -189,7 +191,7 @@ impl TrainingConfig {
     }
 
     /// How the teacher trains: its own numbers, with AdamW and a cosine.
-    pub(crate) fn of_teacher(&self, teacher: &TeacherConfig) -> Self {
+    pub(crate) fn of_teacher<A>(&self, teacher: &TeacherConfig<A>) -> Self {
         Self {
             steps: teacher.steps,
             batch: teacher.batch,

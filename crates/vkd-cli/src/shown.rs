@@ -1,0 +1,80 @@
+//! What the command line shows of a task beyond what all tasks have alike.
+
+use crate::detections;
+use crate::doctor::{self, Findings};
+use crate::report::escape;
+use crate::report::scenes::{SURE, row};
+use candle_core::{Device, Result};
+use vkd_models::DetectorStudent;
+use vkd_train::{
+    Classification, Detection, DetectionRecipe, Recipe, RecipeOf, RunFolderOf, Workload,
+};
+
+/// Test images of a report.
+const PICTURES: usize = 5;
+
+/// Runs `$body` with the recipe of whichever task it is.
+macro_rules! for_task {
+    ($any:expr, $recipe:ident => $body:expr) => {
+        match $any {
+            vkd_train::AnyRecipe::Classification($recipe) => $body,
+            vkd_train::AnyRecipe::Detection($recipe) => $body,
+        }
+    };
+}
+pub(crate) use for_task;
+
+/// A task with a face.
+pub(crate) trait Shown: Workload {
+    /// How many labels a run is about, in brackets behind the number of training images; empty where it goes without saying.
+    fn labels(_recipe: &RecipeOf<Self>) -> String {
+        String::new()
+    }
+
+    /// Looks at the data set for the doctor; `None` where it can't be opened.
+    fn look_at(recipe: &RecipeOf<Self>, decode: bool, found: &mut Findings) -> Option<Self::Data>;
+
+    /// A section of a run's report; empty for none.
+    ///
+    /// # Errors
+    /// A student that can't be loaded.
+    fn pictures(_run: &RunFolderOf<Self>, _data: &Self::Data) -> Result<String> {
+        Ok(String::new())
+    }
+}
+
+impl Shown for Classification {
+    fn labels(recipe: &Recipe) -> String {
+        format!(" ({} with a label)", recipe.data.labels)
+    }
+
+    fn look_at(recipe: &Recipe, decode: bool, found: &mut Findings) -> Option<Self::Data> {
+        doctor::classes(recipe, decode, found)
+    }
+}
+
+impl Shown for Detection {
+    fn look_at(recipe: &DetectionRecipe, decode: bool, found: &mut Findings) -> Option<Self::Data> {
+        doctor::objects(recipe, decode, found)
+    }
+
+    /// The first test images, with what each arm's student finds.
+    fn pictures(run: &RunFolderOf<Self>, data: &Self::Data) -> Result<String> {
+        let first = &data.test[..data.test.len().min(PICTURES)];
+        let mut rows = String::new();
+        for arm in &run.recipe().arms {
+            let path = run.arm_path(arm, "student.safetensors");
+            let student = DetectorStudent::load(&path, &Device::Cpu)?;
+            let scenes = detections::of_student(&student, data, &run.recipe().data, first)?;
+            rows += &format!(
+                "<h3>{}</h3>\n<div class=\"scroll\">{}</div>\n",
+                escape(arm),
+                row(&scenes)
+            );
+        }
+        Ok(format!(
+            "<section>\n<h2>Test images</h2>\n{rows}<ul class=\"notes\">\n<li>The first test images, unchosen. Green and dashed: \
+             what is there. Orange: what the student finds with a score of at least {SURE}, with class and score.</li>\n</ul>\n</section>\n"
+        ))
+    }
+}

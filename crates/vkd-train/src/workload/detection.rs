@@ -1,0 +1,428 @@
+//! Objects in images.
+
+use super::classification::SAMPLED;
+use super::{Part, Samples, Scores, Stream, Workload};
+use crate::build::STUDENT;
+use crate::data::DetectionDataset;
+use crate::detection_batches::{DetectionBatches, plain_detection};
+use crate::fingerprint::hex;
+use crate::metrics::{Annotation, AveragePrecision, GroundTruth, ScoredBox, average_precision};
+use crate::networks::detector;
+use crate::recipe::{
+    BoxCriterionConfig, ComputeKind, DetectionDataConfig, DetectionRecipe, DetectionSource,
+    LabelBudget, PaddingKind, TaskKind, not_with,
+};
+use candle_core::{Error, Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::Path;
+use vkd_models::{DetectorArchitecture, DetectorCard, DetectorConfig, DetectorStudent};
+use vkd_nn::VarStore;
+use vkd_tasks::{
+    DenseCriterion, DetectionAdapter, DetectionBatch, DetectionConfig, DetectionTask,
+    DetectorOutput, DetectorTeacher, Distiller, ImageSize, Padding,
+};
+
+/// Images with boxes; scores are COCO's average precisions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Detection;
+
+/// Images whose features' geometry is measured, at most.
+const MEASURED: usize = 8;
+
+impl Samples for DetectionDataset {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn counts(&self) -> [usize; 3] {
+        [self.train.len(), self.validation.len(), self.test.len()]
+    }
+
+    fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+
+    /// None: an image that can't be read ends the run.
+    fn skipped(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+impl Stream for DetectionBatches {
+    type Batch = DetectionBatch;
+
+    fn get(&mut self, number: u64) -> Result<DetectionBatch> {
+        Self::get(self, number)
+    }
+
+    fn workers(&self) -> usize {
+        Self::workers(self)
+    }
+}
+
+/// A detector as this data set wants it.
+fn model(architecture: &DetectorArchitecture, data: &DetectionDataset) -> DetectorConfig {
+    DetectorConfig {
+        channels: data.channels,
+        classes: data.class_names.len(),
+        architecture: architecture.clone(),
+    }
+}
+
+/// How predictions are judged.
+fn config(recipe: &DetectionRecipe) -> DetectionConfig {
+    let BoxCriterionConfig { reach, radius } = recipe.criterion;
+    let dense = DenseCriterion { reach, radius, ..DenseCriterion::default() };
+    DetectionConfig { dense, ..DetectionConfig::default() }
+}
+
+/// What a detector finds in images `indices`, `batch` at a time, in pixels of the stored images.
+fn found(
+    forward: impl Fn(&Tensor, &Tensor) -> Result<DetectorOutput>,
+    data: &DetectionDataset,
+    config: &DetectionDataConfig,
+    indices: &[usize],
+    batch: usize,
+) -> Result<Vec<ScoredBox>> {
+    let mut all = Vec::new();
+    for chunk in indices.chunks(batch) {
+        let batch = plain_detection(data, config, chunk)?;
+        let size = |&[height, width]: &[usize; 2]| ImageSize { height, width };
+        let sizes: Vec<ImageSize> = batch.sizes.iter().map(size).collect();
+        let output = forward(&batch.images, &batch.padding)?;
+        let detections = DetectionConfig::default().decode(&output.predictions, &sizes)?;
+        for (i, detections) in detections.into_iter().enumerate() {
+            let image_id = data.image_id(chunk[i])?;
+            let times =
+                |axis: usize| batch.original_sizes[i][axis] as f32 / batch.sizes[i][axis] as f32;
+            let (down, across) = (times(0), times(1));
+            for mut detection in detections {
+                let [x0, y0, x1, y1] = detection.bbox;
+                detection.bbox = [x0 * across, y0 * down, x1 * across, y1 * down];
+                let category = data.category_id(detection.class)?;
+                all.push(ScoredBox::new(image_id, category, &detection));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// What is to be found in images `indices`.
+fn truth(data: &DetectionDataset, indices: &[usize]) -> Result<GroundTruth> {
+    let classes = 0..data.class_names.len() as u32;
+    let mut truth = GroundTruth {
+        images: indices.iter().map(|i| data.image_id(*i)).collect::<Result<_>>()?,
+        categories: classes.map(|class| data.category_id(class)).collect::<Result<_>>()?,
+        annotations: Vec::new(),
+    };
+    for index in indices {
+        let image_id = data.image_id(*index)?;
+        for a in data.annotations(*index)? {
+            let (bbox, area, crowd) = (a.bbox, a.area, a.crowd);
+            let category_id = data.category_id(a.class)?;
+            truth.annotations.push(Annotation { image_id, category_id, bbox, area, crowd });
+        }
+    }
+    Ok(truth)
+}
+
+fn precision(
+    forward: impl Fn(&Tensor, &Tensor) -> Result<DetectorOutput>,
+    recipe: &DetectionRecipe,
+    data: &DetectionDataset,
+    indices: &[usize],
+) -> Result<AveragePrecision> {
+    let found = found(forward, data, &recipe.data, indices, recipe.training.batch)?;
+    average_precision(&truth(data, indices)?, &found)
+}
+
+/// NaN where there was nothing to find.
+fn known(score: Option<f64>) -> f64 {
+    score.unwrap_or(f64::NAN)
+}
+
+fn scores(
+    forward: impl Fn(&Tensor, &Tensor) -> Result<DetectorOutput>,
+    recipe: &DetectionRecipe,
+    data: &DetectionDataset,
+) -> Result<Scores> {
+    let test = precision(&forward, recipe, data, &data.test)?;
+    let validation = precision(&forward, recipe, data, &data.validation)?;
+    let values = [
+        ("ap", test.ap),
+        ("ap50", test.ap50),
+        ("ap75", test.ap75),
+        ("ap_small", test.ap_small),
+        ("ap_medium", test.ap_medium),
+        ("ap_large", test.ap_large),
+        ("ar1", test.ar1),
+        ("ar10", test.ar10),
+        ("ar100", test.ar100),
+        ("ar_small", test.ar_small),
+        ("ar_medium", test.ar_medium),
+        ("ar_large", test.ar_large),
+        ("validation_ap", validation.ap),
+    ];
+    Ok(values.into_iter().filter_map(|(name, v)| Some((name.to_owned(), v?))).collect())
+}
+
+/// Scores of a saved detector on images `indices`, resized and padded as `config` says, and all that it found, in the form of
+/// COCO's results.
+///
+/// # Errors
+/// A student made for other channels or classes, no images, or an image that can't be read.
+pub fn evaluate_detector(
+    student: &DetectorStudent,
+    data: &DetectionDataset,
+    config: &DetectionDataConfig,
+    indices: &[usize],
+    batch: usize,
+) -> Result<(AveragePrecision, Vec<ScoredBox>)> {
+    let card = &student.card;
+    if card.model.channels != data.channels || card.class_names != data.class_names {
+        bail!(
+            "eval: expected a student for images of {} channels of {}, got one for {} channels and the classes {}",
+            data.channels,
+            data.name,
+            card.model.channels,
+            card.class_names.join(", ")
+        )
+    }
+    let network = crate::networks::saved_detector(student);
+    let forward =
+        |images: &Tensor, padding: &Tensor| network(images, padding, &vkd_nn::Context::eval());
+    let found = found(forward, data, config, indices, batch.max(1))?;
+    Ok((average_precision(&truth(data, indices)?, &found)?, found))
+}
+
+impl Workload for Detection {
+    const KIND: TaskKind = TaskKind::Detection;
+    const METRIC: &'static str = "ap";
+    const PATHS: &'static [&'static str] = &["data.source.dir"];
+    type DataConfig = DetectionDataConfig;
+    type Architecture = DetectorArchitecture;
+    type Criterion = BoxCriterionConfig;
+    type Data = DetectionDataset;
+    type Task = DetectionTask;
+    type Teacher = DetectorTeacher;
+    type Batches = DetectionBatches;
+
+    fn check(recipe: &DetectionRecipe) -> Result<()> {
+        recipe.data.check()?;
+        recipe.criterion.check()?;
+        let (training, teacher) = (&recipe.training, &recipe.teacher);
+        let mut refused = vec![
+            ("training.labelled".to_owned(), training.labelled > 0),
+            ("training.smoothing".to_owned(), training.smoothing > 0.),
+            ("training.compute = \"bf16\"".to_owned(), training.compute != ComputeKind::F32),
+            ("teacher.compute = \"bf16\"".to_owned(), teacher.compute != ComputeKind::F32),
+            ("teacher.smoothing".to_owned(), teacher.smoothing > 0.),
+            ("teacher.cache".to_owned(), teacher.cache.is_some()),
+        ];
+        for (name, arm) in &recipe.arm {
+            refused
+                .push((format!("arm.{name}.labels but \"all\""), arm.labels != LabelBudget::All));
+            refused.push((format!("arm.{name}.logits"), arm.logits > 0.));
+            refused.push((format!("arm.{name}.logit_loss"), arm.logit_loss.is_some()));
+        }
+        let refused: Vec<(&str, bool)> =
+            refused.iter().map(|(key, on)| (key.as_str(), *on)).collect();
+        not_with(TaskKind::Detection, &refused)
+    }
+
+    fn open(config: &DetectionDataConfig) -> Result<DetectionDataset> {
+        DetectionDataset::open(config)
+    }
+
+    /// Validation images, which a run can't do without; more objects than queries can be found too.
+    fn check_data(_recipe: &DetectionRecipe, data: &DetectionDataset) -> Result<()> {
+        for (part, indices) in [("validation", &data.validation), ("test", &data.test)] {
+            if indices.is_empty() {
+                bail!("data.source.{part}: expected images, got none in {}", data.name)
+            }
+        }
+        Ok(())
+    }
+
+    /// The hash of all annotations; of files also that of the classes' names and of some images, spread over all. What can't
+    /// be read counts as that.
+    fn identify(
+        recipe: &DetectionRecipe,
+        data: &DetectionDataset,
+        settings: &mut BTreeMap<String, Value>,
+    ) {
+        let mut objects = Sha256::new();
+        for index in 0..data.len() {
+            match data.annotations(index) {
+                Ok(all) => all.iter().for_each(|a| objects.update(format!("{a:?},"))),
+                Err(_) => objects.update("unreadable"),
+            }
+        }
+        settings.insert("data.hash".to_owned(), hex(objects).into());
+        if let DetectionSource::Scenes(_) = recipe.data.source {
+            return;
+        }
+        let mut images = Sha256::new();
+        data.class_names.iter().for_each(|name| images.update(format!("{name},")));
+        for index in (0..data.len()).step_by(data.len().div_ceil(SAMPLED).max(1)) {
+            match data.sample(index) {
+                Ok((image, _)) => images.update(image.pixels()),
+                Err(_) => images.update("unreadable"),
+            }
+        }
+        settings.insert("data.images".to_owned(), hex(images).into());
+    }
+
+    fn declare(
+        architecture: &DetectorArchitecture,
+        data: &DetectionDataset,
+        vb: VarBuilder,
+    ) -> Result<()> {
+        model(architecture, data).build(vb).map(|_| ())
+    }
+
+    fn taps(
+        architecture: &DetectorArchitecture,
+        data: &DetectionDataset,
+    ) -> BTreeMap<String, usize> {
+        model(architecture, data).taps()
+    }
+
+    fn stacked(architecture: &DetectorArchitecture, tap: &str) -> usize {
+        match architecture {
+            DetectorArchitecture::Vidt(config) => config.stacked(tap),
+            DetectorArchitecture::Fcos(_) => 1,
+        }
+    }
+
+    fn multiply_adds(
+        recipe: &DetectionRecipe,
+        architecture: &DetectorArchitecture,
+        data: &DetectionDataset,
+    ) -> Result<Option<usize>> {
+        let batch = plain_detection(data, &recipe.data, &data.test[..data.test.len().min(1)])?;
+        let (.., height, width) = batch.images.dims4()?;
+        Ok(model(architecture, data).cost([height, width])?.map(|cost| cost.multiply_adds))
+    }
+
+    fn fit(distiller: Distiller, recipe: &DetectionRecipe) -> Result<Distiller> {
+        let padding = match recipe.distill.padding {
+            PaddingKind::Counted => Padding::Counted,
+            PaddingKind::Masked => Padding::Masked,
+        };
+        Ok(distiller.with_adapter(DetectionAdapter { padding }))
+    }
+
+    fn teacher_task(
+        recipe: &DetectionRecipe,
+        data: &DetectionDataset,
+        store: &VarStore,
+    ) -> Result<DetectionTask> {
+        let network = detector(&model(&recipe.teacher.model, data), store.builder())?;
+        Ok(DetectionTask::new(network, None, config(recipe)))
+    }
+
+    fn student_task(
+        recipe: &DetectionRecipe,
+        data: &DetectionDataset,
+        store: &VarStore,
+        distillation: Option<(DetectorTeacher, Distiller)>,
+    ) -> Result<DetectionTask> {
+        let named = |e| Error::Msg(format!("student: {}", crate::plain(&e)));
+        let network =
+            detector(&model(&recipe.student, data), store.builder().pp(STUDENT)).map_err(named)?;
+        Ok(DetectionTask::new(network, distillation, config(recipe)))
+    }
+
+    fn check_task(
+        task: &DetectionTask,
+        recipe: &DetectionRecipe,
+        data: &DetectionDataset,
+    ) -> Result<()> {
+        let one = &data.train[..data.train.len().min(1)];
+        task.check(&plain_detection(data, &recipe.data, one)?)
+    }
+
+    fn teacher(
+        recipe: &DetectionRecipe,
+        data: &DetectionDataset,
+        store: &VarStore,
+    ) -> Result<DetectorTeacher> {
+        let model = model(&recipe.teacher.model, data);
+        Ok(DetectorTeacher::new(detector(&model, store.frozen())?))
+    }
+
+    /// Every image tells all of its boxes.
+    fn batches(
+        recipe: &DetectionRecipe,
+        data: &DetectionDataset,
+        part: Part<'_>,
+    ) -> Result<(DetectionBatches, usize)> {
+        let count = match part {
+            Part::Teacher => recipe.teacher.batch,
+            Part::Arm(_) => recipe.training.batch,
+        };
+        let batches = DetectionBatches::new(data, &recipe.data, count, recipe.seed)?;
+        Ok((batches, data.train.len()))
+    }
+
+    fn first(batch: &DetectionBatch, count: usize) -> Result<DetectionBatch> {
+        Ok(DetectionBatch {
+            images: batch.images.narrow(0, 0, count)?,
+            padding: batch.padding.narrow(0, 0, count)?,
+            objects: batch.objects.iter().take(count).cloned().collect(),
+            sizes: batch.sizes.iter().take(count).copied().collect(),
+            original_sizes: batch.original_sizes.iter().take(count).copied().collect(),
+            sample_ids: batch.sample_ids.iter().take(count).copied().collect(),
+        })
+    }
+
+    fn validate(
+        task: &DetectionTask,
+        recipe: &DetectionRecipe,
+        data: &DetectionDataset,
+    ) -> Result<f64> {
+        let forward = |images: &Tensor, padding: &Tensor| task.evaluate(images, padding);
+        Ok(known(precision(forward, recipe, data, &data.validation)?.ap))
+    }
+
+    fn scores(
+        task: &DetectionTask,
+        recipe: &DetectionRecipe,
+        data: &DetectionDataset,
+    ) -> Result<Scores> {
+        scores(|images, padding| task.evaluate(images, padding), recipe, data)
+    }
+
+    fn teacher_scores(
+        teacher: &DetectorTeacher,
+        recipe: &DetectionRecipe,
+        data: &DetectionDataset,
+    ) -> Result<Scores> {
+        scores(|images, padding| teacher.forward(images, padding), recipe, data)
+    }
+
+    fn geometry(
+        task: &DetectionTask,
+        recipe: &DetectionRecipe,
+        data: &DetectionDataset,
+    ) -> Result<Vec<(String, f64)>> {
+        let images = &data.validation[..data.validation.len().min(MEASURED)];
+        task.geometry(&plain_detection(data, &recipe.data, images)?)
+    }
+
+    fn save(
+        path: &Path,
+        recipe: &DetectionRecipe,
+        data: &DetectionDataset,
+        tensors: &BTreeMap<String, Tensor>,
+    ) -> Result<()> {
+        let model = model(&recipe.student, data);
+        let preprocessing = data.preprocessing().clone();
+        let card = DetectorCard::new(model, preprocessing, data.class_names.clone());
+        DetectorStudent::save(path, &DetectorCard { resize: recipe.data.resize(), ..card }, tensors)
+    }
+}
