@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use vkd_models::ModelConfig;
 use vkd_nn::VarStore;
-use vkd_train::{Dataset, Recipe};
+use vkd_train::{AnyRecipe, Dataset, Recipe};
 
 const TINY: &str = include_str!("tiny.toml");
 
@@ -125,6 +125,7 @@ fn the_shipped_recipes_are_valid() -> Result<()> {
         "imagenet-deit-ti-paper",
         "mnist",
         "mnist-all-labels",
+        "scenes",
     ];
     assert_eq!(names, shipped);
     Ok(())
