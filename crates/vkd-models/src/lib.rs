@@ -13,7 +13,7 @@
 //! | `efficientnet_lite` | [`EfficientnetLite`] | `efficientnet_lite0` |
 //!
 //! [`Fcos`] and [`Vidt`] are detectors: one hands over a [`DenseOutput`] of levels, the other a [`QueryOutput`] of classes and
-//! boxes, both with taps.
+//! boxes, both with taps. [`Generator`] and [`Discriminator`] are a BigGAN for small images, whose discriminator has taps too.
 //!
 //! [`load_weights`] reads files with timm's key names; [`Student`] is a distilled network as it is saved, loaded and used.
 //! Images are channels first outside and channels last inside.
@@ -42,6 +42,7 @@
 //! # }
 //! ```
 
+mod biggan;
 mod cnn;
 mod conv_norm;
 mod cost;
@@ -60,6 +61,9 @@ mod vidt;
 mod vit;
 mod weights;
 
+pub use biggan::{
+    Discriminator, DiscriminatorConfig, DiscriminatorOutput, Generator, GeneratorConfig,
+};
 pub use cnn::{Cnn, CnnConfig};
 pub use cost::ModelCost;
 pub use deit::{Deit, DeitConfig, DistillationToken, Embedding};
