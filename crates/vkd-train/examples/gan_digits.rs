@@ -30,22 +30,22 @@ const SAMPLES: usize = 1000;
 
 /// What a run asks for.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Setup {
+struct Setup {
     /// What the discriminator learns from the teacher.
-    pub(crate) arm: Arm,
+    arm: Arm,
     /// Training images of the GAN.
-    pub(crate) images: usize,
+    images: usize,
     /// Updates of the generator.
-    pub(crate) steps: u64,
+    steps: u64,
     /// Updates of the judging classifier, and of the teacher.
-    pub(crate) classifier_steps: u64,
+    classifier_steps: u64,
     /// Of everything random.
-    pub(crate) seed: u64,
+    seed: u64,
 }
 
 /// How the discriminator's features meet the teacher's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Arm {
+enum Arm {
     /// Not at all.
     None,
     /// FitNets: an unconstrained projector, nothing normalised.
@@ -58,19 +58,19 @@ pub(crate) enum Arm {
 
 /// What a run is worth.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Outcome {
+struct Outcome {
     /// Accuracy of the judging classifier on test images.
-    pub(crate) judge: f64,
+    judge: f64,
     /// Share of samples that it gives their class.
-    pub(crate) recognised: f64,
+    recognised: f64,
     /// Fréchet distance of its features to those of the test images.
-    pub(crate) frechet: f64,
+    frechet: f64,
     /// Precision, recall, density and coverage of the same, five neighbours.
-    pub(crate) manifold: ManifoldScores,
+    manifold: ManifoldScores,
     /// Largest `max|WᵀW − I|` of the projector.
-    pub(crate) residual: Option<f64>,
+    residual: Option<f64>,
     /// Seconds of the GAN's training.
-    pub(crate) seconds: f64,
+    seconds: f64,
 }
 
 /// Images from -1 to 1 with their classes.
@@ -163,7 +163,7 @@ fn tap(arm: Arm, seed: u64, features: &Tensor, width: usize) -> Result<Option<Ge
 ///
 /// # Errors
 /// A data set that can't be read, or a training that diverges.
-pub(crate) fn run(setup: Setup, mut say: impl FnMut(&str)) -> Result<Outcome> {
+fn run(setup: Setup, mut say: impl FnMut(&str)) -> Result<Outcome> {
     let Setup { arm, images, steps, classifier_steps, seed } = setup;
     let config = toml::from_str("kind = \"digits\"\nvalidation = 200\nlabels = 100\ntrain = 1000");
     let data = Dataset::open(&config.map_err(candle_core::Error::wrap)?)?;
@@ -294,7 +294,6 @@ fn picture(samples: &Tensor) -> Result<String> {
     Ok(text)
 }
 
-#[allow(dead_code, reason = "a test includes this file for `run`")]
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |i: usize, default: u64| arguments.get(i).map_or(Ok(default), |a| a.parse());
@@ -310,4 +309,52 @@ fn main() -> Result<()> {
     let found = run(setup, |line| println!("{line}"))?;
     println!("{setup:?}\n{found:?}\n{} in {:.0} s", found.manifold, found.seconds);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trained(arm: Arm, steps: u64, classifier_steps: u64) -> Result<Outcome> {
+        let setup = Setup { arm, images: 1000, steps, classifier_steps, seed: 0 };
+        let found = run(setup, |line| println!("{line}"))?;
+        println!("{setup:?}: {found:?}, {:.0} s", found.seconds);
+        Ok(found)
+    }
+
+    #[test]
+    fn every_arm_takes_steps() -> Result<()> {
+        for arm in [Arm::None, Arm::Fitnet, Arm::LayerNorm, Arm::Whiten] {
+            let found = trained(arm, 3, 40)?;
+            assert!(found.judge > 0.6, "{arm:?}: {found:?}");
+            // Noise yet: far from the digits, but a number.
+            assert!(found.frechet.is_finite() && found.frechet > 1., "{arm:?}: {found:?}");
+            let orthogonal = matches!(arm, Arm::LayerNorm | Arm::Whiten);
+            assert_eq!(found.residual.is_some(), orthogonal);
+            assert!(found.residual.is_none_or(|r| r < 1e-5), "{arm:?}: {found:?}");
+        }
+        Ok(())
+    }
+
+    /// Ten classes: chance is a tenth.
+    fn looks_like_digits(found: &Outcome) {
+        assert!(found.recognised >= 0.9, "{found:?}");
+        assert!(found.manifold.coverage >= 0.6, "{found:?}");
+    }
+
+    #[test]
+    #[ignore = "minutes; cargo xtask ci --full runs it"]
+    fn a_classifier_that_the_gan_never_saw_recognises_its_samples() -> Result<()> {
+        looks_like_digits(&trained(Arm::None, 1500, 400)?);
+        Ok(())
+    }
+
+    #[test]
+    #[ignore = "minutes; cargo xtask ci --full runs it"]
+    fn a_discriminator_that_learns_from_a_whitened_teacher_does_so_too() -> Result<()> {
+        let found = trained(Arm::Whiten, 1500, 400)?;
+        looks_like_digits(&found);
+        assert!(found.residual.is_some_and(|r| r < 1e-5), "{found:?}");
+        Ok(())
+    }
 }
