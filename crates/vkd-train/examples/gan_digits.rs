@@ -1,6 +1,6 @@
 //! A conditional GAN on the embedded digits, written out with the library's parts: networks, task, optimisers, averages, measures.
 //!
-//!     cargo run --release -p vkd-train --example gan_digits -- [none|fitnet|layernorm|whiten] [images] [steps] [seed]
+//!     cargo run --release -p vkd-train --example gan_digits -- [none|fitnet|layernorm|whiten] [images] [steps] [seed] [grid.png]
 //!
 //! It trains a classifier that the GAN never sees, a teacher with another seed, and the GAN on so many of the training images; then it
 //! says which share of 1,000 conditional samples the classifier gives their class, and how far the samples lie from the test images.
@@ -11,18 +11,18 @@ use std::collections::HashMap;
 use std::time::Instant;
 use vkd_models::{
     Architecture, CnnConfig, Discriminator, DiscriminatorConfig, Generator, GeneratorConfig, Model,
-    ModelConfig,
+    ModelConfig, write_atomically,
 };
 use vkd_nn::{AdamW, AdamWConfig, Context, Ema, VarStore, stream};
 use vkd_norm::{Moments, Normalizer, WhitenConfig, Whitener};
 use vkd_ortho::{OrthogonalConfig, OrthogonalMap};
 use vkd_tasks::{
-    DISCRIMINATOR, DiffAugment, DistillTask, FeatureLoss, FeatureMap, GENERATOR, GenerationBatch,
+    DISCRIMINATOR, DiffAugment, DistillTask, FeatureLoss, GENERATOR, GenerationBatch,
     GenerationConfig, GenerationDistiller, GenerationLoss, GenerationTap, GenerationTask,
-    Judgement, Layout, ProjectorConfig, Teacher, TeacherNormalizer, white_noise,
+    ProjectorConfig, Teacher, TeacherNormalizer, white_noise,
 };
 use vkd_train::metrics::{ManifoldScores, frechet_distance, manifold_scores};
-use vkd_train::{Dataset, network};
+use vkd_train::{Dataset, discriminator_network, generator_network, network, sample_grid};
 
 const CLASSES: usize = 10;
 const BATCH: usize = 32;
@@ -57,7 +57,7 @@ enum Arm {
 }
 
 /// What a run is worth.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Outcome {
     /// Accuracy of the judging classifier on test images.
     judge: f64,
@@ -71,6 +71,8 @@ struct Outcome {
     residual: Option<f64>,
     /// Seconds of the GAN's training.
     seconds: f64,
+    /// The samples, `(1000, 1, 8, 8)`, classes in turn.
+    samples: Tensor,
 }
 
 /// Images from -1 to 1 with their classes.
@@ -187,14 +189,6 @@ fn run(setup: Setup, mut say: impl FnMut(&str)) -> Result<Outcome> {
     };
     let store = VarStore::new(seed, DType::F32, &Device::Cpu);
     let (generator, discriminator) = build(&store)?;
-    let judgement = |d: Discriminator| {
-        move |images: &Tensor, labels: &Tensor, ctx: &Context| -> Result<Judgement> {
-            let mut output = d.forward(images, labels, ctx)?;
-            let pooled = output.taps.remove("pooled").map(|t| FeatureMap::new(t, Layout::Pooled));
-            let taps = pooled.into_iter().map(|t| Ok(("pooled".to_owned(), t?)));
-            Ok(Judgement { score: output.score, taps: taps.collect::<Result<_>>()? })
-        }
-    };
     let frozen = store.frozen().pp(DISCRIMINATOR);
     let frozen = Discriminator::new(&discriminator_config, 1, CLASSES, frozen)?;
     let teacher = classifier(&train, classifier_steps, seed + 2)?;
@@ -207,8 +201,8 @@ fn run(setup: Setup, mut say: impl FnMut(&str)) -> Result<Outcome> {
         }
     };
     let task = GenerationTask::new(
-        move |noise: &Tensor, labels: &Tensor, ctx: &Context| generator.forward(noise, labels, ctx),
-        judgement(discriminator),
+        generator_network(generator),
+        discriminator_network(discriminator),
         distillation,
         GenerationConfig {
             noise: generator_config.noise,
@@ -219,7 +213,7 @@ fn run(setup: Setup, mut say: impl FnMut(&str)) -> Result<Outcome> {
         },
         store.builder(),
     )?
-    .with_frozen(judgement(frozen));
+    .with_frozen(discriminator_network(frozen));
     task.check(&few.batch(seed, "gan", 0)?)?;
 
     let adam = AdamWConfig { beta1: 0., weight_decay: 0., ..AdamWConfig::default() };
@@ -264,7 +258,6 @@ fn run(setup: Setup, mut say: impl FnMut(&str)) -> Result<Outcome> {
     let noise = white_noise(seed, "samples", 0, [SAMPLES, generator.noise()], &Device::Cpu)?;
     let samples = generator.sample(&noise, &Tensor::new(labels.clone(), &Device::Cpu)?)?.detach();
     let (features, recognised) = judged(judge.as_ref(), &samples, &labels)?;
-    say(&picture(&samples)?);
     let of = |rows: &Tensor| Moments::from_rows(rows, None);
     Ok(Outcome {
         judge: accuracy,
@@ -273,25 +266,8 @@ fn run(setup: Setup, mut say: impl FnMut(&str)) -> Result<Outcome> {
         manifold: manifold_scores(&real_features, &features, 5)?,
         residual,
         seconds,
+        samples,
     })
-}
-
-/// The first sample of each class, as text.
-fn picture(samples: &Tensor) -> Result<String> {
-    let images = samples.narrow(0, 0, CLASSES)?.flatten_from(2)?.squeeze(1)?.to_vec2::<f32>()?;
-    let shades: Vec<char> = " .:-=+*#%@".chars().collect();
-    let mut text = String::new();
-    for row in 0..8 {
-        for image in &images {
-            for value in &image[row * 8..row * 8 + 8] {
-                let shade = ((value + 1.) / 2. * 9.99).clamp(0., 9.) as usize;
-                text.push(shades[shade]);
-            }
-            text.push_str("  ");
-        }
-        text.push('\n');
-    }
-    Ok(text)
 }
 
 fn main() -> Result<()> {
@@ -308,6 +284,10 @@ fn main() -> Result<()> {
     let setup = Setup { arm, images: images as usize, steps, classifier_steps: 400, seed };
     let found = run(setup, |line| println!("{line}"))?;
     println!("{setup:?}\n{found:?}\n{} in {:.0} s", found.manifold, found.seconds);
+    if let Some(path) = arguments.get(4) {
+        let first = found.samples.narrow(0, 0, 100)?;
+        write_atomically(path.as_ref(), &sample_grid(&first, CLASSES)?.to_png()?)?;
+    }
     Ok(())
 }
 
