@@ -4,8 +4,12 @@ use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::fmt;
+use vkd_norm::lanes::vectorized;
 
 const OP: &str = "manifold";
+
+/// Rows whose distances are taken together, so that the others are read from memory once for all of them.
+const BLOCK: usize = 16;
 
 /// How much of each set lies in the balls of the other; a ball reaches from a sample to its k-th neighbour in its own set.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -62,35 +66,47 @@ pub fn manifold_scores(real: &Tensor, generated: &Tensor, k: usize) -> Result<Ma
         bail!("{OP}: expected features of one width, got {} and {}", real.width, generated.width)
     }
     let (real_radii, generated_radii) = (real.squared_radii(k), generated.squared_radii(k));
-    // Of each generated sample: how many real balls it lies in.
-    let within: Vec<usize> = generated
-        .par_rows()
-        .map(|row| {
-            real.rows().zip(&real_radii).filter(|(r, radius)| squared(r, row) < **radius).count()
-        })
-        .collect();
-    // Of each real sample: whether it lies in a generated ball, and whether its own ball holds a generated sample.
-    let around: Vec<(bool, bool)> = real
-        .par_rows()
-        .zip(&real_radii)
-        .map(|(row, own)| {
+    let (n, m) = (real_radii.len(), generated_radii.len());
+    let none = || Tally { inside: 0, holding: 0, balls: vec![0; m] };
+    let block = |mut tally: Tally, (block, rows): (usize, &[f64])| {
+        let distances = generated.distances_to(rows);
+        for (distances, own) in distances.chunks_exact(m).zip(&real_radii[block * BLOCK..]) {
             let (mut inside, mut holds) = (false, false);
-            for (g, radius) in generated.rows().zip(&generated_radii) {
-                let distance = squared(row, g);
-                inside |= distance < *radius;
-                holds |= distance < *own;
+            let generated = distances.iter().zip(&generated_radii).zip(&mut tally.balls);
+            for ((distance, radius), balls) in generated {
+                inside |= distance < radius;
+                holds |= distance < own;
+                *balls += u64::from(distance < own);
             }
-            (inside, holds)
-        })
-        .collect();
-    let share = |hits: usize, of: usize| hits as f64 / of as f64;
-    let (n, m) = (around.len(), within.len());
+            tally.inside += u64::from(inside);
+            tally.holding += u64::from(holds);
+        }
+        tally
+    };
+    let sum = |mut a: Tally, b: Tally| {
+        a.inside += b.inside;
+        a.holding += b.holding;
+        a.balls.iter_mut().zip(b.balls).for_each(|(a, b)| *a += b);
+        a
+    };
+    // Whole numbers: the sum is the same in any order.
+    let Tally { inside, holding, balls } = real.blocks().fold(none, block).reduce(none, sum);
+    let share = |hits: u64, of: usize| hits as f64 / of as f64;
     Ok(ManifoldScores {
-        precision: share(within.iter().filter(|c| **c > 0).count(), m),
-        recall: share(around.iter().filter(|a| a.0).count(), n),
-        density: share(within.iter().sum(), k * m),
-        coverage: share(around.iter().filter(|a| a.1).count(), n),
+        precision: share(balls.iter().filter(|b| **b > 0).count() as u64, m),
+        recall: share(inside, n),
+        density: share(balls.iter().sum(), k * m),
+        coverage: share(holding, n),
     })
+}
+
+struct Tally {
+    /// Real samples in a generated ball.
+    inside: u64,
+    /// Real balls with a generated sample in them.
+    holding: u64,
+    /// Of each generated sample: how many real balls it lies in.
+    balls: Vec<u64>,
 }
 
 /// Distance of each row of `(N, d)` to its `k`-th nearest other row.
@@ -126,33 +142,54 @@ impl Rows {
         Ok(Self { values, width })
     }
 
-    fn rows(&self) -> impl Iterator<Item = &[f64]> {
-        self.values.chunks_exact(self.width)
+    fn blocks(&self) -> impl IndexedParallelIterator<Item = (usize, &[f64])> {
+        self.values.par_chunks(self.width * BLOCK).enumerate()
     }
 
-    fn par_rows(&self) -> impl IndexedParallelIterator<Item = &[f64]> {
-        self.values.par_chunks_exact(self.width)
+    /// Squared distances of a block of rows to all rows: those of the first row, then those of the next.
+    fn distances_to(&self, block: &[f64]) -> Vec<f64> {
+        let (width, count) = (self.width, self.values.len() / self.width);
+        let mut distances = vec![0.; block.len() / width * count];
+        vectorized(
+            #[inline(always)]
+            || {
+                for (j, other) in self.values.chunks_exact(width).enumerate() {
+                    for (i, row) in block.chunks_exact(width).enumerate() {
+                        distances[i * count + j] = squared(row, other);
+                    }
+                }
+            },
+        );
+        distances
     }
 
     /// Squared distances to the k-th other row; there are more than `k` rows.
     fn squared_radii(&self, k: usize) -> Vec<f64> {
-        let radius = |(i, row): (usize, &[f64])| {
-            let others = self.rows().enumerate().filter(|(j, _)| *j != i);
-            let mut distances: Vec<f64> = others.map(|(_, other)| squared(row, other)).collect();
-            *distances.select_nth_unstable_by(k - 1, f64::total_cmp).1
+        let count = self.values.len() / self.width;
+        let radii = |(block, rows): (usize, &[f64])| {
+            let mut distances = self.distances_to(rows);
+            let own = distances.chunks_exact_mut(count).enumerate();
+            own.map(|(i, distances)| {
+                // A row is not its own neighbour, another that is equal to it is.
+                distances[block * BLOCK + i] = f64::INFINITY;
+                *distances.select_nth_unstable_by(k - 1, f64::total_cmp).1
+            })
+            .collect::<Vec<_>>()
         };
-        self.par_rows().enumerate().map(radius).collect()
+        self.blocks().flat_map_iter(radii).collect()
     }
 }
 
 /// Squared distance; the same bits both ways round.
+#[inline(always)]
 fn squared(a: &[f64], b: &[f64]) -> f64 {
     let mut lanes = [0f64; 8];
-    let (a, b) = (a.chunks(8), b.chunks(8));
-    for (a, b) in a.zip(b) {
+    let (mut left, mut right) = (a.chunks_exact(8), b.chunks_exact(8));
+    for (a, b) in left.by_ref().zip(right.by_ref()) {
         for (lane, (x, y)) in lanes.iter_mut().zip(a.iter().zip(b)) {
             *lane += (x - y) * (x - y);
         }
     }
-    lanes.iter().sum()
+    let rest = left.remainder().iter().zip(right.remainder());
+    lanes.iter().sum::<f64>() + rest.map(|(x, y)| (x - y) * (x - y)).sum::<f64>()
 }
