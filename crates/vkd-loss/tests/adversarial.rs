@@ -47,9 +47,9 @@ fn hinges_and_lecam_are_the_recorded_ones() -> Result<()> {
 fn gradients_equal_differences() -> Result<()> {
     // No score within a step of a corner.
     let (a, b) = (normal(&[7], DType::F64, 1)?, normal(&[5], DType::F64, 2)?);
-    gradcheck(|x| hinge_real(&x[0]), &[a.clone()])?;
-    gradcheck(|x| hinge_generated(&x[0]), &[a.clone()])?;
-    gradcheck(|x| hinge_generator(&x[0]), &[a.clone()])?;
+    gradcheck(|x| hinge_real(&x[0]), std::slice::from_ref(&a))?;
+    gradcheck(|x| hinge_generated(&x[0]), std::slice::from_ref(&a))?;
+    gradcheck(|x| hinge_generator(&x[0]), std::slice::from_ref(&a))?;
     gradcheck(|x| lecam(&x[0], &x[1], 0.4, -0.3), &[a, b])?;
     let rows = |seed| normal(&[4, 6], DType::F64, seed);
     let (teacher, texts) = (rows(3)?, normal(&[3, 6], DType::F64, 4)?);

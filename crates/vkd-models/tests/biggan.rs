@@ -1,7 +1,7 @@
 //! BigGAN against its published code, and its own laws.
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Error, Result, Tensor, Var};
 use std::collections::HashMap;
 use vkd_models::{Discriminator, DiscriminatorConfig, Generator, GeneratorConfig};
 use vkd_nn::{Context, VarStore, is_buffer};
@@ -126,7 +126,8 @@ impl Case {
                 assert!(grads.get(&var).is_none(), "{key}: expected no gradient, got one");
                 continue;
             }
-            let grad = grads.get(&var).unwrap_or_else(|| panic!("no gradient reaches {key}"));
+            let grad =
+                grads.get(&var).ok_or_else(|| Error::Msg(format!("no gradient reaches {key}")))?;
             // A ReLU on the other side of zero moves a gradient in f32 by up to 1e-4. The absolute part is rounding of the other gradients:
             // batch norm takes the bias before it away, so that its gradient, a sum over 4·32·32 places, is zero but for that.
             let tolerance = match self.dtype {

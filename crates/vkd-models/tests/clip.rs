@@ -130,7 +130,7 @@ fn input_is_what_each_choice_says() -> Result<()> {
     let smooth = to_f64(&ClipInput { smooth: true, normalize: false }.apply(&images, 4)?)?;
     // Between the pixels' middles, a quarter of the way.
     assert_eq!((smooth[0], smooth[1], smooth[2], smooth[3]), (-1., -0.5, 0.5, 1.));
-    gradcheck(|x| ClipInput::clip().apply(&x[0], 5), &[images.clone()])?;
+    gradcheck(|x| ClipInput::clip().apply(&x[0], 5), std::slice::from_ref(&images))?;
     gradcheck(|x| ClipInput::kd_dlgan().apply(&x[0], 5), &[images.repeat((2, 3, 1, 1))?])?;
     assert!(ClipInput::clip().apply(&images.repeat((1, 2, 1, 1))?, 4).is_err());
     Ok(())

@@ -47,7 +47,7 @@ fn the_gradient_flows_through_sigma_with_constant_vectors() -> Result<()> {
     for _ in 0..300 {
         norm.forward(&weight, true)?;
     }
-    gradcheck(|x| norm.forward(&x[0], false), &[weight.clone()])?;
+    gradcheck(|x| norm.forward(&x[0], false), std::slice::from_ref(&weight))?;
     // Away from it: exactly that of W / (v Wᵀ u'ᵀ).
     let u = normal(&[1, 3], DType::F64, 5)?;
     store.load(

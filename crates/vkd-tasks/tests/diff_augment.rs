@@ -44,7 +44,7 @@ impl Case {
             "translation" => translation(xs, &self.pairs(part)?),
             _ => {
                 // ⌊size / 2 + ½⌋
-                let size = [xs.dim(2)?, xs.dim(3)?].map(|side| (side + 1) / 2);
+                let size = [xs.dim(2)?, xs.dim(3)?].map(|side| side.div_ceil(2));
                 cutout(xs, size, &self.pairs(part)?)
             }
         }
@@ -104,7 +104,7 @@ fn gradients_equal_differences() -> Result<()> {
         DiffAugment::all(),
     ];
     for augment in parts {
-        gradcheck(|x| augment.apply(&x[0], "x", &ids(3)), &[images.clone()])?;
+        gradcheck(|x| augment.apply(&x[0], "x", &ids(3)), std::slice::from_ref(&images))?;
     }
     Ok(())
 }

@@ -283,7 +283,17 @@ fn main() -> Result<()> {
     let (images, steps, seed) = (number(1, 1000)?, number(2, 1000)?, number(3, 0)?);
     let setup = Setup { arm, images: images as usize, steps, classifier_steps: 400, seed };
     let found = run(setup, |line| println!("{line}"))?;
-    println!("{setup:?}\n{found:?}\n{} in {:.0} s", found.manifold, found.seconds);
+    println!("{setup:?}: {:.0} s", found.seconds);
+    println!(
+        "{:.1} % of the samples recognised by a classifier of {:.1} %; Fréchet distance {:.3}, {}",
+        100. * found.recognised,
+        100. * found.judge,
+        found.frechet,
+        found.manifold
+    );
+    if let Some(residual) = found.residual {
+        println!("max|WᵀW − I| of the projector: {residual:.1e}");
+    }
     if let Some(path) = arguments.get(4) {
         let first = found.samples.narrow(0, 0, 100)?;
         write_atomically(path.as_ref(), &sample_grid(&first, CLASSES)?.to_png()?)?;
