@@ -211,6 +211,68 @@ fn rows32(seed: u64) -> Result<[Tensor; 2]> {
 }
 
 #[test]
+fn fifty_images_a_side_whiten_against_a_width_of_512() -> Result<()> {
+    let at = |rows: usize, seed| normal(&[rows, 512], DType::F32, seed);
+    // Correlated channels of very different size, as a teacher's are.
+    let mix = at(512, 1)?.broadcast_mul(&(at(1, 2)?.exp()? * 0.05)?)?;
+    let teacher = [at(50, 3)?.matmul(&mix)?, (at(50, 4)?.matmul(&mix)? + 0.3)?];
+    let mut moments = Moments::new(512)?;
+    for seed in 10..30 {
+        moments.merge(&Moments::from_rows(&at(50, seed)?.matmul(&mix)?, None)?)?;
+    }
+    let whitener = Whitener::new(&moments, WhitenConfig::default())?;
+    let running = |keep| TeacherNormalizer::Running { whiten: WhitenConfig::default(), keep };
+    let fixed = |name: &str| TeacherNormalizer::Fixed(name.parse().unwrap());
+    let student: Vec<Var> = [5, 6]
+        .into_iter()
+        .map(|seed| Var::from_tensor(&normal(&[50, 256], DType::F32, seed)?))
+        .collect::<Result<_>>()?;
+    for teacher_normalizer in [
+        fixed("whiten"),
+        fixed("whiten_zca"),
+        fixed("whiten_pca"),
+        running(0.),
+        running(0.99),
+        TeacherNormalizer::Fixed(Normalizer::Precomputed(whitener)),
+    ] {
+        for together in [true, false] {
+            let (_, vb) = vars(DType::F32);
+            let what = format!("{teacher_normalizer:?} {together}");
+            let teacher_normalizer = teacher_normalizer.clone();
+            let wide = GenerationTap {
+                student_width: 256,
+                teacher_width: 512,
+                teacher_normalizer,
+                together,
+                ..tap()
+            };
+            let distiller = GenerationDistiller::new(wide, vb)?;
+            let rows = [student[0].as_tensor().clone(), student[1].as_tensor().clone()];
+            let terms = distiller.terms(
+                &sides("pooled", &rows)?,
+                &sides("embedding", &teacher)?,
+                &Context::train(0, 0, []),
+            )?;
+            for term in &terms {
+                // Unit features and targets that are white or less: a few at most.
+                let value = term.value.to_scalar::<f32>()?;
+                assert!(value.is_finite() && value > 0. && value < 20., "{what}: {value}");
+            }
+            let grads = vkd_tasks::weighted_sum(&terms)?.backward()?;
+            for var in &student {
+                let grad = to_f64(grads.get(var).unwrap())?;
+                assert!(
+                    grad.iter().all(|g| g.is_finite()) && grad.iter().any(|g| *g != 0.),
+                    "{what}"
+                );
+            }
+            assert!(distiller.residual()?.unwrap() < 1e-5, "{what}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn the_comparison_arm_is_kd_dlgan() -> Result<()> {
     let (_, vb) = vars(DType::F64);
     let arm = GenerationTap {

@@ -15,6 +15,9 @@ pub const DISCRIMINATOR: &str = "discriminator";
 /// Name of the phase that trains the generator: variables under `generator.`.
 pub const GENERATOR: &str = "generator";
 
+/// Bit that tells the ids of generated rows from those of samples, where one pass holds both.
+const GENERATED: u64 = 1 << 63;
+
 /// [`lecam`](vkd_loss::lecam) in the discriminator's loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LecamConfig {
@@ -43,7 +46,8 @@ pub struct GenerationConfig {
 ///
 /// A step has two phases with an optimiser each. The discriminator's runs [`discriminator_steps`](GenerationConfig::discriminator_steps) times,
 /// on a batch each time: hinge terms of real and generated images, LeCam's, and the distiller's terms, all on images that were augmented once
-/// and that the teacher sees as well. The generator's runs once: the negative mean score of its augmented images.
+/// and that the teacher sees as well. The generator's runs once: the negative mean score of its augmented images. Both networks are in training
+/// mode in both phases, as in BigGAN's code, so that batch statistics and power iterations of both move in both.
 ///
 /// Noise, classes of generated images and augmentations are functions of `(seed, phase, step, row or sample id)`; every other state lies in
 /// variables and buffers. So a checkpoint of those goes on to the bit.
@@ -236,7 +240,9 @@ impl GenerationTask {
         // One pass of both, so that spectral norm makes one step.
         let images = Tensor::cat(&[&real, &generated], 0)?;
         let labels = Tensor::cat(&[&batch.labels, &classes], 0)?;
-        let ids = batch.sample_ids.iter().chain(numbers.iter()).copied().collect();
+        // Random layers draw by these: generated rows are no samples of the data set, and must not share a real one's stream.
+        let apart = numbers.iter().map(|row| row | GENERATED);
+        let ids = batch.sample_ids.iter().copied().chain(apart).collect();
         let both = Context { sample_ids: ids, ..ctx.clone() };
         let judged = self.discriminator.judge(&images, &labels, &both)?;
         self.judged(&judged, 2 * rows)?;
