@@ -3,6 +3,7 @@
 mod average_precision;
 mod coco_match;
 mod frechet;
+mod generation;
 mod inception_score;
 mod kernel_distance;
 mod manifold;
@@ -12,6 +13,7 @@ pub use average_precision::{
     write_results,
 };
 pub use frechet::frechet_distance;
+pub use generation::{Features, GenerationScores};
 pub use inception_score::InceptionScore;
 pub use kernel_distance::{SubsetDistances, kernel_distance, kernel_distance_subsets};
 pub use manifold::{ManifoldScores, manifold_scores, neighbour_radii};

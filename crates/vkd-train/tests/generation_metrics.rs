@@ -4,8 +4,8 @@
 use candle_core::{DType, Device, Result, Tensor};
 use vkd_testkit::{Golden, normal, permutation, to_f64};
 use vkd_train::metrics::{
-    InceptionScore, Moments, SubsetDistances, frechet_distance, kernel_distance,
-    kernel_distance_subsets, manifold_scores, neighbour_radii,
+    Features, GenerationScores, InceptionScore, Moments, SubsetDistances, frechet_distance,
+    kernel_distance, kernel_distance_subsets, manifold_scores, neighbour_radii,
 };
 
 fn moments(rows: &Tensor) -> Result<Moments> {
@@ -264,5 +264,41 @@ fn too_few_samples_say_how_many_are_needed() -> Result<()> {
     let sum =
         score.add(&Tensor::new(&[[0.5f32, 0.4, 0.3]], &Device::Cpu)?).unwrap_err().to_string();
     assert!(sum.contains("sum to 1"), "{sum}");
+    Ok(())
+}
+
+#[test]
+fn scores_of_gathered_features_are_those_of_all_at_once() -> Result<()> {
+    let (a, b) = (normal(&[70, 6], DType::F32, 1)?, (normal(&[90, 6], DType::F32, 2)? + 0.4)?);
+    let gathered = |rows: &Tensor, batch: usize, keep: usize| -> Result<Features> {
+        let mut features = Features::new("none", 6, keep)?;
+        let count = rows.dim(0)?;
+        for start in (0..count).step_by(batch) {
+            features.add(&rows.narrow(0, start, batch.min(count - start))?)?;
+        }
+        Ok(features)
+    };
+    let (real, generated) = (gathered(&a, 16, 50)?, gathered(&b, 7, 50)?);
+    let found = GenerationScores::between(&real, &generated, 3)?;
+    assert_eq!((found.real, found.generated, found.extractor.as_str()), (70, 90, "none"));
+    let whole = distance(&a, &b)?;
+    assert!((found.frechet - whole).abs() < 1e-10 * whole, "{found:?} {whole}");
+    // The first fifty rows, bit by bit.
+    let (first, second) = (a.narrow(0, 0, 50)?, b.narrow(0, 0, 50)?);
+    assert_eq!(to_f64(&real.rows()?)?, to_f64(&first)?);
+    assert_eq!(found.kernel, kernel_distance(&first, &second)?);
+    assert_eq!(found.manifold, manifold_scores(&first, &second, 3)?);
+    let all = gathered(&a, 16, 1000)?;
+    assert_eq!(all.rows()?.dims(), [70, 6]);
+    assert_eq!((all.extractor(), all.moments().count()), ("none", 70.));
+    let mut other = Features::new("other", 6, 50)?;
+    other.add(&b)?;
+    let e = GenerationScores::between(&real, &other, 3).unwrap_err().to_string();
+    assert!(e.contains("one extractor, got none and other"), "{e}");
+    assert!(other.add(&a.narrow(1, 0, 5)?).unwrap_err().to_string().contains("width 6, got 5"));
+    let before = other.moments().clone();
+    assert!(other.add(&(&a * f64::NAN)?).is_err());
+    assert_eq!(&before, other.moments());
+    assert!(Features::new("", 6, 1).is_err() && Features::new("x", 0, 1).is_err());
     Ok(())
 }
