@@ -3,7 +3,8 @@
 //! V_kD (arXiv:2403.06213) trains with three terms: cross entropy with the labels, the divergence of the class
 //! distributions, and distance between projected student features and normalised teacher features. This crate holds them
 //! as pure functions, with a [`Reduction`] that is always written out; [`weighted_sum`] adds named terms, and
-//! [`smooth_l1_layer_norm`] normalises the teacher on the way. Detectors have [`sigmoid_focal`], [`l1`], [`giou`] and [`boxes`]. [`baselines`] holds the losses
+//! [`smooth_l1_layer_norm`] normalises the teacher on the way. Detectors have [`sigmoid_focal`], [`l1`], [`giou`] and [`boxes`], discriminators
+//! [`hinge_real`], [`hinge_generated`] and [`lecam`]. [`baselines`] holds the losses
 //! that a paper compares with, and [`geometry`] the numbers that a report gives about features.
 //!
 //! Invariants: the student comes first and alone receives a gradient; a teacher that candle tracks is an error where
@@ -33,6 +34,7 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 
+mod adversarial;
 pub mod baselines;
 mod bce;
 pub mod boxes;
@@ -52,6 +54,7 @@ mod smooth_l1;
 mod token_l2;
 mod weighted_sum;
 
+pub use adversarial::{hinge_generated, hinge_generator, hinge_real, lecam};
 pub use bce::bce_with_logits;
 pub use cosine::cosine;
 pub use cross_entropy::{cross_entropy, soft_cross_entropy};

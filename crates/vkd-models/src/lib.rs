@@ -13,7 +13,8 @@
 //! | `efficientnet_lite` | [`EfficientnetLite`] | `efficientnet_lite0` |
 //!
 //! [`Fcos`] (`kind` `fcos`) and [`Vidt`] (`vidt`) are detectors, built by a [`DetectorConfig`]: one hands over a [`DenseOutput`]
-//! of levels, the other a [`QueryOutput`] of classes and boxes, both with taps.
+//! of levels, the other a [`QueryOutput`] of classes and boxes, both with taps. [`Generator`] and [`Discriminator`] are a BigGAN
+//! for small images, whose discriminator has taps too, and [`ClipVision`] is a teacher for it.
 //!
 //! [`load_weights`] reads files with timm's key names; [`Student`] is a distilled network as it is saved, loaded and used.
 //! Images are channels first outside and channels last inside.
@@ -42,6 +43,8 @@
 //! # }
 //! ```
 
+mod biggan;
+mod clip;
 mod cnn;
 mod conv_norm;
 mod cost;
@@ -60,6 +63,10 @@ mod vidt;
 mod vit;
 mod weights;
 
+pub use biggan::{
+    Discriminator, DiscriminatorConfig, DiscriminatorOutput, Generator, GeneratorConfig,
+};
+pub use clip::{ClipInput, ClipVision, ClipVisionConfig};
 pub use cnn::{Cnn, CnnConfig};
 pub use cost::ModelCost;
 pub use deit::{Deit, DeitConfig, DistillationToken, Embedding};

@@ -1,6 +1,6 @@
 //! Layers, optimisers and schedules for candle whose gradients are tested.
 //!
-//! Layers: convolution and linear, attention, layer, batch, group and RMS norm, dropout, stochastic depth, embedding. Around
+//! Layers: convolution and linear, attention, layer, batch, group, RMS and spectral norm, dropout, stochastic depth, embedding. Around
 //! them: a [`VarStore`] with seeded [`init`]ial values, [`AdamW`], [`Sgd`] and [`Lamb`] with parameter groups, clipping, gradient
 //! accumulation, moving averages ([`Ema`]) and learning-rate schedules.
 //!
@@ -43,6 +43,7 @@ mod norm;
 pub mod ops;
 mod optim;
 mod residual;
+mod spectral_norm;
 mod var_store;
 
 pub use attention::{SelfAttention, self_attention};
@@ -52,7 +53,8 @@ pub use embedding::{Embedding, embedding};
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{Linear, linear, linear_no_bias};
 pub use norm::{
-    BatchNorm2d, BatchNormConfig, GroupNorm, RmsNorm, batch_norm2d, group_norm, rms_norm,
+    BatchNorm2d, BatchNormConfig, BatchStatistics, ConditionalBatchNorm2d, GroupNorm, RmsNorm,
+    batch_norm2d, conditional_batch_norm2d, group_norm, rms_norm,
 };
 pub use ops::{Activation, gelu, gelu_tanh, relu, relu6, silu};
 pub use ops::{Conv2dConfig, ConvTranspose2dConfig, Pool2dConfig, SumOverReplicas, gather_rows};
@@ -65,5 +67,6 @@ pub use optim::{
     SgdConfig, global_norm,
 };
 pub use residual::{residual_attention, residual_mlp};
+pub use spectral_norm::{SpectralNorm, spectral_norm};
 pub use var_store::{VarStore, is_buffer};
 pub use vkd_norm::{ChannelStats, Context, log_softmax, softmax, stream};

@@ -1,6 +1,9 @@
 //! Layers that normalise: batch, group and RMS norm over vkd-norm's ops.
 
+mod conditional;
 mod synchronised;
+
+pub use conditional::{BatchStatistics, ConditionalBatchNorm2d, conditional_batch_norm2d};
 
 use crate::Context;
 use crate::ops::native_dtype;
@@ -143,28 +146,34 @@ impl BatchNorm2d {
     /// # Errors
     /// Another number of channels, a single value a channel, or statistics that are not finite: nothing is changed then.
     pub fn update(&self, stats: &ChannelStats) -> Result<()> {
-        let unbiased = stats.unbiased();
-        for (name, values) in [("mean", stats.mean()), ("variance", &unbiased)] {
-            if values.len() != self.weight.elem_count() {
-                bail!(
-                    "batch_norm2d {}: expected statistics of {} channels, got {}",
-                    self.name,
-                    self.weight.elem_count(),
-                    values.len()
-                )
-            }
-            if let Some(j) = values.iter().position(|v| !v.is_finite()) {
-                bail!(
-                    "batch_norm2d {}: expected a finite {name}, got {} in channel {j}",
-                    self.name,
-                    values[j]
-                )
-            }
-        }
-        let momentum = self.config.momentum;
-        self.running_mean.inplace_op1(&Move { momentum, towards: stats.mean() })?;
-        self.running_var.inplace_op1(&Move { momentum, towards: &unbiased })
+        let what = || format!("batch_norm2d {}", self.name);
+        move_statistics(what, [&self.running_mean, &self.running_var], self.config.momentum, stats)
     }
+}
+
+/// Moves the buffers of mean and variance towards `stats`, or refuses and changes nothing.
+fn move_statistics(
+    what: impl Fn() -> String,
+    [mean, variance]: [&Tensor; 2],
+    momentum: f64,
+    stats: &ChannelStats,
+) -> Result<()> {
+    let unbiased = stats.unbiased();
+    for (name, values) in [("mean", stats.mean()), ("variance", &unbiased)] {
+        if values.len() != mean.elem_count() {
+            bail!(
+                "{}: expected statistics of {} channels, got {}",
+                what(),
+                mean.elem_count(),
+                values.len()
+            )
+        }
+        if let Some(j) = values.iter().position(|v| !v.is_finite()) {
+            bail!("{}: expected a finite {name}, got {} in channel {j}", what(), values[j])
+        }
+    }
+    mean.inplace_op1(&Move { momentum, towards: stats.mean() })?;
+    variance.inplace_op1(&Move { momentum, towards: &unbiased })
 }
 
 /// Moves a buffer towards `towards` in place: it shares its memory with the store's variable.

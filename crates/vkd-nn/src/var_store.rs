@@ -23,10 +23,22 @@ pub struct VarStore {
 }
 
 /// Whether a variable is state that no gradient reaches: the last part of its name is `base` (the fixed frame of an
-/// orthogonal projector), `running_mean`, `running_var` or `num_batches_tracked`.
+/// orthogonal projector), `running_mean`, `running_var` or `num_batches_tracked`, the same of BigGAN (`stored_mean`,
+/// `stored_var`), `u0` or `sv0` of a [spectral norm](crate::SpectralNorm), or `moments` (gathered sums of features).
 pub fn is_buffer(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
-    matches!(last, "base" | "running_mean" | "running_var" | "num_batches_tracked")
+    matches!(
+        last,
+        "base"
+            | "running_mean"
+            | "running_var"
+            | "num_batches_tracked"
+            | "stored_mean"
+            | "stored_var"
+            | "u0"
+            | "sv0"
+            | "moments"
+    )
 }
 
 impl VarStore {

@@ -34,7 +34,7 @@ pub enum FeatureLoss {
 }
 
 impl FeatureLoss {
-    fn between(self, student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
+    pub(crate) fn between(self, student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
         match self {
             Self::SmoothL1 { beta } => vkd_loss::smooth_l1(student, teacher, beta, Reduction::Mean),
             Self::Mse => vkd_loss::mse(student, teacher, Reduction::Mean),

@@ -89,6 +89,13 @@ impl FeatureMap {
         Ok(Self { tensor: self.tensor.to_dtype(dtype)?, ..self.clone() })
     }
 
+    /// The features of `count` images from `start` on.
+    pub(crate) fn rows(&self, start: usize, count: usize) -> Result<Self> {
+        let batch = if self.layout == Layout::Queries { 1 } else { 0 };
+        let padding = self.padding.as_ref().map(|mask| mask.narrow(0, start, count)).transpose()?;
+        Ok(Self { tensor: self.tensor.narrow(batch, start, count)?, layout: self.layout, padding })
+    }
+
     fn detach(&self) -> Self {
         Self { tensor: self.tensor.detach(), ..self.clone() }
     }

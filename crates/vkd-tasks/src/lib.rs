@@ -6,6 +6,7 @@
 //! candle module of your own from a teacher of your own. Detectors are no classifiers: [`DetectionAdapter`] and
 //! [`Distiller::feature_terms`] take what is tapped from any, [`SetCriterion`] and [`DenseCriterion`] are their own losses, and
 //! [`decode_queries`] and [`decode_dense`] make [`Detection`]s of what they predict; [`DetectionTask`] is all of it in one.
+//! [`GenerationTask`] trains a GAN of anyone's, with [`DiffAugment`], and [`GenerationDistiller`] its discriminator on a teacher.
 //!
 //! Invariants: nothing of the teacher is ever on the tape; the projector belongs to the [`Distiller`], not to the student,
 //! so that what is exported is the bare student.
@@ -49,6 +50,7 @@ mod classification;
 mod detection;
 mod distiller;
 mod features;
+mod generation;
 mod projector;
 mod published;
 mod task;
@@ -64,6 +66,12 @@ pub use detection::{
 };
 pub use distiller::{Distiller, FeatureLoss, LogitDistance, LogitLoss, TapConfig};
 pub use features::{FeatureMap, Layout, Network, NetworkOutput, Taps};
+pub use generation::{
+    DISCRIMINATOR, DiffAugment, DiscriminatorNetwork, GENERATOR, GenerationBatch, GenerationConfig,
+    GenerationDistiller, GenerationLoss, GenerationTap, GenerationTask, GeneratorNetwork,
+    Judgement, LecamConfig, RunningWhitening, Sides, TeacherNormalizer, brightness, contrast,
+    cutout, saturation, translation, uniform_classes, white_noise,
+};
 pub use projector::{Projector, ProjectorConfig};
 pub use published::{PUBLISHED_PARAMETER, PublishedProjector};
 pub use task::{Batch, DistillTask, Phase, StepOutput};

@@ -46,6 +46,14 @@ pub trait DistillTask {
     /// The phases of a step, in order.
     fn phases(&self) -> &[Phase];
 
+    /// How many updates a step makes in `phase`, each with a batch of its own: the discriminator of a GAN may take several for one
+    /// of the generator. Default 1.
+    ///
+    /// With `n` of them, number `r` of step `s` has the batch and the [`Context`] of number `s · n + r`, so that phases draw as if alone.
+    fn repeats(&self, _phase: &Phase) -> u64 {
+        1
+    }
+
     /// Loss and terms of one phase on one batch.
     ///
     /// # Errors

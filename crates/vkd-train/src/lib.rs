@@ -33,6 +33,7 @@ mod detection_batches;
 mod event;
 mod fingerprint;
 mod folder;
+mod generation;
 mod guard;
 mod hub;
 mod loader;
@@ -65,6 +66,7 @@ pub use detection_batches::{DetectionBatches, plain_detection};
 pub use event::{Event, EventKind, Observer, Validation};
 pub use fingerprint::{fingerprint, teacher_fingerprint};
 pub use folder::{RunFolder, RunFolderOf, Worker};
+pub use generation::{discriminator_network, generator_network, sample_grid};
 pub use networks::{STUDENT_TAP, TEACHER_TAP, network};
 pub use plan::{ArmPlan, Plan, plan};
 pub use recipe::{

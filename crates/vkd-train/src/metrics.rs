@@ -1,12 +1,23 @@
-//! Scores of a classifier, from its logits, and of a detector, from its boxes.
+//! Scores of a classifier, from its logits, of a detector, from its boxes, and of a generator, from features of its images.
 
 mod average_precision;
 mod coco_match;
+mod frechet;
+mod generation;
+mod inception_score;
+mod kernel_distance;
+mod manifold;
 
 pub use average_precision::{
     Annotation, AveragePrecision, CategoryPrecision, GroundTruth, ScoredBox, average_precision,
     write_results,
 };
+pub use frechet::frechet_distance;
+pub use generation::{Features, GenerationScores};
+pub use inception_score::InceptionScore;
+pub use kernel_distance::{SubsetDistances, kernel_distance, kernel_distance_subsets};
+pub use manifold::{ManifoldScores, manifold_scores, neighbour_radii};
+pub use vkd_norm::Moments;
 
 use candle_core::{DType, Result, Tensor, bail};
 use serde::Serialize;

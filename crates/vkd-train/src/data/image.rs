@@ -1,7 +1,8 @@
 //! An image in memory.
 
-use candle_core::{Result, bail};
-use image::{DynamicImage, ImageReader};
+use candle_core::{Error, Result, bail};
+use image::codecs::png::PngEncoder;
+use image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageReader};
 use std::io::Cursor;
 
 /// Weights of red, green and blue in a grey value (ITU-R 601), over 2^16; they sum to it.
@@ -77,6 +78,20 @@ impl Image {
             }
             (_, other) => Self::new(width, height, channels, other.into_rgb8().into_raw()),
         }
+    }
+
+    /// The bytes of a PNG file.
+    ///
+    /// # Errors
+    /// Sizes beyond what a PNG can have.
+    pub fn to_png(&self) -> Result<Vec<u8>> {
+        let kind = if self.channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
+        let mut bytes = Vec::new();
+        let (width, height) = (self.width as u32, self.height as u32);
+        PngEncoder::new(&mut bytes)
+            .write_image(&self.pixels, width, height, kind)
+            .map_err(Error::wrap)?;
+        Ok(bytes)
     }
 
     /// One grey value a pixel; a grey image as it is.

@@ -1,11 +1,9 @@
 //! Scenes as a COCO data set on the disk.
 
-use super::{Image, Part, Scenes, annotation_ids, image_id};
+use super::{Part, Scenes, annotation_ids, image_id};
 use crate::data::coco::{CocoAnnotation, CocoCategory, CocoFile, CocoImage};
 use crate::recipe::ScenesConfig;
 use candle_core::{Error, Result, bail};
-use image::codecs::png::PngEncoder;
-use image::{ExtendedColorType, ImageEncoder};
 use rayon::prelude::*;
 use std::path::Path;
 use vkd_models::write_atomically;
@@ -48,7 +46,7 @@ fn write_part(scenes: &Scenes, part: Part, folder: &Path) -> Result<CocoFile> {
         let (image, objects) = scenes.scene(part, index as u64)?;
         let file_name = format!("{:06}.png", index + 1);
         let path = folder.join(&file_name);
-        if let Err(e) = std::fs::write(&path, png(&image)?) {
+        if let Err(e) = std::fs::write(&path, image.to_png()?) {
             bail!("{}: {e}", path.display())
         }
         let size = scenes.size() as u64;
@@ -78,14 +76,4 @@ fn write_part(scenes: &Scenes, part: Part, folder: &Path) -> Result<CocoFile> {
     }
     file.categories = (0..10).map(|d| CocoCategory { id: d + 1, name: d.to_string() }).collect();
     Ok(file)
-}
-
-/// The bytes of a PNG file.
-fn png(image: &Image) -> Result<Vec<u8>> {
-    let color = if image.channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
-    let mut bytes = Vec::new();
-    PngEncoder::new(&mut bytes)
-        .write_image(&image.pixels, image.width as u32, image.height as u32, color)
-        .map_err(Error::wrap)?;
-    Ok(bytes)
 }

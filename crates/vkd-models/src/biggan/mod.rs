@@ -1,0 +1,10 @@
+//! BigGAN for small images: a class-conditional generator and a projection discriminator.
+
+mod config;
+mod discriminator;
+mod generator;
+mod layers;
+
+pub use config::{DiscriminatorConfig, GeneratorConfig};
+pub use discriminator::{Discriminator, DiscriminatorOutput};
+pub use generator::Generator;

@@ -1,0 +1,80 @@
+//! Whitening by a covariance that is gathered as training goes.
+
+use candle_core::{DType, Result, Tensor, bail};
+use candle_nn::{Init, VarBuilder};
+use vkd_norm::{Moments, WhitenConfig, Whitener};
+
+/// Mean and covariance of features over the last batches, whose state lies in the buffer `moments` of the builder that made it: a
+/// checkpoint with the other variables holds it to the bit.
+///
+/// The buffer, f64 `(d² + 3 d + 3)`, is a point near the mean and the [sums](Moments::to_sums) about it.
+#[derive(Clone, Debug)]
+pub struct RunningWhitening {
+    state: Tensor,
+    channels: usize,
+    config: WhitenConfig,
+    keep: f64,
+}
+
+impl RunningWhitening {
+    /// Of no rows yet. Before each batch what was gathered is weighed by `keep`: 0 is the batch alone, 1 everything ever seen.
+    ///
+    /// # Errors
+    /// No channels, `keep` outside `[0, 1]`, or a builder whose variables are no f64.
+    pub fn new(channels: usize, config: WhitenConfig, keep: f64, vb: VarBuilder) -> Result<Self> {
+        if channels == 0 || !(0. ..=1.).contains(&keep) {
+            bail!(
+                "running whitening {}: expected channels and a share kept in [0, 1], got {channels} and {keep}",
+                vb.prefix()
+            )
+        }
+        let length = channels * channels + 3 * channels + 3;
+        let state = vb.get_with_hints_dtype(length, "moments", Init::Const(0.), DType::F64)?;
+        if state.dtype() != DType::F64 {
+            bail!(
+                "running whitening {}: expected a buffer of f64, got {:?}",
+                vb.prefix(),
+                state.dtype()
+            )
+        }
+        Ok(Self { state: state.detach(), channels, config, keep })
+    }
+
+    /// What was gathered.
+    ///
+    /// # Errors
+    /// A buffer that holds no sums.
+    pub fn moments(&self) -> Result<Moments> {
+        let state = self.state.to_vec1::<f64>()?;
+        let (point, sums) = state.split_at(self.channels);
+        Moments::from_sums(sums, point)
+    }
+
+    /// Takes in the rows `(N, d)`.
+    ///
+    /// # Errors
+    /// Another width, or rows that are not finite; nothing is changed then.
+    pub fn update(&self, rows: &Tensor) -> Result<()> {
+        let batch = Moments::from_rows(rows, None)?;
+        let mut gathered = self.moments()?;
+        let first = gathered.count() == 0.;
+        gathered.decay(self.keep)?;
+        gathered.merge(&batch)?;
+        // The point stays where the first batch put it, so that a state read back gives the same bits.
+        let point = match first {
+            true => batch.mean().to_vec(),
+            false => self.state.narrow(0, 0, self.channels)?.to_vec1::<f64>()?,
+        };
+        let state = [point.clone(), gathered.to_sums(&point)?].concat();
+        let length = state.len();
+        self.state.slice_set(&Tensor::from_vec(state, length, self.state.device())?, 0, 0)
+    }
+
+    /// The whitening of what was gathered.
+    ///
+    /// # Errors
+    /// No rows yet, and those of [`Whitener::new`].
+    pub fn whitener(&self) -> Result<Whitener> {
+        Whitener::new(&self.moments()?, self.config)
+    }
+}
