@@ -203,4 +203,13 @@ __device__ __forceinline__ void join_parts(const Sum<T>* parts, T* sums, unsigne
     sums[column] = narrow<T>(Sum<T>(sum));
 }
 
+// The sum of `parts` over `divisor`, by one block.
+template <typename T>
+__device__ __forceinline__ void join_sum(const double* parts, T* sum, unsigned count, double divisor) {
+    double own = 0;
+    for (unsigned i = thread_index(); i < count; i += thread_count()) own += parts[i];
+    own = block_sum(own);
+    if (thread_index() == 0) *sum = T(own / divisor);
+}
+
 }  // namespace vkd

@@ -76,6 +76,17 @@ impl Size {
         Self { grid: [entries.div_ceil(threads).max(1), 1, 1], block: [threads, 1], shared: 0 }
     }
 
+    /// Blocks that walk over `entries` entries and leave one sum each: as many as fill a device, not more.
+    pub fn sums(entries: usize) -> Self {
+        let Self { grid, block, shared } = Self::entries(entries.div_ceil(4));
+        Self { grid: [grid[0].min(1024), 1, 1], block, shared }
+    }
+
+    /// One block, for `parts` sums.
+    pub fn join(parts: usize) -> Self {
+        Self { grid: [1; 3], block: [parts.next_multiple_of(WARP).clamp(WARP, 256), 1], shared: 0 }
+    }
+
     /// A thread for each of `columns` columns along x, and `chunks` along y.
     pub fn columns(columns: usize, chunks: usize) -> Self {
         let entries = Self::entries(columns);
