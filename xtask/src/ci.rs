@@ -11,7 +11,7 @@ pub(crate) const COMMAND: Command = Command {
     summary: "Run every check, cheapest first, and stop at the first that fails",
     details: "fmt, tidy, docs --check, typos, deny, clippy, tests, examples, rustdoc.\n\
               typos and cargo-deny are optional: where they are absent the step prints SKIPPED.\n\
-              With --full: also standalone, the largest shapes of vkd-ortho, and bench --quick.",
+              With --full: also standalone, the largest shapes of vkd-ortho, cuda check, and bench --quick.",
     flags: &[Flag { name: "--full", value: None, help: "also what takes long" }],
     run,
 };
@@ -48,10 +48,19 @@ fn run(args: &Args) -> Result<()> {
             let test = ["test", "--release", "--workspace", "--test", "large", "--", "--ignored"];
             passed(cargo(root).args(test))
         })?;
+        steps.step("cuda check", || match crate::cuda::is_set_up(root) {
+            true => crate::cuda::check(root, false).map(|()| Outcome::Passed),
+            false => {
+                Ok(Outcome::Skipped("no toolkit; `cargo xtask cuda setup` gets it".to_owned()))
+            }
+        })?;
         steps.step("bench --quick", || {
             let request = crate::bench::Request { quick: true, ..Default::default() };
             crate::bench::measure(root, &request).map(|()| Outcome::Passed)
         })?;
+    } else {
+        let reason = "compiling candle for CUDA takes minutes; --full does it";
+        steps.step("cuda check", || Ok(Outcome::Skipped(reason.to_owned())))?;
     }
     steps.summary();
     Ok(())

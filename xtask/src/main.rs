@@ -6,6 +6,7 @@
 mod args;
 mod bench;
 mod ci;
+mod cuda;
 mod docs;
 mod rows;
 mod shell;
@@ -19,8 +20,15 @@ use args::Command;
 /// An error is a sentence for the person at the terminal; nothing here recovers from one.
 pub(crate) type Result<T> = std::result::Result<T, String>;
 
-const COMMANDS: [&Command; 5] =
-    [&ci::COMMAND, &tidy::COMMAND, &bench::COMMAND, &docs::COMMAND, &standalone::COMMAND];
+const COMMANDS: [&Command; 7] = [
+    &ci::COMMAND,
+    &tidy::COMMAND,
+    &bench::COMMAND,
+    &docs::COMMAND,
+    &standalone::COMMAND,
+    &cuda::SETUP,
+    &cuda::CHECK,
+];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -41,6 +49,12 @@ fn dispatch(words: &[String]) -> Result<()> {
         println!("{}", args::overview(&COMMANDS));
         return Ok(());
     }
+    // A name may have two words.
+    let two = rest.split_first().map(|(second, rest)| (format!("{name} {second}"), rest));
+    let (name, rest) = match two {
+        Some((two, rest)) if COMMANDS.iter().any(|command| command.name == two) => (two, rest),
+        _ => (name.clone(), rest),
+    };
     let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
         return Err(format!("unknown subcommand `{name}`\n\n{}", args::overview(&COMMANDS)));
     };
@@ -71,7 +85,7 @@ mod tests {
 
     #[test]
     fn every_subcommand_has_help() {
-        for name in ["ci", "tidy", "bench", "docs", "standalone"] {
+        for name in ["ci", "tidy", "bench", "docs", "standalone", "cuda setup", "cuda check"] {
             dispatch(&words(&format!("{name} --help"))).unwrap();
         }
         dispatch(&words("--help")).unwrap();

@@ -20,6 +20,16 @@ pub(crate) fn check_pair(
     role: &str,
 ) -> Result<()> {
     check_float(op, student)?;
+    check_fixed(op, student, fixed, role)
+}
+
+/// [`check_pair`] for any dtype.
+pub(crate) fn check_fixed(
+    op: &'static str,
+    student: &Tensor,
+    fixed: &Tensor,
+    role: &str,
+) -> Result<()> {
     if student.dims() != fixed.dims() {
         bail!("{op}: expected {role} of the shape {:?}, got {:?}", student.dims(), fixed.dims())
     }

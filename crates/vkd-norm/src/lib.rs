@@ -49,6 +49,9 @@ pub use normalizer::Normalizer;
 /// Layer norm on slices, for the fused sub-layer of vkd-nn; no part of the stable interface.
 #[doc(hidden)]
 pub use ops::layer_norm_rows;
+/// Launches on a device as data, for the ops of vkd-loss and vkd-nn; no part of the stable interface.
+#[doc(hidden)]
+pub use ops::program;
 pub use ops::{
     ChannelStats, Variance, batch_norm, batch_norm_with, group_norm, layer_norm, layer_norm_affine,
     log_softmax, rms_norm, softmax, standardize, standardize_masked, standardize_with, whiten,

@@ -1,4 +1,4 @@
-//! Test tools of vkd: tolerances, finite differences, laws, strategies and golden files.
+//! Test tools of vkd: tolerances, finite differences, laws, strategies, golden files and CUDA kernels on the host.
 //!
 //! Invariant: this crate knows candle and proptest and never a vkd crate. What is tested comes in as
 //! a closure, so the tools can't share a fault with what they test. Failures are [`Err`] values
@@ -6,6 +6,7 @@
 
 mod golden;
 mod gradcheck;
+mod kernel_host;
 mod layouts;
 mod linalg;
 mod op_case;
@@ -16,6 +17,7 @@ mod tolerance;
 
 pub use golden::Golden;
 pub use gradcheck::{GradCheck, gradcheck, gradcheck_variables, has_gradient};
+pub use kernel_host::{KernelHost, Sanitizer};
 pub use layouts::layouts;
 pub use linalg::{gram_residual, matmul, solve, transpose};
 pub use op_case::OpCase;

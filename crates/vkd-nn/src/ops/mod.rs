@@ -3,12 +3,16 @@
 //! Every op is a folder: `mod.rs` checks and records, `cpu.rs` computes on slices, `reference.rs` is the slow
 //! twin of plain tensor ops that the tests compare with.
 //!
+//! Off the CPU an op launches its kernel where it has one (see `docs/cuda.md`), and is made of plain tensor ops, or of the
+//! ops that it consists of, where it has none.
+//!
 //! The kernels take f32 and f64 on the CPU. bf16 and f16 are computed in f32: every operand is copied once, at four bytes a value, what
 //! an op keeps for its backward pass is f32 too, and the result is rounded once. The tape records both casts, so a gradient
 //! is summed in f32 inside an op and has the dtype of its input. A model in a half type halves the memory of its
 //! variables, and takes longer than in f32.
 
 pub(crate) mod activation;
+pub(crate) mod adamw;
 pub(crate) mod attention;
 mod conv2d;
 mod conv_transpose2d;

@@ -1,8 +1,9 @@
 //! AdamW, one pass per parameter.
 
+use super::device;
 use super::optimizer::{At, CHUNK, Optimizer, Value};
 use super::{Rule, for_parts};
-use candle_core::{Result, bail};
+use candle_core::{Result, Tensor, bail};
 use vkd_norm::lanes::vectorized;
 
 /// Settings of [`AdamW`]; the default is PyTorch's and the paper's.
@@ -61,6 +62,16 @@ impl Rule for AdamWConfig {
 
     fn slots(&self) -> &'static [&'static str] {
         &["m", "v"]
+    }
+
+    fn update_on_device(
+        &self,
+        at: &At,
+        p: &Tensor,
+        g: &Tensor,
+        slots: &mut [Tensor],
+    ) -> Result<Tensor> {
+        device::adamw(self, at, p, g, slots)
     }
 
     fn update<T: Value>(&self, at: &At, p: &mut [T], g: &[T], slots: &mut [Vec<T>]) {

@@ -24,7 +24,20 @@ pub(super) fn blend(
         bail!("{op}: expected shape {:?}, got {:?}", to.dims(), from.dims())
     }
     let from = from.to_dtype(native_dtype(from.dtype()))?.contiguous()?;
+    if !to.device().is_cpu() {
+        return on_device(to, &from, keep, take);
+    }
     to.inplace_op2(&from, &Blend { op, keep, take })
+}
+
+/// [`blend`] off the CPU: into the same memory, which others may share.
+fn on_device(to: &Tensor, from: &Tensor, keep: f64, take: f64) -> Result<()> {
+    let to = to.detach().flatten_all()?;
+    if to.elem_count() == 0 {
+        return Ok(());
+    }
+    let sum = ((&to * keep)? + (from.detach().flatten_all()? * take)?)?;
+    to.slice_set(&sum, 0, 0)
 }
 
 impl Blend {
@@ -55,6 +68,26 @@ impl InplaceOp2 for Blend {
             (CpuStorage::F32(a), CpuStorage::F32(b)) => self.run(&mut a[to], &b[from]),
             (CpuStorage::F64(a), CpuStorage::F64(b)) => self.run(&mut a[to], &b[from]),
             _ => bail!("{}: expected two tensors of f32 or two of f64", self.op),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{blend, on_device};
+    use candle_core::{DType, Result};
+    use vkd_testkit::{Tolerance, assert_close, normal};
+
+    #[test]
+    fn the_device_path_writes_what_the_cpu_s_does() -> Result<()> {
+        for dims in [vec![], vec![3, 2]] {
+            let (a, b) = (normal(&dims, DType::F64, 1)?, normal(&dims, DType::F64, 2)?);
+            let other = a.force_contiguous()?;
+            let shared = other.clone();
+            blend("test", &a, &b, 0.9, 0.3)?;
+            on_device(&other, &b, 0.9, 0.3)?;
+            assert_close("blend", &shared, &a, Tolerance::relative(1e-15))?;
         }
         Ok(())
     }

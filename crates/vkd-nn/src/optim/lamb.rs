@@ -1,9 +1,10 @@
 //! LAMB: Adam's direction, scaled by each parameter's own size.
 
 use super::adamw::check_adam;
+use super::device;
 use super::optimizer::{At, CHUNK, Optimizer, Value, block_sums, lane_sums, squares};
 use super::{AdamWConfig, Rule, for_parts};
-use candle_core::{Result, WithDType};
+use candle_core::{Result, Tensor, WithDType};
 
 /// Settings of [`Lamb`]; the default is the paper's.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,6 +47,16 @@ impl Rule for LambConfig {
 
     fn slots(&self) -> &'static [&'static str] {
         &["m", "v"]
+    }
+
+    fn update_on_device(
+        &self,
+        at: &At,
+        p: &Tensor,
+        g: &Tensor,
+        slots: &mut [Tensor],
+    ) -> Result<Tensor> {
+        device::lamb(self, at, p, g, slots)
     }
 
     fn update<T: Value>(&self, at: &At, p: &mut [T], g: &[T], slots: &mut [Vec<T>]) {

@@ -3,6 +3,7 @@
 mod accumulate;
 mod adamw;
 mod blend;
+mod device;
 mod ema;
 mod lamb;
 mod optimizer;
@@ -44,6 +45,16 @@ pub trait Rule: Sync {
         g: &[T],
         slots: &mut [Vec<T>],
     );
+
+    /// The updated `p` of one parameter off the CPU, all tensors flat; the slots are replaced.
+    #[doc(hidden)]
+    fn update_on_device(
+        &self,
+        at: &optimizer::At,
+        p: &candle_core::Tensor,
+        g: &candle_core::Tensor,
+        slots: &mut [candle_core::Tensor],
+    ) -> candle_core::Result<candle_core::Tensor>;
 }
 
 /// Runs `work` on every part of a pass over `len` values, in parallel when that is large; parts are independent, so the

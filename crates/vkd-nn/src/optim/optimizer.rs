@@ -1,6 +1,6 @@
 //! What all optimisers share: checked parameters in the order of their names, groups, state, clipping.
 
-use super::{Rule, map_parts};
+use super::{Rule, device, map_parts};
 use crate::ops::native_dtype;
 use candle_core::backprop::GradStore;
 use candle_core::{
@@ -45,6 +45,8 @@ struct Parameter {
 enum Slots {
     F32(Vec<Vec<f32>>),
     F64(Vec<Vec<f64>>),
+    /// Flat tensors beside a variable that is not on the CPU.
+    Device(Vec<Tensor>),
 }
 
 /// Element types of the updates.
@@ -67,8 +69,7 @@ impl<R: Rule> Optimizer<R> {
     /// applies.
     ///
     /// # Errors
-    /// A setting out of range, a name that stands twice, a variable of a dtype other than f64, f32, bf16 and f16, or one
-    /// that is not on the CPU.
+    /// A setting out of range, a name that stands twice, or a variable of a dtype other than f64, f32, bf16 and f16.
     pub fn new(
         parameters: Vec<(String, Var)>,
         config: R,
@@ -105,9 +106,10 @@ impl<R: Rule> Optimizer<R> {
                         slots.push(var.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?);
                         Slots::F32(slots)
                     }
-                    (dtype, device) => {
-                        bail!("{op}: expected floats on the CPU, got {name} with {dtype:?} on {device:?}")
+                    (DType::F32 | DType::F64 | DType::BF16 | DType::F16, _) => {
+                        Slots::Device(device::slots(&var, slots)?)
                     }
+                    (dtype, _) => bail!("{op}: expected floats, got {name} with {dtype:?}"),
                 };
                 let group = group(&name, &var);
                 // Negated comparisons: NaN is refused too.
@@ -175,8 +177,21 @@ impl<R: Rule> Optimizer<R> {
                 weight_decay: p.group.weight_decay,
                 scale,
             };
-            let update = Update { rule: &self.rule, p, at };
             let grad = grad.to_dtype(native_dtype(grad.dtype()))?.contiguous()?;
+            if let Slots::Device(slots) =
+                &mut *p.slots.lock().unwrap_or_else(PoisonError::into_inner)
+            {
+                if grad.dtype() != native_dtype(p.var.dtype()) {
+                    bail!(
+                        "{}: expected parameter and gradient of one dtype for {}",
+                        R::NAME,
+                        p.name
+                    )
+                }
+                device::step(&self.rule, &at, &p.var, &grad, slots)?;
+                continue;
+            }
+            let update = Update { rule: &self.rule, p, at };
             p.var.as_tensor().inplace_op2(&grad, &update)?;
         }
         Ok(())
@@ -185,13 +200,16 @@ impl<R: Rule> Optimizer<R> {
     /// Buffers as `NAME.SLOT`, flat, for a checkpoint; the step count travels beside them.
     ///
     /// # Errors
-    /// None on the CPU.
+    /// None on the CPU; on a device what copying says.
     pub fn state(&self) -> Result<(u64, BTreeMap<String, Tensor>)> {
         let mut state = BTreeMap::new();
         for p in &self.parameters {
             let tensors = match &*p.slots.lock().unwrap_or_else(PoisonError::into_inner) {
                 Slots::F32(slots) => tensors(slots)?,
                 Slots::F64(slots) => tensors(slots)?,
+                Slots::Device(slots) => {
+                    slots.iter().map(|s| s.to_device(&Device::Cpu)).collect::<Result<_>>()?
+                }
             };
             for (slot, tensor) in p.slot_names(&self.rule).zip(tensors) {
                 state.insert(format!("{}.{slot}", p.name), tensor);
@@ -222,6 +240,10 @@ impl<R: Rule> Optimizer<R> {
                 None => bail!("{op}: expected the state {}.{slot}, got no such tensor", p.name),
             };
             let tensors = p.slot_names(&self.rule).map(get).collect::<Result<Vec<_>>>()?;
+            if !p.var.device().is_cpu() {
+                let here = |t: &Tensor| t.to_device(p.var.device());
+                return Ok(Slots::Device(tensors.iter().map(here).collect::<Result<_>>()?));
+            }
             Ok(match dtype {
                 DType::F32 => {
                     Slots::F32(tensors.iter().map(|t| t.to_vec1()).collect::<Result<_>>()?)
@@ -323,7 +345,7 @@ pub(super) const CHUNK: usize = 1 << 14;
 /// Euclidean norm of all gradients of `parameters` together.
 ///
 /// Squares are summed in f64, over blocks of a fixed size and in the order given: the number of threads changes no bit. A
-/// parameter without a gradient counts as zero.
+/// parameter without a gradient counts as zero. Off the CPU the sums of all gradients are copied to the host at once.
 ///
 /// # Errors
 /// A gradient with an entry that is not finite, or with squares beyond f64, by name; one that is no float.
@@ -333,8 +355,17 @@ pub fn global_norm<'a>(
 ) -> Result<f64> {
     const OP: &str = "global_norm";
     let mut total = 0.;
+    let (mut names, mut others) = (Vec::new(), Vec::new());
     for (name, var) in parameters {
         let Some(grad) = grads.get(var) else { continue };
+        if !grad.device().is_cpu() {
+            if !grad.dtype().is_float() {
+                bail!("{OP}: expected a gradient of floats for {name}, got {:?}", grad.dtype())
+            }
+            names.push(name);
+            others.push(grad.clone());
+            continue;
+        }
         let grad = grad.to_dtype(native_dtype(grad.dtype()))?.contiguous()?;
         let sum = match grad.dtype() {
             DType::F32 => {
@@ -349,6 +380,14 @@ pub fn global_norm<'a>(
             bail!("{OP}: expected a finite gradient for {name}, got a sum of squares of {sum}")
         }
         total += sum;
+    }
+    if !others.is_empty() {
+        for (name, sum) in names.into_iter().zip(device::squares(&others)?) {
+            if !sum.is_finite() {
+                bail!("{OP}: expected a finite gradient for {name}, got a sum of squares of {sum}")
+            }
+            total += sum;
+        }
     }
     Ok(total.sqrt())
 }
@@ -378,4 +417,57 @@ pub(super) fn lane_sums(terms: impl Iterator<Item = f64>) -> f64 {
         lanes[i % 8] += term;
     }
     lanes.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AdamWConfig, LambConfig, SgdConfig};
+    use vkd_testkit::{Tolerance, assert_close, normal};
+
+    /// Three steps on the CPU and by the path of other devices, from the same start.
+    fn check<R: Rule + Copy>(rule: R, dtype: DType) -> Result<()> {
+        let start = normal(&[3, 5], dtype, 1)?;
+        let vars = [Var::from_tensor(&start)?, Var::from_tensor(&start.force_contiguous()?)?];
+        let make =
+            |var: &Var| Optimizer::new(vec![("w".to_owned(), var.clone())], rule, |_, _| true);
+        let [mut cpu, mut other] = [make(&vars[0])?, make(&vars[1])?];
+        let slots = device::slots(&vars[1], rule.slots().len())?;
+        other.parameters[0].slots = Mutex::new(Slots::Device(slots));
+        for step in 0..3 {
+            for (var, optimizer) in vars.iter().zip([&mut cpu, &mut other]) {
+                let g = normal(&[3, 5], dtype, 2 + step)?;
+                optimizer.step(&(var.as_tensor() * g)?.sum_all()?.backward()?, 0.1)?;
+            }
+        }
+        let tolerance = Tolerance::for_op(native_dtype(dtype), dtype, 4);
+        assert_close(R::NAME, &vars[1], &vars[0], tolerance)?;
+        let (want, got) = (cpu.state()?.1, other.state()?.1);
+        assert!(want.keys().eq(got.keys()));
+        for (name, want) in &want {
+            assert_close(name, &got[name], want, Tolerance::relative(1e-5))?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_device_path_is_the_cpu_s_update() -> Result<()> {
+        for dtype in [DType::F64, DType::F32, DType::BF16] {
+            check(AdamWConfig::default(), dtype)?;
+            check(LambConfig::default(), dtype)?;
+            check(SgdConfig { weight_decay: 0.1, ..SgdConfig::default() }, dtype)?;
+            check(SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 0. }, dtype)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn squares_of_devices_are_sums_of_squares() -> Result<()> {
+        let grads = [normal(&[3, 4], DType::F32, 1)?, normal(&[7], DType::F64, 2)?];
+        for (grad, sum) in grads.iter().zip(device::squares(&grads)?) {
+            let want = grad.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+            assert!((sum - want).abs() < 1e-12 * want);
+        }
+        Ok(())
+    }
 }

@@ -1,8 +1,9 @@
 //! Stochastic gradient descent with momentum, one pass per parameter.
 
+use super::device;
 use super::optimizer::{At, CHUNK, Optimizer, Value};
 use super::{Rule, for_parts};
-use candle_core::{Result, WithDType, bail};
+use candle_core::{Result, Tensor, WithDType, bail};
 use vkd_norm::lanes::vectorized;
 
 /// Settings of [`Sgd`]; the default is plain descent, as in PyTorch.
@@ -44,6 +45,16 @@ impl Rule for SgdConfig {
 
     fn slots(&self) -> &'static [&'static str] {
         if self.momentum > 0. { &["momentum"] } else { &[] }
+    }
+
+    fn update_on_device(
+        &self,
+        at: &At,
+        p: &Tensor,
+        g: &Tensor,
+        slots: &mut [Tensor],
+    ) -> Result<Tensor> {
+        device::sgd(self, at, p, g, slots)
     }
 
     fn update<T: Value>(&self, at: &At, p: &mut [T], g: &[T], slots: &mut [Vec<T>]) {

@@ -3,6 +3,8 @@
 mod centre;
 mod channel_norm;
 mod layer_norm;
+#[doc(hidden)]
+pub mod program;
 mod rms_norm;
 mod softmax;
 mod standardize;

@@ -25,6 +25,9 @@ pub(super) trait Map: Send + Sync + 'static {
     /// What the backward pass would have to compute again; freed by it.
     type Kept: Send;
 
+    /// The map off the CPU, of a tensor in its own dtype.
+    fn on_device(raw: &Tensor) -> Result<Tensor>;
+
     fn forward<T: Real>(raw: Rows<'_, T>) -> Result<(Vec<T>, Option<Self::Kept>)>;
 
     /// `kept` is of the same values; absent where the pass is run a second time or the parameter was overwritten in between.
@@ -50,6 +53,9 @@ pub(super) fn check(op: &'static str, xs: &Tensor) -> Result<()> {
 /// Applies a map to `(.., n, k)`; half types go through f32.
 pub(super) fn apply<M: Map>(raw: &Tensor) -> Result<Tensor> {
     check(M::NAME, raw)?;
+    if !raw.device().is_cpu() && raw.elem_count() > 0 {
+        return M::on_device(raw);
+    }
     let dtype = raw.dtype();
     let wide = if matches!(dtype, DType::F64) { DType::F64 } else { DType::F32 };
     let raw = raw.to_dtype(wide)?.contiguous()?;
@@ -282,13 +288,18 @@ pub(super) fn dense<'a, T>(op: &'static str, storage: &'a [T], layout: &Layout) 
     }
 }
 
-/// For the reference twins: the strict lower part padded to `(.., n, n)`, minus its transpose.
-pub(super) fn padded_skew(raw: &Tensor) -> Result<Tensor> {
+/// The part below the diagonal, zero elsewhere, in the order of `raw`.
+pub(super) fn strict_lower(raw: &Tensor) -> Result<Tensor> {
     let (n, k) = (raw.dim(D::Minus2)?, raw.dim(D::Minus1)?);
     let mask: Vec<u8> = (0..n * k).map(|at| u8::from(at / k > at % k)).collect();
     let mask = Tensor::from_vec(mask, (n, k), raw.device())?.broadcast_as(raw.shape())?;
     // A choice, not a product: what is not read may be anything, NaN too.
-    let lower = mask.where_cond(&raw.contiguous()?, &raw.zeros_like()?)?;
-    let padded = lower.pad_with_zeros(D::Minus1, 0, n - k)?;
+    mask.where_cond(&raw.contiguous()?, &raw.zeros_like()?)
+}
+
+/// For the reference twins: the strict lower part padded to `(.., n, n)`, minus its transpose.
+pub(super) fn padded_skew(raw: &Tensor) -> Result<Tensor> {
+    let (n, k) = (raw.dim(D::Minus2)?, raw.dim(D::Minus1)?);
+    let padded = strict_lower(raw)?.pad_with_zeros(D::Minus1, 0, n - k)?;
     &padded - padded.transpose(D::Minus2, D::Minus1)?
 }

@@ -1,8 +1,10 @@
-//! One folder per op: `mod.rs` (checks, tape), `cpu.rs` (the arithmetic), `reference.rs` (the slow twin).
+//! One folder per op: `mod.rs` (checks, tape), `cpu.rs` (the arithmetic), `reference.rs` (the slow twin). `device.rs`: the maps off the
+//! CPU.
 
 mod base_product;
 mod cayley;
 mod common;
+mod device;
 mod householder;
 mod matrix_exp;
 

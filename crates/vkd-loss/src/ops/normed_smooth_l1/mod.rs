@@ -1,15 +1,24 @@
 //! Smooth-L1 against a teacher that is layer-normed on the way.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
 use crate::checks::{finite, widen_pair};
-use crate::dense::{Real, check_pair, check_positive, dense};
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use crate::dense::{Real, check_fixed, check_positive, dense};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::{CpuStorage, CustomOp2, DType, Error, Layout, Result, Shape, Tensor, bail};
 use cpu::Terms;
 use vkd_norm::dense::with_slices;
+use vkd_norm::program;
 
 const OP: &str = "smooth_l1_layer_norm";
 
@@ -28,7 +37,8 @@ const OP: &str = "smooth_l1_layer_norm";
 /// [`layer_norm`](vkd_norm::layer_norm) and another loss.
 ///
 /// # Numerics
-/// As [`layer_norm`](vkd_norm::layer_norm) for the teacher. Row sums in the dtype, joined in f64; equal to the two ops
+/// As [`layer_norm`](vkd_norm::layer_norm) for the teacher. Row sums in the dtype, joined in f64; on a CUDA device half types
+/// are read as they are and give a loss in f32. Equal to the two ops
 /// up to rounding, and the same bit for bit with any number of threads.
 ///
 /// # Errors
@@ -56,12 +66,23 @@ pub fn smooth_l1_layer_norm(
 ) -> Result<Tensor> {
     check_positive(OP, "beta", beta)?;
     check_positive(OP, "eps", eps)?;
-    let (student, teacher) = &widen_pair(student, teacher)?;
-    check_pair(OP, student, teacher, "a teacher")?;
+    // Kernels read half types as they are.
+    let own = program::applies(student) && student.dtype() == teacher.dtype();
+    let (student, teacher) =
+        &if own { (student.clone(), teacher.clone()) } else { widen_pair(student, teacher)? };
+    check_fixed(OP, student, teacher, "a teacher")?;
+    if !student.dtype().is_float() || (!own && !matches!(student.dtype(), DType::F32 | DType::F64))
+    {
+        return Err(Error::UnsupportedDTypeForOp(student.dtype(), OP).bt());
+    }
     let channels = match *student.dims() {
         [.., channels] if student.elem_count() > 0 => channels,
         ref dims => bail!("{OP}: expected (.., C) with at least one entry, got {dims:?}"),
     };
+    if program::applies(student) {
+        let op = NormedSmoothL1(Terms { channels, beta, eps });
+        return student.contiguous()?.apply_op2(&teacher.contiguous()?, op);
+    }
     if !student.device().is_cpu() {
         return reference::smooth_l1_layer_norm(student, teacher, beta, eps);
     }
@@ -92,6 +113,18 @@ impl CustomOp2 for NormedSmoothL1 {
         Ok((loss, Shape::from(())))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        student: &CudaStorage,
+        student_layout: &Layout,
+        teacher: &CudaStorage,
+        teacher_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (student, teacher) = ((student, student_layout), (teacher, teacher_layout));
+        cuda::forward(self.0, student, teacher)
+    }
+
     fn bwd(
         &self,
         student: &Tensor,
@@ -99,6 +132,12 @@ impl CustomOp2 for NormedSmoothL1 {
         _loss: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "cuda")]
+        if student.device().is_cuda() {
+            let ds = cuda::backward(self.0, student, teacher, grad)?;
+            let dt = if teacher.track_op() { Some(teacher.zeros_like()?) } else { None };
+            return Ok((Some(ds), dt));
+        }
         let ds = match student.dtype() {
             DType::F32 => self.backward::<f32>(student, teacher, grad)?,
             _ => self.backward::<f64>(student, teacher, grad)?,

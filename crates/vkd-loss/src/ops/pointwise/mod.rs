@@ -1,15 +1,24 @@
 //! Losses whose entries are functions of one student and one teacher element, fused.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
 use crate::Reduction;
 use crate::dense::{Real, check_pair, dense, with_storage};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use vkd_norm::program;
 
-/// The function of the two elements.
+/// The function of the two elements; the kernels number them in this order.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pointwise {
     /// `(s − t)²`
@@ -36,7 +45,8 @@ impl Pointwise {
     }
 }
 
-/// Checks the pair and applies the fused op, on the CPU, or its twin elsewhere.
+/// Checks the pair and applies the fused op, on the CPU and where there is a kernel, or its twin elsewhere. Only the CPU
+/// looks at values.
 pub(crate) fn pointwise(
     kind: Pointwise,
     student: &Tensor,
@@ -52,7 +62,7 @@ pub(crate) fn pointwise(
     if student.elem_count() == 0 {
         bail!("{}: expected at least one entry, got shape {:?}", kind.op(), student.dims())
     }
-    if !student.device().is_cpu() {
+    if !student.device().is_cpu() && !program::applies(student) {
         return reference::pointwise(kind, student, teacher, reduction);
     }
     let rows = student.dims().first().copied().unwrap_or(1);
@@ -88,6 +98,18 @@ impl CustomOp2 for PointwiseOp {
         Ok((loss, shape))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        student: &CudaStorage,
+        student_layout: &Layout,
+        teacher: &CudaStorage,
+        teacher_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (student, teacher) = ((student, student_layout), (teacher, teacher_layout));
+        cuda::forward(self, student, teacher)
+    }
+
     fn bwd(
         &self,
         student: &Tensor,
@@ -96,6 +118,12 @@ impl CustomOp2 for PointwiseOp {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if student.device().is_cuda() {
+            let ds = cuda::backward(self, student, teacher, &grad)?;
+            let dt = if teacher.track_op() { Some(teacher.zeros_like()?) } else { None };
+            return Ok((Some(ds), dt));
+        }
         let ds = match student.dtype() {
             DType::F32 => self.backward::<f32>(student, teacher, &grad)?,
             _ => self.backward::<f64>(student, teacher, &grad)?,

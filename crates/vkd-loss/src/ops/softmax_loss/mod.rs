@@ -1,14 +1,23 @@
 //! Losses between the softmax of logits and a fixed target, fused.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
 use crate::Reduction;
 use crate::dense::{Real, check_logits, check_pair, check_positive, dense, with_storage};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 use cpu::Values;
+use vkd_norm::program;
 
 /// What the softmax is compared with.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +44,8 @@ impl Target {
     }
 }
 
-/// Checks the arguments, in the name of `op`, and applies the fused op, on the CPU, or its twin elsewhere.
+/// Checks the arguments, in the name of `op`, and applies the fused op, on the CPU and where there is a kernel, or its
+/// twin elsewhere. Only the CPU looks at values; on a device a label that is no class makes the loss NaN.
 pub(crate) fn softmax_loss(
     op: &'static str,
     kind: Target,
@@ -67,7 +77,7 @@ pub(crate) fn softmax_loss(
             check_pair(op, logits, target, "teacher logits")?;
         }
     }
-    if !logits.device().is_cpu() {
+    if !logits.device().is_cpu() && !program::applies(logits) {
         return reference::softmax_loss(kind, logits, target, reduction);
     }
     let op = SoftmaxLoss { op, kind, classes, divisor: reduction.divisor(batch, batch) };
@@ -105,6 +115,17 @@ impl CustomOp2 for SoftmaxLoss {
         Ok((loss, shape))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        logits: &CudaStorage,
+        logits_layout: &Layout,
+        target: &CudaStorage,
+        target_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.forward_on_device((logits, logits_layout), (target, target_layout))
+    }
+
     fn bwd(
         &self,
         logits: &Tensor,
@@ -113,6 +134,12 @@ impl CustomOp2 for SoftmaxLoss {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if logits.device().is_cuda() {
+            let ds = self.backward_on_device(logits, target, &grad)?;
+            let dt = if target.track_op() { Some(target.zeros_like()?) } else { None };
+            return Ok((Some(ds), dt));
+        }
         let ds = match logits.dtype() {
             DType::F32 => self.backward::<f32>(logits, target, &grad)?,
             _ => self.backward::<f64>(logits, target, &grad)?,

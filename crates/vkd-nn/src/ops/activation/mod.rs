@@ -1,11 +1,20 @@
 //! Pointwise activations, each with its own gradient.
 
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
 pub(crate) mod reference;
 
 use super::{Real, dense, in_native, unsupported};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use vkd_norm::dense::with_slices;
+use vkd_norm::program;
 
 /// What a layer does to each value at its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,7 +45,7 @@ pub enum Activation {
 /// The distribution function is good to 2e-7 absolute in f32 and to rounding in f64.
 ///
 /// # Errors
-/// Another dtype or device.
+/// Another dtype.
 pub fn gelu(xs: &Tensor) -> Result<Tensor> {
     activate(xs, Activation::Gelu)
 }
@@ -49,7 +58,7 @@ pub fn gelu(xs: &Tensor) -> Result<Tensor> {
 /// Any shape and strides; f32 or f64, or a half type [through f32](crate::ops); the output is contiguous.
 ///
 /// # Errors
-/// Another dtype or device.
+/// Another dtype.
 ///
 /// # References
 /// Hendrycks and Gimpel, arXiv:1606.08415.
@@ -63,7 +72,7 @@ pub fn gelu_tanh(xs: &Tensor) -> Result<Tensor> {
 /// Any shape and strides; f32 or f64, or a half type [through f32](crate::ops); the output is contiguous. NaN stays NaN.
 ///
 /// # Errors
-/// Another dtype or device.
+/// Another dtype.
 pub fn relu(xs: &Tensor) -> Result<Tensor> {
     activate(xs, Activation::Relu)
 }
@@ -74,7 +83,7 @@ pub fn relu(xs: &Tensor) -> Result<Tensor> {
 /// Any shape and strides; f32 or f64; the output is contiguous. NaN stays NaN.
 ///
 /// # Errors
-/// Another dtype or device.
+/// Another dtype.
 ///
 /// # References
 /// Sandler et al., arXiv:1801.04381.
@@ -88,7 +97,7 @@ pub fn relu6(xs: &Tensor) -> Result<Tensor> {
 /// Any shape and strides; f32 or f64, or a half type [through f32](crate::ops); the output is contiguous.
 ///
 /// # Errors
-/// Another dtype or device.
+/// Another dtype.
 ///
 /// # References
 /// Elfwing, Uchibe and Doya, arXiv:1702.03118.
@@ -96,8 +105,15 @@ pub fn silu(xs: &Tensor) -> Result<Tensor> {
     activate(xs, Activation::Silu)
 }
 
-fn activate(xs: &Tensor, activation: Activation) -> Result<Tensor> {
-    in_native(xs, |xs| xs.contiguous()?.apply_op1(Activate(activation)))
+/// The activation by its name: on the CPU, by a kernel, or from plain tensor ops where there is none.
+pub(crate) fn activate(xs: &Tensor, activation: Activation) -> Result<Tensor> {
+    if program::applies(xs) {
+        return xs.contiguous()?.apply_op1(Activate(activation));
+    }
+    in_native(xs, |xs| match xs.device().is_cpu() {
+        true => xs.contiguous()?.apply_op1(Activate(activation)),
+        false => reference::activate(xs, activation),
+    })
 }
 
 struct Activate(Activation);
@@ -123,8 +139,17 @@ impl CustomOp1 for Activate {
         Ok((out, l.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::forward(self.0, storage, layout)
+    }
+
     fn bwd(&self, xs: &Tensor, _ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if xs.device().is_cuda() {
+            return cuda::backward(self.0, xs, &grad).map(Some);
+        }
         match xs.dtype() {
             DType::F32 => self.backward::<f32>(xs, &grad),
             _ => self.backward::<f64>(xs, &grad),

@@ -41,6 +41,10 @@ pub fn multi_head_attention(qkv: &Tensor, bias: Option<&Tensor>, heads: usize) -
     same_dtype(OP, qkv, &[("bias", bias)])?;
     in_native(qkv, |qkv| {
         let qkv = qkv.contiguous()?;
+        if !qkv.device().is_cpu() {
+            let bias = bias.map(|bias| native(bias, &qkv)).transpose()?;
+            return reference::multi_head_attention(&qkv, bias.as_ref(), heads);
+        }
         match bias {
             None => qkv.apply_op1(Packed { sizes, counts }),
             Some(bias) => qkv.apply_op2(&native(bias, &qkv)?, Packed { sizes, counts }),
@@ -73,6 +77,10 @@ pub fn cross_attention(
     same_dtype(OP, queries, &[("keys and values", Some(keys_values)), ("bias", bias)])?;
     in_native(queries, |queries| {
         let (queries, others) = (queries.contiguous()?, native(keys_values, queries)?);
+        if !queries.device().is_cpu() {
+            let bias = bias.map(|bias| native(bias, &queries)).transpose()?;
+            return reference::cross_attention(&queries, &others, bias.as_ref(), heads);
+        }
         let op = Cross { sizes, counts };
         match bias {
             None => queries.apply_op2(&others, op),

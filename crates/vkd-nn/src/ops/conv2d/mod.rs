@@ -113,6 +113,11 @@ fn apply(
     same_dtype("conv2d", xs, &[("weight", Some(weight)), ("bias", bias)])?;
     in_native(xs, |xs| {
         let (xs, weight) = (xs.contiguous()?, native(weight, xs)?);
+        if !xs.device().is_cpu() {
+            let bias = bias.map(|bias| native(bias, &xs)).transpose()?;
+            let ys = reference::conv2d(&xs, &weight, bias.as_ref(), config)?;
+            return if relu { crate::ops::relu(&ys) } else { Ok(ys) };
+        }
         match bias {
             Some(bias) => xs.apply_op3(&weight, &native(bias, &xs)?, op),
             None => xs.apply_op2(&weight, op),

@@ -95,6 +95,10 @@ pub fn conv_transpose2d(
     same_dtype("conv_transpose2d", xs, &[("weight", Some(weight)), ("bias", bias)])?;
     in_native(xs, |xs| {
         let (xs, weight) = (xs.contiguous()?, native(weight, xs)?);
+        if !xs.device().is_cpu() {
+            let bias = bias.map(|bias| native(bias, &xs)).transpose()?;
+            return reference::conv_transpose2d(&xs, &weight, bias.as_ref(), config);
+        }
         match bias {
             Some(bias) => xs.apply_op3(&weight, &native(bias, &xs)?, op),
             None => xs.apply_op2(&weight, op),

@@ -3,6 +3,7 @@
 pub(crate) mod cpu;
 pub(crate) mod reference;
 
+use super::activation::activate;
 use super::{Activation, Real, dense, in_native, native, same_dtype, unsupported};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use cpu::Widths;
@@ -62,11 +63,40 @@ pub fn linear(
     let op = Linear { widths: Widths { input, output }, activation, slopes };
     in_native(xs, |xs| {
         let (xs, weight) = (xs.contiguous()?, native(weight, xs)?);
+        if !xs.device().is_cpu() {
+            let bias = bias.map(|bias| native(bias, &xs)).transpose()?;
+            return on_device(&xs, &weight, bias.as_ref(), activation);
+        }
         match bias {
             Some(bias) => xs.apply_op3(&weight, &native(bias, &xs)?, op),
             None => xs.apply_op2(&weight, op),
         }
     })
+}
+
+/// [`linear`] off the CPU: one product of matrices, and what follows it.
+fn on_device(
+    xs: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    activation: Activation,
+) -> Result<Tensor> {
+    let (output, input) = weight.dims2()?;
+    let rows = xs.elem_count() / input;
+    if rows == 0 {
+        // A product of empty matrices is an error to candle.
+        return reference::linear(xs, weight, bias, activation);
+    }
+    let mut dims = xs.dims().to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = output;
+    }
+    let ys = xs.reshape((rows, input))?.matmul(&weight.t()?)?;
+    let ys = match bias {
+        Some(bias) => ys.broadcast_add(bias)?,
+        None => ys,
+    };
+    activate(&ys.reshape(dims)?, activation)
 }
 
 /// Slopes of the activation, from the forward to the backward pass.
@@ -248,5 +278,34 @@ impl CustomOp3 for Linear {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let [dxs, dw, db] = self.gradients(xs, weight, Some(bias), grad)?;
         Ok((dxs, dw, db))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{linear, on_device};
+    use crate::ops::Activation;
+    use candle_core::{DType, Result, Var};
+    use vkd_testkit::{Tolerance, assert_close, normal};
+
+    #[test]
+    fn the_device_path_is_the_cpu_s_op() -> Result<()> {
+        for dims in [vec![5], vec![3, 5], vec![2, 3, 5]] {
+            let var = |dims: &[usize], seed| Var::from_tensor(&normal(dims, DType::F64, seed)?);
+            let (xs, weight, bias) = (var(&dims, 1)?, var(&[4, 5], 2)?, var(&[4], 3)?);
+            for act in [Activation::Identity, Activation::Gelu] {
+                let want = linear(&xs, &weight, Some(&bias), act)?;
+                let got = on_device(&xs, &weight, Some(&bias), act)?;
+                assert_close("value", &got, &want, Tolerance::relative(1e-13))?;
+                let g = normal(want.dims(), DType::F64, 4)?;
+                let (got, want) =
+                    ((got * &g)?.sum_all()?.backward()?, (want * g)?.sum_all()?.backward()?);
+                for var in [&xs, &weight, &bias] {
+                    let (got, want) = (got.get(var).unwrap(), want.get(var).unwrap());
+                    assert_close("gradient", got, want, Tolerance::relative(1e-12))?;
+                }
+            }
+        }
+        Ok(())
     }
 }

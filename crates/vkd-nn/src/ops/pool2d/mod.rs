@@ -81,7 +81,10 @@ impl Pool2dConfig {
 /// ```
 pub fn max_pool2d(xs: &Tensor, config: Pool2dConfig) -> Result<Tensor> {
     let op = MaxPool { geometry: config.geometry("max_pool2d", xs)? };
-    in_native(xs, |xs| xs.contiguous()?.apply_op1(op))
+    in_native(xs, |xs| match xs.device().is_cpu() {
+        true => xs.contiguous()?.apply_op1(op),
+        false => reference::max_pool2d(xs, config),
+    })
 }
 
 /// Mean of each window, over its pixels inside the image or over those in the padding as well.
@@ -96,7 +99,10 @@ pub fn max_pool2d(xs: &Tensor, config: Pool2dConfig) -> Result<Tensor> {
 /// Those of [`max_pool2d`].
 pub fn avg_pool2d(xs: &Tensor, config: Pool2dConfig) -> Result<Tensor> {
     let op = AvgPool { geometry: config.geometry("avg_pool2d", xs)? };
-    in_native(xs, |xs| xs.contiguous()?.apply_op1(op))
+    in_native(xs, |xs| match xs.device().is_cpu() {
+        true => xs.contiguous()?.apply_op1(op),
+        false => reference::avg_pool2d(xs, config),
+    })
 }
 
 /// Mean over all pixels: `(B, H, W, C)` to `(B, C)`.

@@ -7,8 +7,12 @@ mod cpu;
 pub(crate) mod reference;
 mod tokens;
 
-use super::{Activation, Real, dense, in_native, native, unsupported};
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
+use super::{
+    Activation, Real, dense, in_native, linear, multi_head_attention, native, unsupported,
+};
+use candle_core::{
+    CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, WithDType, bail,
+};
 use cpu::{Kept, Parameters};
 use std::any::Any;
 use std::sync::{Arc, Mutex};
@@ -59,6 +63,9 @@ pub fn sublayer(
     scale: Option<&[f64]>,
 ) -> Result<Tensor> {
     let plan = plan(xs, parameters, body, eps, scale)?;
+    if !xs.device().is_cpu() {
+        return on_device(xs, parameters, body, eps, scale);
+    }
     in_native(xs, |xs| {
         let xs = xs.contiguous()?;
         let mut dense = parameters.map(Clone::clone);
@@ -72,6 +79,32 @@ pub fn sublayer(
         let kept = tracked.then(Slot::default);
         xs.apply_op3(&first, &second, Sublayer { plan, parameters: dense, gradients, kept })
     })
+}
+
+/// [`sublayer`] off the CPU, from the ops that it is made of, each by its kernel where it has one.
+fn on_device(
+    xs: &Tensor,
+    [gain, shift, w_in, b_in, w_out, b_out]: [&Tensor; 6],
+    body: Body,
+    eps: f64,
+    scale: Option<&[f64]>,
+) -> Result<Tensor> {
+    let normed = vkd_norm::layer_norm_affine(xs, gain, shift, eps)?;
+    let hidden = match body {
+        Body::Mlp(activation) => linear(&normed, w_in, Some(b_in), activation)?,
+        Body::Attention { heads } => {
+            let qkv = linear(&normed, w_in, Some(b_in), Activation::Identity)?;
+            multi_head_attention(&qkv, None, heads)?
+        }
+    };
+    let branch = linear(&hidden, w_out, Some(b_out), Activation::Identity)?;
+    let Some(scale) = scale else { return xs + branch };
+    let mut dims = vec![1; xs.rank()];
+    if let Some(first) = dims.first_mut() {
+        *first = scale.len();
+    }
+    let scale = Tensor::from_slice(scale, dims, &Device::Cpu)?.to_dtype(xs.dtype())?;
+    xs + branch.broadcast_mul(&scale.to_device(xs.device())?)?
 }
 
 struct Plan {
@@ -254,5 +287,48 @@ impl Sublayer {
         }
         self.gradients.put(tensors);
         Tensor::from_vec(dxs, xs.shape(), xs.device())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Body, on_device, sublayer};
+    use crate::ops::Activation;
+    use candle_core::{DType, Result, Var};
+    use vkd_testkit::{Tolerance, assert_close, normal};
+
+    #[test]
+    fn the_device_path_is_the_cpu_s_op() -> Result<()> {
+        let bodies = [(Body::Mlp(Activation::Silu), 8, 8), (Body::Attention { heads: 2 }, 12, 4)];
+        for (body, inner, outer) in bodies {
+            let var = |dims: &[usize], seed| Var::from_tensor(&normal(dims, DType::F64, seed)?);
+            let xs = var(&[3, 5, 4], 1)?;
+            let parameters = [
+                var(&[4], 2)?,
+                var(&[4], 3)?,
+                var(&[inner, 4], 4)?,
+                var(&[inner], 5)?,
+                var(&[4, outer], 6)?,
+                var(&[4], 7)?,
+            ];
+            let p = parameters.each_ref().map(|p| p.as_tensor());
+            let scale = [1., 0., 2.];
+            let want = sublayer(&xs, p, body, 1e-5, Some(&scale))?;
+            let got = on_device(&xs, p, body, 1e-5, Some(&scale))?;
+            assert_close("value", &got, &want, Tolerance::relative(1e-12))?;
+            let g = normal(want.dims(), DType::F64, 8)?;
+            let (got, want) =
+                ((got * &g)?.sum_all()?.backward()?, (want * g)?.sum_all()?.backward()?);
+            for var in std::iter::once(&xs).chain(&parameters) {
+                let (got, want) = (got.get(var).unwrap(), want.get(var).unwrap());
+                assert_close(
+                    "gradient",
+                    got,
+                    want,
+                    Tolerance { relative: 1e-10, absolute: 1e-12 },
+                )?;
+            }
+        }
+        Ok(())
     }
 }

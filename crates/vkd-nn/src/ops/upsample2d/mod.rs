@@ -36,7 +36,10 @@ use std::sync::Arc;
 pub fn upsample_nearest2d(xs: &Tensor, size: (usize, usize)) -> Result<Tensor> {
     let geometry = geometry("upsample_nearest2d", xs, size, nearest)?;
     let op = Resample { geometry: Arc::new(geometry) };
-    in_native(xs, |xs| xs.contiguous()?.apply_op1(op))
+    in_native(xs, |xs| match xs.device().is_cpu() {
+        true => xs.contiguous()?.apply_op1(op),
+        false => reference::upsample_nearest2d(xs, size),
+    })
 }
 
 /// Bilinear interpolation at the positions of a result of `size` (rows, columns).
@@ -60,7 +63,10 @@ pub fn upsample_bilinear2d(
     let taps = if align_corners { linear_corners } else { linear_edges };
     let geometry = geometry("upsample_bilinear2d", xs, size, taps)?;
     let op = Resample { geometry: Arc::new(geometry) };
-    in_native(xs, |xs| xs.contiguous()?.apply_op1(op))
+    in_native(xs, |xs| match xs.device().is_cpu() {
+        true => xs.contiguous()?.apply_op1(op),
+        false => reference::upsample_bilinear2d(xs, size, align_corners),
+    })
 }
 
 /// The taps of an axis that goes from one length to another, both above zero.

@@ -1,6 +1,12 @@
 //! Batch norm and group norm of channels-last tensors: one op, since both shift and scale by what sets of columns say.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
 pub(crate) mod reference;
 mod stats;
 #[cfg(test)]
@@ -36,7 +42,8 @@ const GROUP: &str = "group_norm";
 /// # Numerics
 /// Statistics as in [`standardize`](crate::standardize): a mean far above the deviation costs nothing. Half types are computed
 /// in f32. A constant channel gives `bias`. Magnitudes go up to half the largest f32, in f64 up to 1e150. NaN and infinity make their channel NaN. Results are the same bit for bit with
-/// any number of threads. Off the CPU plain tensor ops are used, and the statistics are copied.
+/// any number of threads. On a CUDA device half types are read and written as they are, with sums in f32 that are joined in f64;
+/// on other devices plain tensor ops are used. Off the CPU the statistics are copied.
 ///
 /// # Errors
 /// `eps` not finite or under the smallest normal f32, fewer than two values a channel (one has no variance, as PyTorch
@@ -69,6 +76,12 @@ pub fn batch_norm(
     // Once, and recorded: statistics and op read the same memory.
     let xs = xs.contiguous()?;
     let stats = ChannelStats::of(BATCH, &xs)?;
+    #[cfg(feature = "cuda")]
+    if crate::ops::program::applies(&xs) {
+        let grid = Grid { samples: 1, rows, channels, groups: channels };
+        let of = launch::Channels { op: BATCH, grid, dtype: xs.dtype(), eps };
+        return Ok((cuda::channel_norm(of, [&xs, weight, bias], None)?, stats));
+    }
     let ys = in_native(&xs, |xs| {
         let (weight, bias) = (weight.to_dtype(xs.dtype())?, bias.to_dtype(xs.dtype())?);
         if !xs.device().is_cpu() {
@@ -121,6 +134,15 @@ pub fn batch_norm_with(
     let channels = check(WITH, xs, [weight, bias], eps)?;
     let means = stats::given(WITH, "mean", mean, channels)?;
     let variances = stats::given(WITH, "variance", variance, channels)?;
+    #[cfg(feature = "cuda")]
+    if crate::ops::program::applies(xs) {
+        let grid =
+            Grid { samples: 1, rows: xs.elem_count() / channels, channels, groups: channels };
+        let of = launch::Channels { op: WITH, grid, dtype: xs.dtype(), eps };
+        let both = means.iter().zip(&variances).flat_map(|(m, v)| [*m, 1. / (v + eps).sqrt()]);
+        let given = Tensor::from_vec(both.collect(), (channels, 2), xs.device())?;
+        return cuda::channel_norm(of, [xs, weight, bias], Some(given));
+    }
     in_native(xs, |xs| {
         let (weight, bias) = (weight.to_dtype(xs.dtype())?, bias.to_dtype(xs.dtype())?);
         if !xs.device().is_cpu() {
@@ -179,6 +201,13 @@ pub fn group_norm(
     }
     if groups == 0 || !channels.is_multiple_of(groups) {
         bail!("{GROUP}: expected groups that divide {channels} channels, got {groups}")
+    }
+    #[cfg(feature = "cuda")]
+    if crate::ops::program::applies(xs) {
+        let samples = xs.dim(0)?;
+        let grid = Grid { samples, rows: xs.elem_count() / (samples * channels), channels, groups };
+        let of = launch::Channels { op: GROUP, grid, dtype: xs.dtype(), eps };
+        return cuda::channel_norm(of, [xs, weight, bias], None);
     }
     in_native(xs, |xs| {
         let (weight, bias) = (weight.to_dtype(xs.dtype())?, bias.to_dtype(xs.dtype())?);

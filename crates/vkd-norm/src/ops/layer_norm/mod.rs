@@ -1,12 +1,21 @@
 //! Layer norm over the last dimension, with and without gain and bias.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
 use crate::checks::check_eps;
 use crate::dense::{Real, dense, in_native, with_slices};
+use crate::ops::program;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp3, DType, Device, Error, Layout, Result, Shape, Tensor, bail,
 };
@@ -37,7 +46,8 @@ const OP_AFFINE: &str = "layer_norm_affine";
 /// with a mean of 1e4 deviations. f32 sums run in f32 lanes; a row whose squares overflow takes its statistics in f64,
 /// which serves magnitudes up to half the largest f32 (beyond, infinity may come out); f64 itself serves deviations up to
 /// 1e150. Half types are computed in f32. Results are the same bit for bit with any number of threads. A constant row
-/// gives zero. NaN and infinity make their row NaN. Off the CPU plain tensor ops are used.
+/// gives zero. NaN and infinity make their row NaN. On a CUDA device half types are read and written as they are, with sums in
+/// f32. On other devices plain tensor ops are used.
 ///
 /// # Errors
 /// `eps` not finite or under the smallest normal f32, no dimension, `C = 0`, or another dtype.
@@ -56,6 +66,9 @@ const OP_AFFINE: &str = "layer_norm_affine";
 /// ```
 pub fn layer_norm(xs: &Tensor, eps: f64) -> Result<Tensor> {
     let channels = check(OP, xs, eps)?;
+    if program::applies(xs) {
+        return xs.contiguous()?.apply_op1(LayerNorm { channels, eps });
+    }
     in_native(xs, |xs| match xs.device() {
         Device::Cpu => xs.contiguous()?.apply_op1(LayerNorm { channels, eps }),
         _ => reference::layer_norm(xs, eps),
@@ -101,6 +114,10 @@ pub fn layer_norm_affine(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) 
             bail!("{OP_AFFINE}: expected {name} of dtype {:?}, got {:?}", xs.dtype(), t.dtype())
         }
     }
+    if program::applies(xs) {
+        let op = LayerNormAffine { channels, eps };
+        return xs.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op);
+    }
     in_native(xs, |xs| {
         let (weight, bias) = (weight.to_dtype(xs.dtype())?, bias.to_dtype(xs.dtype())?);
         if !xs.device().is_cpu() {
@@ -141,8 +158,17 @@ impl CustomOp1 for LayerNorm {
         Ok((ys, layout.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::forward(&[(storage, layout)], self.channels, self.eps)
+    }
+
     fn bwd(&self, xs: &Tensor, _ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if xs.device().is_cuda() {
+            return Ok(Some(cuda::backward(xs, None, &grad, self.channels, self.eps)?.0));
+        }
         let dxs = match xs.dtype() {
             DType::F32 => self.backward::<f32>(xs, &grad),
             _ => self.backward::<f64>(xs, &grad),
@@ -192,6 +218,20 @@ impl CustomOp3 for LayerNormAffine {
         Ok((ys, xs_layout.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        xs: &CudaStorage,
+        xs_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let inputs = [(xs, xs_layout), (weight, weight_layout), (bias, bias_layout)];
+        cuda::forward(&inputs, self.channels, self.eps)
+    }
+
     fn bwd(
         &self,
         xs: &Tensor,
@@ -201,6 +241,15 @@ impl CustomOp3 for LayerNormAffine {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if xs.device().is_cuda() {
+            let (dxs, of_affine) =
+                cuda::backward(xs, Some(weight), &grad, self.channels, self.eps)?;
+            let [dw, db] = of_affine.map_or([None, None], |sums| sums.map(Some));
+            let db = db.filter(|_| bias.track_op());
+            let dw = dw.filter(|_| weight.track_op());
+            return Ok((xs.track_op().then_some(dxs), dw, db));
+        }
         let [dxs, dw, db] = match xs.dtype() {
             DType::F32 => self.backward::<f32>(xs, weight, &grad)?,
             _ => self.backward::<f64>(xs, weight, &grad)?,

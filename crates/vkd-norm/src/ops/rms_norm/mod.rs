@@ -1,6 +1,12 @@
 //! Division of each row by its root mean square, times a gain.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
@@ -8,6 +14,9 @@ mod tests;
 use crate::checks::check_eps;
 use crate::dense::in_native;
 use crate::dense::{Real, dense, with_slices};
+use crate::ops::program;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, DType, Error, Layout, Result, Shape, Tensor, bail};
 
 const OP: &str = "rms_norm";
@@ -28,7 +37,8 @@ const OP: &str = "rms_norm";
 /// # Numerics
 /// f32 sums run in f32 lanes; a row whose squares overflow is summed in f64, which serves all of f32, and f64 itself up
 /// to 1e150. Half types are computed in f32. A row of
-/// zeros gives zeros. NaN makes its row NaN. Off the CPU plain tensor ops are used.
+/// zeros gives zeros. NaN makes its row NaN. On a CUDA device half types are read
+/// and written as they are, with sums in f32. On other devices plain tensor ops are used.
 ///
 /// # Errors
 /// `eps` not finite or under the smallest normal f32, no dimension, `C = 0`, another dtype, or a `weight` of another shape
@@ -61,6 +71,9 @@ pub fn rms_norm(xs: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
             weight.dims(),
             weight.dtype()
         )
+    }
+    if program::applies(xs) {
+        return xs.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { channels, eps });
     }
     in_native(xs, |xs| {
         let weight = weight.to_dtype(xs.dtype())?;
@@ -95,6 +108,17 @@ impl CustomOp2 for RmsNorm {
         Ok((ys, xs_layout.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        xs: &CudaStorage,
+        xs_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::forward((xs, xs_layout), (weight, weight_layout), self.channels, self.eps)
+    }
+
     fn bwd(
         &self,
         xs: &Tensor,
@@ -103,6 +127,11 @@ impl CustomOp2 for RmsNorm {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if xs.device().is_cuda() {
+            let (dxs, dw) = cuda::backward(xs, weight, &grad, self.channels, self.eps)?;
+            return Ok((xs.track_op().then_some(dxs), weight.track_op().then_some(dw)));
+        }
         let (dxs, dw) = match xs.dtype() {
             DType::F32 => self.backward::<f32>(xs, weight, &grad)?,
             _ => self.backward::<f64>(xs, weight, &grad)?,

@@ -1,11 +1,20 @@
 //! Differentiable softmax and log-softmax over the last dimension.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
 pub(crate) mod reference;
 #[cfg(test)]
 mod tests;
 
 use crate::dense::{Real, dense, in_native, with_slices};
+use crate::ops::program;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{
     CpuStorage, CustomOp1, DType, Device, Error, Layout, Result, Shape, Tensor, bail,
 };
@@ -53,7 +62,8 @@ pub fn softmax(logits: &Tensor) -> Result<Tensor> {
 /// Flows to `logits`; the backward pass needs the output only.
 ///
 /// # Numerics
-/// All arithmetic is in f64, less the row's largest entry first; half types are rounded once, at the end. Finite as long as
+/// All arithmetic is in f64 (on a CUDA device in f32 unless the logits are f64), less the row's largest entry first; half
+/// types are rounded once, at the end. Finite as long as
 /// the distance of a logit to the largest fits the dtype: for f16 that is 65504, for bf16 and f32 1e38. Negative infinity
 /// masks a class; NaN or positive infinity make the row NaN. Results are the same bit for bit with any number of threads.
 ///
@@ -82,6 +92,9 @@ fn apply(logits: &Tensor, op: &'static str, twin: fn(&Tensor) -> Result<Tensor>)
         [.., classes] if *classes > 0 => *classes,
         dims => bail!("{op}: expected (.., C) with C >= 1, got {dims:?}"),
     };
+    if program::applies(logits) {
+        return logits.contiguous()?.apply_op1(Softmax { op, classes });
+    }
     in_native(logits, |logits| match logits.device() {
         Device::Cpu => logits.contiguous()?.apply_op1(Softmax { op, classes }),
         _ => twin(logits),
@@ -106,8 +119,17 @@ impl CustomOp1 for Softmax {
         Ok((ys, layout.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::forward(storage, layout, self.classes, self.log())
+    }
+
     fn bwd(&self, xs: &Tensor, ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (ys, grad) = (ys.contiguous()?, grad.contiguous()?);
+        #[cfg(feature = "cuda")]
+        if xs.device().is_cuda() {
+            return cuda::backward(&ys, &grad, self.classes, self.log()).map(Some);
+        }
         let dxs = match xs.dtype() {
             DType::F32 => self.backward::<f32>(&ys, &grad),
             _ => self.backward::<f64>(&ys, &grad),

@@ -1,6 +1,12 @@
 //! Standardisation of every channel over the rows.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
 pub(crate) mod reference;
 mod statistics;
 #[cfg(test)]
@@ -41,8 +47,9 @@ const OP_WITH: &str = "standardize_with";
 /// deviations costs nothing but what the input itself has lost. Half types are computed in f32. A channel whose squares
 /// leave the element type is taken in f64, scaled by a power of two: no finite input overflows. A constant channel gives
 /// exactly zero, and so does a single row (`M = 1`) with a gradient of zero. A channel that is all zero has a gradient
-/// of zero. NaN and infinity make their channel NaN. Results are the same bit for bit with any number of threads. Off the
-/// CPU plain tensor ops are used, for magnitudes up to half the largest of the dtype.
+/// of zero. NaN and infinity make their channel NaN. Results are the same bit for bit with any number of threads. On a
+/// CUDA device half types are read and written as they are, with sums in f32 that are joined in f64, and f64 serves
+/// deviations up to 1e150. On other devices plain tensor ops are used, for magnitudes up to half the largest of the dtype.
 ///
 /// # Errors
 /// `eps` outside (0, 1), a rank other than two, no rows or channels, or another dtype.
@@ -100,7 +107,14 @@ pub fn standardize_masked(
     eps: f64,
 ) -> Result<Tensor> {
     let (rows, channels) = check(OP, xs, eps)?;
-    let keep = mask.map(|mask| check_mask(OP, mask, rows)).transpose()?;
+    if let Some(mask) = mask {
+        check_mask(OP, mask, rows)?;
+    }
+    #[cfg(feature = "cuda")]
+    if crate::ops::program::applies(xs) {
+        return cuda::standardize(xs, mask, variance, eps);
+    }
+    let keep = mask.map(kept_places).transpose()?;
     in_native(xs, |xs| {
         if !xs.device().is_cpu() {
             return reference::standardize(xs, mask, variance, eps);
@@ -190,7 +204,14 @@ pub(crate) fn channel_moments(
     mask: Option<&Tensor>,
 ) -> Result<(usize, Vec<ChannelMoments>)> {
     let (rows, channels) = check(op, xs, 0.5)?;
-    let keep = mask.map(|mask| check_mask(op, mask, rows)).transpose()?;
+    if let Some(mask) = mask {
+        check_mask(op, mask, rows)?;
+    }
+    #[cfg(feature = "cuda")]
+    if crate::ops::program::applies(xs) {
+        return cuda::moments(&xs.detach(), mask);
+    }
+    let keep = mask.map(kept_places).transpose()?;
     let kept = kept_rows(rows, keep.as_deref());
     let cpu = in_native(&xs.detach(), |xs| xs.to_device(&candle_core::Device::Cpu)?.contiguous())?;
     let native = if cpu.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
@@ -217,13 +238,18 @@ fn check(op: &'static str, xs: &Tensor, eps: f64) -> Result<(usize, usize)> {
     }
 }
 
-fn check_mask(op: &'static str, mask: &Tensor, rows: usize) -> Result<Vec<bool>> {
+fn check_mask(op: &'static str, mask: &Tensor, rows: usize) -> Result<()> {
     if mask.dims() != [rows] {
         bail!("{op}: expected a mask of shape [{rows}], got {:?}", mask.dims())
     }
     if mask.dtype() != DType::U8 {
         bail!("{op}: expected a mask of dtype U8, got {:?}", mask.dtype())
     }
+    Ok(())
+}
+
+/// Which rows count; from a device that is a copy.
+fn kept_places(mask: &Tensor) -> Result<Vec<bool>> {
     Ok(mask.to_vec1::<u8>()?.into_iter().map(|keep| keep != 0).collect())
 }
 

@@ -43,6 +43,32 @@ pub(crate) struct ChannelMoments {
     pub(crate) squares: f64,
 }
 
+#[cfg(any(feature = "cuda", test))]
+impl ChannelMoments {
+    /// Number of rows, and moments, of parts `(chunks, 3, channels)` as a device makes them: number, mean and squares.
+    pub(super) fn joined(parts: &[f64], channels: usize) -> (usize, Vec<Self>) {
+        let mut counts = vec![0f64; channels];
+        let mut moments = vec![Self { inverse_unit: 1., mean: 0., squares: 0. }; channels];
+        for part in parts.chunks_exact(3 * channels) {
+            let (numbers, rest) = part.split_at(channels);
+            let (means, squares) = rest.split_at(channels);
+            let of_part = numbers.iter().zip(means).zip(squares);
+            for ((all, count), ((&n, &mean), &squares)) in
+                moments.iter_mut().zip(&mut counts).zip(of_part)
+            {
+                if n > 0. {
+                    let (apart, total) = (mean - all.mean, *count + n);
+                    all.squares += squares + apart * apart * (*count * n / total);
+                    // Exact for the first part.
+                    all.mean = if *count == 0. { mean } else { all.mean + apart * (n / total) };
+                    *count = total;
+                }
+            }
+        }
+        (counts.first().map_or(0, |n| *n as usize), moments)
+    }
+}
+
 /// The rows that count, of a row-major matrix with at least one channel.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a, T> {

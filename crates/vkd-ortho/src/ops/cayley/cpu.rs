@@ -2,8 +2,9 @@
 
 use crate::linalg::{Real, add_product, cast, gram, inverse, product, product_into, residual};
 use crate::ops::common::{Map, Rows, row_major};
+use crate::ops::device;
 use crate::skew::{SkewEigen, parameter_gradient};
-use candle_core::Result;
+use candle_core::{Result, Tensor};
 use faer::{Mat, MatMut, MatRef, c64};
 
 pub(super) struct Cayley;
@@ -12,6 +13,10 @@ impl Map for Cayley {
     const NAME: &'static str = super::NAME;
     /// `M = (I - B/2 + CᵀC/4)⁻¹`, present if the Schur form held the law in the tensor's own type.
     type Kept = Mat<f64>;
+
+    fn on_device(raw: &Tensor) -> Result<Tensor> {
+        device::cayley(raw)
+    }
 
     fn forward<T: Real>(raw: Rows<'_, T>) -> Result<(Vec<T>, Option<Mat<f64>>)> {
         if let Some((q, m)) = schur(raw, T::RESIDUAL) {

@@ -33,6 +33,8 @@ const NAME: &str = "cayley";
 /// values, so the result is measured: an f32 result that is off by 5e-7 is computed again in f64, and where f64 is off by
 /// 1e-8 (2e-14 for an f64 tensor) the transform comes from the eigenvalues of a `2k x 2k` skew matrix, several times slower and orthonormal at every
 /// scale, with digits of `Q` lost in proportion to the norm of A. Zero gives the identity exactly.
+/// Off the CPU all is in f64, by products of matrices; the inverse is iterated, the result is not measured, and one norm is
+/// copied to the host.
 ///
 /// # Errors
 /// Fewer than two dimensions, `n < k`, `k = 0`, a dtype that is no float, or an entry below the diagonal that is not

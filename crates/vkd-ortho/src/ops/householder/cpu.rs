@@ -8,7 +8,8 @@ use crate::linalg::{
     squares, upper_half,
 };
 use crate::ops::common::{Map, Rows, row_major};
-use candle_core::Result;
+use crate::ops::device;
+use candle_core::{Result, Tensor};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rayon::prelude::*;
@@ -19,6 +20,10 @@ impl Map for Householder {
     const NAME: &'static str = super::NAME;
     /// `S`, present if one block held the law in the tensor's own type.
     type Kept = Mat<f64>;
+
+    fn on_device(raw: &Tensor) -> Result<Tensor> {
+        device::householder_product(raw)
+    }
 
     fn forward<T: Real>(raw: Rows<'_, T>) -> Result<(Vec<T>, Option<Mat<f64>>)> {
         if let Some((q, s)) = whole(raw) {

@@ -29,6 +29,7 @@ const NAME: &str = "householder_product";
 /// `stiefel_residual(Q)` is at most 1e-6 in f32 and 1e-13 in f64 at every size and for every finite `v`; half types add their
 /// own rounding. The result is measured: where reflectors so nearly parallel were met that it is off by 5e-7 (2e-14 in f64), it is computed
 /// again in f64 by blocks of 32 reflectors. `v = 0` gives minus the identity exactly.
+/// Off the CPU all is in f64, by products of matrices; the result is not measured, and `v` not looked at: NaN gives NaN.
 ///
 /// # Errors
 /// Fewer than two dimensions, `n < k`, `k = 0`, a dtype that is no float, or an entry below the diagonal that is not

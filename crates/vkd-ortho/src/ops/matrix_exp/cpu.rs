@@ -6,8 +6,9 @@
 use super::real::Real as RealForm;
 use crate::linalg::{Real, add_product, product};
 use crate::ops::common::{Map, Rows, row_major};
+use crate::ops::device;
 use crate::skew::{SkewEigen, parameter_gradient, real_product, sinc};
-use candle_core::{Result, bail};
+use candle_core::{Result, Tensor, bail};
 use faer::{Mat, MatRef, c64};
 
 pub(super) struct MatrixExp;
@@ -21,6 +22,10 @@ pub(super) enum Form {
 impl Map for MatrixExp {
     const NAME: &'static str = super::NAME;
     type Kept = Form;
+
+    fn on_device(raw: &Tensor) -> Result<Tensor> {
+        device::matrix_exp(raw)
+    }
 
     fn forward<T: Real>(raw: Rows<'_, T>) -> Result<(Vec<T>, Option<Form>)> {
         if size_of::<T>() < size_of::<f64>()

@@ -32,6 +32,8 @@ const NAME: &str = "matrix_exp";
 /// own rounding. For f32 with `‖A‖` up to 2000 the real symmetric eigenproblem of `KᵀK` is enough; beyond, and for f64, it is
 /// the Hermitian one of `iK`, several times slower and orthonormal at any norm. Digits of `Q` itself are lost in proportion to the norm of A, as in
 /// any method: angles are only known to `2e-16 ‖A‖`. Zero gives the identity to rounding.
+/// Off the CPU all is in f64, by products of matrices: a series and doublings, whose residual grows with the norm, to 1e-10 at
+/// `‖A‖` of about 1e5. It is not measured, and one norm is copied to the host.
 ///
 /// # Errors
 /// Fewer than two dimensions, `n < k`, `k = 0`, a dtype that is no float, or an entry below the diagonal that is not

@@ -1,0 +1,164 @@
+//! Programs on a CUDA device: the one place of this crate that launches kernels.
+#![allow(unsafe_code, reason = "a launch takes addresses; what it relies on stands beside it")]
+
+use super::{Arg, Launch, Program};
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop,
+};
+use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, WrapErr};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaStorage, Layout, Result, Shape, Storage, Tensor, bail};
+
+/// Compiled kernels of one file. The name is the full path of the op: a device keeps modules by it.
+#[derive(Clone, Copy)]
+pub struct Source {
+    /// As `vkd_norm::layer_norm`.
+    pub module: &'static str,
+    /// What nvcc made of the file.
+    pub ptx: &'static str,
+}
+
+/// A device address, and what holds its buffer and marks it as used once the launch is queued.
+type Pointer<'a> = (u64, SyncOnDrop<'a>);
+
+/// Carries `program` out on the stream of the inputs' device, without waiting for it, and returns its buffers.
+///
+/// # Errors
+/// No input, an input that is not dense, or whatever the driver says.
+pub fn run(
+    source: Source,
+    program: &Program,
+    inputs: &[(&CudaStorage, &Layout)],
+) -> Result<Vec<CudaStorage>> {
+    let Some((first, _)) = inputs.first() else {
+        bail!("{}: expected an input that says which device, got none", source.module)
+    };
+    let device = first.device().clone();
+    let mut starts = Vec::with_capacity(inputs.len());
+    for (storage, layout) in inputs {
+        let Some((start, _)) = layout.contiguous_offsets() else {
+            bail!("{}: expected a contiguous layout, got {layout:?}", source.module)
+        };
+        starts.push((start * storage.dtype().size_in_bytes()) as u64);
+    }
+    let mut buffers = Vec::with_capacity(program.buffers.len());
+    for (dtype, len) in &program.buffers {
+        // SAFETY: the programs write a buffer before they read it; on the host, where buffers start as NaN, that is tested.
+        let buffer = unsafe { device.alloc_uninit(&Shape::from((*len).max(1)), *dtype)? };
+        buffers.push(buffer);
+    }
+    for launch in &program.launches {
+        queue(source, &device, launch, inputs, &starts, &mut buffers)?;
+    }
+    Ok(buffers)
+}
+
+/// [`run`] on tensors; the buffers come as tensors of one dimension, without a tape: for backward passes.
+///
+/// # Errors
+/// As [`run`], and a tensor that is on no CUDA device.
+pub fn run_on_tensors(
+    source: Source,
+    program: &Program,
+    inputs: &[&Tensor],
+) -> Result<Vec<Tensor>> {
+    let guards: Vec<_> = inputs.iter().map(|input| input.storage_and_layout()).collect();
+    let mut storages = Vec::with_capacity(inputs.len());
+    for (storage, layout) in &guards {
+        match &**storage {
+            Storage::Cuda(storage) => storages.push((storage, *layout)),
+            other => bail!(
+                "{}: expected every tensor on one CUDA device, got one on {:?}; move it with to_device",
+                source.module,
+                other.device()
+            ),
+        }
+    }
+    let buffers = run(source, program, &storages)?;
+    let tensor = |(buffer, (_, len)): (CudaStorage, &(_, usize))| {
+        let whole =
+            Tensor::from_storage(Storage::Cuda(buffer), (*len).max(1), BackpropOp::none(), false);
+        whole.narrow(0, 0, *len)
+    };
+    buffers.into_iter().zip(&program.buffers).map(tensor).collect()
+}
+
+/// Puts one launch on the device's stream.
+fn queue(
+    source: Source,
+    device: &CudaDevice,
+    launch: &Launch,
+    inputs: &[(&CudaStorage, &Layout)],
+    starts: &[u64],
+    buffers: &mut [CudaStorage],
+) -> Result<()> {
+    let function = device.get_or_load_custom_func(&launch.kernel, source.module, source.ptx)?;
+    let stream = device.cuda_stream();
+    let read: Vec<Option<Pointer<'_>>> = (0..inputs.len())
+        .map(|i| {
+            let used = launch.args.contains(&Arg::Input(i));
+            used.then(|| reading(inputs[i].0, &stream)).transpose()
+        })
+        .collect::<Result<_>>()?;
+    let written: Vec<Option<Pointer<'_>>> = buffers
+        .iter_mut()
+        .enumerate()
+        .map(|(i, buffer)| {
+            let used = launch.args.contains(&Arg::Buffer(i));
+            used.then(|| writing(buffer, &stream)).transpose()
+        })
+        .collect::<Result<_>>()?;
+    let address = |found: Option<&Option<Pointer<'_>>>, arg: &Arg| match found {
+        Some(Some((address, _))) => Ok(*address),
+        _ => bail!("{}: {} has no {arg:?}", source.module, launch.kernel),
+    };
+    let mut addresses = Vec::with_capacity(launch.args.len());
+    for arg in &launch.args {
+        addresses.push(match arg {
+            Arg::Input(i) => address(read.get(*i), arg)? + starts[*i],
+            Arg::Buffer(i) => address(written.get(*i), arg)?,
+            _ => 0,
+        });
+    }
+    let mut builder = function.builder();
+    for (arg, address) in launch.args.iter().zip(&addresses) {
+        match arg {
+            Arg::U32(n) => builder.arg(n),
+            Arg::F64(x) => builder.arg(x),
+            _ => builder.arg(address),
+        };
+    }
+    let config = LaunchConfig {
+        grid_dim: launch.grid.into(),
+        block_dim: launch.block.into(),
+        shared_mem_bytes: launch.shared,
+    };
+    // SAFETY: arguments, sizes and buffers are those that the tests run on the host, where the emulator compares them
+    // with the kernel's own signature and a sanitizer with the bounds; inputs are dense and at least as long as the
+    // program's op has checked; all work is on the device's one stream.
+    unsafe { builder.launch(config) }.w()?;
+    Ok(())
+}
+
+macro_rules! pointer {
+    ($slice:expr, $call:ident, $stream:expr) => {
+        match $slice {
+            CudaStorageSlice::U8(s) => s.$call($stream),
+            CudaStorageSlice::U32(s) => s.$call($stream),
+            CudaStorageSlice::F16(s) => s.$call($stream),
+            CudaStorageSlice::BF16(s) => s.$call($stream),
+            CudaStorageSlice::F32(s) => s.$call($stream),
+            CudaStorageSlice::F64(s) => s.$call($stream),
+            _ => bail!("kernels take u8, u32, f16, bf16, f32 and f64 only"),
+        }
+    };
+}
+
+fn reading<'a>(storage: &'a CudaStorage, stream: &'a CudaStream) -> Result<Pointer<'a>> {
+    Ok(pointer!(&storage.slice, device_ptr, stream))
+}
+
+fn writing<'a>(storage: &'a mut CudaStorage, stream: &'a CudaStream) -> Result<Pointer<'a>> {
+    Ok(pointer!(&mut storage.slice, device_ptr_mut, stream))
+}

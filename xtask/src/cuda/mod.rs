@@ -1,0 +1,71 @@
+//! `cargo xtask cuda ..`: what the feature `cuda` needs on a machine without a GPU, and the check of what it builds.
+
+mod check;
+mod setup;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::Result;
+use crate::args;
+use crate::shell;
+
+pub(crate) use check::check;
+
+pub(crate) const SETUP: args::Command = args::Command {
+    name: "cuda setup",
+    summary: "Put the CUDA toolkit from Python wheels under target/",
+    details: "Installs nvcc, headers and libraries of CUDA 13.0 into target/cuda-toolkit with pip, adds the\n\
+              names that a linker wants, and a libcuda that links and does nothing. Needs python3 with pip,\n\
+              a C compiler and the network, once. 13.0, because newer PTX asks for a newer driver.",
+    flags: &[],
+    run: |_| setup::setup(&shell::root()?),
+};
+
+pub(crate) const CHECK: args::Command = args::Command {
+    name: "cuda check",
+    summary: "Compile everything with the feature cuda, and judge each kernel",
+    details: "Builds every crate for capability 80 into target/cuda, then our kernels for sm_80 and sm_90, and\n\
+              prints registers, shared memory, stack and spills of each. A spill or a local array is an error.\n\
+              Needs `cargo xtask cuda setup` once; runs nothing on a GPU.",
+    flags: &[args::Flag { name: "--kernels", value: None, help: "the kernels only" }],
+    run: |args| check(&shell::root()?, args.has("--kernels")),
+};
+
+/// The toolkit in the workspace's target folder.
+struct Toolkit {
+    /// As `CUDA_HOME`: has bin, include and lib.
+    home: PathBuf,
+    /// Where cargo builds with the feature, apart from the builds without it.
+    target: PathBuf,
+}
+
+impl Toolkit {
+    fn of(root: &Path) -> Result<Self> {
+        let target = shell::target_directory(&shell::metadata(root)?)?;
+        Ok(Self { home: target.join("cuda-toolkit/nvidia/cu13"), target: target.join("cuda") })
+    }
+
+    fn is_complete(&self) -> bool {
+        self.home.join("bin/nvcc").is_file() && self.home.join("lib/libcuda.so").exists()
+    }
+
+    /// What cargo, candle's build scripts and ours look at.
+    fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        for name in ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR"] {
+            command.env(name, &self.home);
+        }
+        let old = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::iter::once(self.home.join("bin")).chain(std::env::split_paths(&old));
+        if let Ok(path) = std::env::join_paths(folders) {
+            command.env("PATH", path);
+        }
+        command.env("CUDA_COMPUTE_CAP", "80");
+        command.env("RUSTFLAGS", format!("-L {}", self.home.join("lib").display()))
+    }
+}
+
+/// Whether [`check`] can run here.
+pub(crate) fn is_set_up(root: &Path) -> bool {
+    Toolkit::of(root).is_ok_and(|toolkit| toolkit.is_complete())
+}
