@@ -37,7 +37,7 @@ pub(crate) struct Args {
 
 impl Split {
     /// Indices and name of the images among those for training, validation and test.
-    pub(crate) fn of<'a>(self, parts: [&'a [usize]; 3]) -> (&'a [usize], &'static str) {
+    pub(crate) fn of(self, parts: [&[usize]; 3]) -> (&[usize], &'static str) {
         match self {
             Self::Train => (parts[0], "training"),
             Self::Validation => (parts[1], "validation"),
