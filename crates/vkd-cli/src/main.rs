@@ -45,7 +45,7 @@ enum Command {
     Doctor(doctor::Args),
     /// Score a distilled student on a data set
     Eval(eval::Args),
-    /// Classify images with a distilled student
+    /// Classify images, or find objects in them, with a distilled student
     Predict(predict::Args),
     /// Write a small image folder in ImageNet's layout, to try recipes of image files
     Images(images::Args),

@@ -1,15 +1,16 @@
-//! `vkd predict`: classify image files.
+//! `vkd predict`: classify image files, or find objects in them.
 
 use candle_core::{Device, Result, bail};
 use image::imageops::FilterType;
 use std::path::{Path, PathBuf};
-use vkd_models::Student;
+use vkd_models::{DetectorStudent, Student, is_detector};
+use vkd_train::{Image, detect};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The student's weights, with its card (.json) beside them
     student: PathBuf,
-    /// Images (PNG, JPEG or BMP); turned to grey and scaled to the student's size
+    /// Images (PNG, JPEG or BMP); for a classifier turned to grey and scaled to its size
     #[arg(required = true)]
     images: Vec<PathBuf>,
     /// The images are dark on light, as scans are; the student's data sets are light on dark
@@ -18,6 +19,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if is_detector(&args.student)? {
+        return objects(args);
+    }
     let student = Student::load(&args.student, &Device::Cpu)?;
     let pixels = args
         .images
@@ -38,6 +42,49 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         text.push_str(&format!("{}: {}\n", path.display(), best.join(", ")));
     }
     crate::print(&text)
+}
+
+/// Less sure detections are not told.
+const SURE: f32 = 0.3;
+
+/// What a detector finds: class, score, left, top, width and height in pixels, a line each.
+fn objects(args: &Args) -> Result<()> {
+    let student = DetectorStudent::load(&args.student, &Device::Cpu)?;
+    let mut text = String::new();
+    for path in &args.images {
+        let found = detect(&student, &image(path, student.card.model.channels, args.invert)?)?;
+        let sure: Vec<_> = found.iter().filter(|d| d.score >= SURE).collect();
+        let count = sure.len();
+        text += &format!("{}: {count} found with a score of {SURE} or more\n", path.display());
+        for one in sure {
+            let [x0, y0, x1, y1] = one.bbox;
+            let name = student.card.class_names.get(one.class as usize).map_or("?", String::as_str);
+            text += &format!(
+                "  {name} {:.3} at {x0:.1}, {y0:.1}, {:.1} wide, {:.1} high\n",
+                one.score,
+                x1 - x0,
+                y1 - y0
+            );
+        }
+    }
+    crate::print(&text)
+}
+
+/// An image file in one channel or three.
+fn image(path: &Path, channels: usize, invert: bool) -> Result<Image> {
+    let mut read = match image::open(path) {
+        Ok(image) => image,
+        Err(e) => bail!("{}: expected an image: {e}", path.display()),
+    };
+    if invert {
+        read.invert();
+    }
+    let (width, height) = (read.width() as usize, read.height() as usize);
+    let pixels = match channels {
+        1 => read.into_luma8().into_raw(),
+        _ => read.into_rgb8().into_raw(),
+    };
+    Image::new(width, height, channels, pixels)
 }
 
 /// Pixels in the range of the student's data set.

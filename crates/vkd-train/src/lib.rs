@@ -86,7 +86,7 @@ pub use trainer::{Outcome, TrainerConfig, decays, train};
 pub use vkd_models::plain;
 pub use workload::{
     Classification, Detection, Finish, NoSettings, Part, Samples, Scores, Settings, Stream,
-    Workload, evaluate_detector,
+    Workload, detect, evaluate_detector,
 };
 
 /// The snippets of the README, as tests.

@@ -2,8 +2,9 @@
 
 use super::classification::SAMPLED;
 use super::{Part, Samples, Scores, Stream, Workload};
+use crate::augment::boxes;
 use crate::build::STUDENT;
-use crate::data::DetectionDataset;
+use crate::data::{DetectionDataset, Image, normalization};
 use crate::detection_batches::{DetectionBatches, plain_detection};
 use crate::fingerprint::hex;
 use crate::metrics::{Annotation, AveragePrecision, GroundTruth, ScoredBox, average_precision};
@@ -12,7 +13,7 @@ use crate::recipe::{
     BoxCriterionConfig, ComputeKind, DetectionDataConfig, DetectionRecipe, DetectionSource,
     LabelBudget, PaddingKind, TaskKind, not_with,
 };
-use candle_core::{Error, Result, Tensor, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -22,7 +23,7 @@ use vkd_models::{DetectorArchitecture, DetectorCard, DetectorConfig, DetectorStu
 use vkd_nn::VarStore;
 use vkd_tasks::{
     DenseCriterion, DetectionAdapter, DetectionBatch, DetectionConfig, DetectionTask,
-    DetectorOutput, DetectorTeacher, Distiller, ImageSize, Padding,
+    DetectorOutput, DetectorTeacher, Distiller, ImageSize, Objects, Padding,
 };
 
 /// Images with boxes; scores are COCO's average precisions.
@@ -196,6 +197,40 @@ pub fn evaluate_detector(
         |images: &Tensor, padding: &Tensor| network(images, padding, &vkd_nn::Context::eval());
     let found = found(forward, data, config, indices, batch.max(1))?;
     Ok((average_precision(&truth(data, indices)?, &found)?, found))
+}
+
+/// What a saved detector finds in one image, the surest first, in pixels of the image.
+///
+/// # Errors
+/// An image of other channels, and whatever the network refuses.
+pub fn detect(student: &DetectorStudent, image: &Image) -> Result<Vec<vkd_tasks::Detection>> {
+    let card = &student.card;
+    let channels = card.model.channels;
+    if image.channels() != channels {
+        bail!("detect: expected an image of {channels} channels, got {}", image.channels())
+    }
+    let (seen, _) = boxes::plain((image.clone(), Objects::default()), card.resize)?;
+    let (height, width) = (seen.height(), seen.width());
+    let mut values = Vec::with_capacity(seen.pixels().len());
+    for channel in 0..channels {
+        let table = normalization::table(&card.preprocessing, channel);
+        let plane = seen.pixels().iter().skip(channel).step_by(channels);
+        values.extend(plane.map(|raw| table[usize::from(*raw)]));
+    }
+    let images = Tensor::from_vec(values, (1, channels, height, width), &Device::Cpu)?;
+    let padding = Tensor::zeros((1, height, width), DType::U8, &Device::Cpu)?;
+    let network = crate::networks::saved_detector(student);
+    let output = network(&images, &padding, &vkd_nn::Context::eval())?;
+    let sizes = [ImageSize { height, width }];
+    let found = DetectionConfig::default().decode(&output.predictions, &sizes)?;
+    let down = image.height() as f32 / height as f32;
+    let across = image.width() as f32 / width as f32;
+    let placed = |mut one: vkd_tasks::Detection| {
+        let [x0, y0, x1, y1] = one.bbox;
+        one.bbox = [x0 * across, y0 * down, x1 * across, y1 * down];
+        one
+    };
+    Ok(found.into_iter().flatten().map(placed).collect())
 }
 
 impl Workload for Detection {

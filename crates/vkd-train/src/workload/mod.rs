@@ -5,7 +5,7 @@ mod detection;
 
 pub use classification::Classification;
 pub use detection::Detection;
-pub use detection::evaluate_detector;
+pub use detection::{detect, evaluate_detector};
 
 use crate::cache::CachePlan;
 use crate::folder::RunFolderOf;
