@@ -78,7 +78,8 @@ fn optional(root: &Path, program: &str, package: &str, arguments: &[&str]) -> Re
     passed(std::process::Command::new(program).args(arguments).current_dir(root))
 }
 
-/// Runs each example that `cargo test` has just built: an example that only compiles may still lie.
+/// Runs each example that `cargo test` has just built: an example that only compiles may still lie. One with tests in it
+/// (`test = true`) was run by them, and `cargo test` has built no program of it.
 fn examples(root: &Path) -> Result<Outcome> {
     let metadata = shell::metadata(root)?;
     let folder = shell::target_directory(&metadata)?.join("release").join("examples");
@@ -87,6 +88,9 @@ fn examples(root: &Path) -> Result<Outcome> {
         let targets = package["targets"].as_array().map_or(&[][..], Vec::as_slice);
         for target in targets {
             if !target["kind"].as_array().is_some_and(|kinds| kinds.contains(&"example".into())) {
+                continue;
+            }
+            if target["test"] == true {
                 continue;
             }
             let name = target["name"].as_str().unwrap_or_default();

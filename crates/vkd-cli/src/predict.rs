@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// Less sure detections are not told.
-const SURE: f32 = 0.3;
+const SURE: f32 = 0.5;
 
 /// What a detector finds: class, score, left, top, width and height in pixels, a line each.
 fn objects(args: &Args) -> Result<()> {

@@ -7,7 +7,7 @@ use image::{ExtendedColorType, ImageEncoder};
 use vkd_train::Image;
 
 /// Boxes that are less sure are not drawn.
-pub(crate) const SURE: f64 = 0.3;
+pub(crate) const SURE: f64 = 0.5;
 /// Height and width of an image on the page.
 const SIDE: f64 = 176.;
 /// Between two images.
@@ -81,7 +81,8 @@ fn placed(scene: &Scene, x: f64, y: f64) -> String {
     for (bbox, _) in &scene.truth {
         text += &rect(bbox, "stroke=\"#2ca25f\" stroke-width=\"1.5\" stroke-dasharray=\"4 3\"");
     }
-    for (bbox, class, score) in scene.found.iter().filter(|(.., score)| *score >= SURE) {
+    // The surest come first and are drawn last, over what is less sure.
+    for (bbox, class, score) in scene.found.iter().rev().filter(|(.., score)| *score >= SURE) {
         text += &rect(bbox, "stroke=\"#e6550d\" stroke-width=\"1.5\"");
         let (left, top) = (x + bbox[0] * scale + 2., y + (bbox[1] * scale).max(0.) + 11.);
         text += &format!(
