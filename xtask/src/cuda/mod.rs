@@ -65,7 +65,7 @@ impl Toolkit {
     }
 }
 
-/// Whether [`check`] can run here.
+/// Whether [`check()`] can run here.
 pub(crate) fn is_set_up(root: &Path) -> bool {
     Toolkit::of(root).is_ok_and(|toolkit| toolkit.is_complete())
 }
