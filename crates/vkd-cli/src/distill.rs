@@ -198,8 +198,9 @@ fn table(report: &Report, teacher: &TeacherReport) -> String {
         "\n{:<17} {:>6} {:>10}  {:>8} {:>10}  {}\n",
         "", "labels", "parameters", "test", "validation", "loss"
     );
-    let main = Metric::main(&teacher.metrics);
     let mut row = |name: &str, labels: String, parameters, metrics: &Scores, loss: String| {
+        // A GAN's teacher has a score of another kind.
+        let main = Metric::main(metrics);
         let validation = metrics.get(&main.validation()).copied().unwrap_or(f64::NAN);
         text.push_str(&format!(
             "{name:<17} {labels:>6} {parameters:>10}  {:>8.4} {validation:>10.4}  {loss}\n",

@@ -8,7 +8,9 @@ use candle_core::{Result, bail};
 use indicatif::ProgressBar;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use vkd_train::{Dataset, DetectionDataset, DetectionRecipe, OnCorrupt, Recipe, RecipeOf, Samples};
+use vkd_train::{
+    DataConfig, Dataset, DetectionDataset, DetectionRecipe, OnCorrupt, RecipeOf, Samples,
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -107,11 +109,11 @@ fn of_task<W: Shown>(recipe: &RecipeOf<W>, decode: bool, found: &mut Findings) {
 }
 
 /// Looks at a data set of images with classes.
-pub(crate) fn classes(recipe: &Recipe, decode: bool, found: &mut Findings) -> Option<Dataset> {
-    if let Some(dir) = &recipe.data.dir {
+pub(crate) fn classes(config: &DataConfig, decode: bool, found: &mut Findings) -> Option<Dataset> {
+    if let Some(dir) = &config.dir {
         folders(dir, !decode, found);
     }
-    let data = match Dataset::open(&recipe.data) {
+    let data = match Dataset::open(config) {
         Ok(data) => data,
         Err(e) => {
             found.problem("data", &vkd_train::plain(&e));
@@ -143,10 +145,10 @@ pub(crate) fn classes(recipe: &Recipe, decode: bool, found: &mut Findings) -> Op
         }
     }
     if decode {
-        decoded(&data, recipe.data.on_corrupt, found);
+        decoded(&data, config.on_corrupt, found);
     }
-    if recipe.data.labels < data.class_names.len() {
-        let (labels, classes) = (recipe.data.labels, data.class_names.len());
+    if config.labels < data.class_names.len() {
+        let (labels, classes) = (config.labels, data.class_names.len());
         found.note("labels", &format!("{labels} for {classes} classes: some have none"));
     }
     Some(data)

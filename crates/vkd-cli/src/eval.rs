@@ -4,9 +4,12 @@ use crate::detections;
 use crate::recipe_args::RecipeArgs;
 use candle_core::{Device, Error, Result, bail};
 use std::path::{Path, PathBuf};
-use vkd_models::{Student, is_detector};
+use vkd_models::{GeneratorStudent, Student, StudentKind, student_kind};
 use vkd_train::metrics::Evaluation;
-use vkd_train::{AnyRecipe, Dataset, Recipe, evaluate_student};
+use vkd_train::{
+    AnyRecipe, Dataset, Generation, Recipe, RunFolderOf, Workload, evaluate_generator,
+    evaluate_student,
+};
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub(crate) enum Split {
@@ -47,30 +50,68 @@ impl Split {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let detector = is_detector(&args.student)?;
+    let (kind, run) = (student_kind(&args.student)?, run_of(&args.student));
+    if kind == StudentKind::Generator {
+        return generator(args, run.as_deref());
+    }
     // Inside a run folder its own recipe says which images the student knows and which are for the test.
-    match (args.recipe.load_for(run_of(&args.student).as_deref())?, detector) {
-        (AnyRecipe::Classification(recipe), false) => classifier(args, &recipe),
-        (AnyRecipe::Detection(recipe), true) => detections::eval(args, &recipe),
-        (_, true) => {
-            bail!("eval: expected a recipe of detection for a detector, got one of another task")
-        }
-        (_, false) => {
+    match (args.recipe.load_for(run.as_deref())?, kind) {
+        (AnyRecipe::Classification(recipe), StudentKind::Classifier) => classifier(args, &recipe),
+        (AnyRecipe::Detection(recipe), StudentKind::Detector) => detections::eval(args, &recipe),
+        _ => {
             bail!(
-                "eval: expected a recipe of classification for a classifier, got one of another task"
+                "eval: expected a recipe of the {}'s task, got another: name the recipe that it was made with",
+                kind.name()
             )
         }
     }
 }
 
-fn classifier(args: &Args, recipe: &Recipe) -> Result<()> {
+/// A generator is scored by the judge of the run that it lies in.
+fn generator(args: &Args, run: Option<&Path>) -> Result<()> {
+    not_of_detectors(args, "generator")?;
+    let Some(run) = run else {
+        bail!(
+            "eval: {}: expected a generator in the folder of its run, whose judge scores it, got one elsewhere",
+            args.student.display()
+        )
+    };
+    let run = RunFolderOf::<Generation>::open(run)?;
+    let data = Generation::open(&run.recipe().data)?;
+    let (indices, name) = args.split.of([&data.train, &data.validation, &data.test]);
+    let student = GeneratorStudent::load(&args.student, &Device::Cpu)?;
+    let scores = evaluate_generator(student, &run, &data, indices)?;
+    if args.json {
+        let mut json = serde_json::to_value(&scores).map_err(Error::wrap)?;
+        json["student"] = args.student.display().to_string().into();
+        json["data"] = data.name.as_str().into();
+        json["split"] = name.into();
+        return crate::print(&format!("{json}\n"));
+    }
+    let lines = scores.iter().map(|(name, value)| format!("{name:<16} {value:.4}\n"));
+    crate::print(&format!(
+        "{}: {} samples against {} {name} images of {}, by the judge's features\n{}",
+        args.student.display(),
+        run.recipe().criterion.samples,
+        indices.len(),
+        data.name,
+        lines.collect::<String>()
+    ))
+}
+
+fn not_of_detectors(args: &Args, kind: &str) -> Result<()> {
     for (option, given) in
         [("--results", args.results.is_some()), ("--pictures", args.pictures.is_some())]
     {
         if given {
-            bail!("eval: {option}: expected a detector, got a classifier")
+            bail!("eval: {option}: expected a detector, got a {kind}")
         }
     }
+    Ok(())
+}
+
+fn classifier(args: &Args, recipe: &Recipe) -> Result<()> {
+    not_of_detectors(args, "classifier")?;
     let student = Student::load(&args.student, &Device::Cpu)?;
     let data = Dataset::open(&recipe.data)?;
     let (indices, name) = args.split.of([&data.train, &data.validation, &data.test]);

@@ -132,7 +132,7 @@ impl Grid {
         counts.filter_map(value).filter(|(_, v)| v.is_finite()).collect()
     }
 
-    /// Differences of a metric: every arm minus the reference, `vkd` minus every other, and along the paper's order every arm
+    /// Differences of a metric: every arm minus the reference, `vkd` (`vkd-whiten` of GANs) minus every other, and along the paper's order every arm
     /// minus the one before it; each pair once.
     pub(crate) fn pairs(&self, metric: &str) -> Vec<Pair> {
         let others = |arm: &str| {
@@ -141,11 +141,16 @@ impl Grid {
         };
         let mut wanted: Vec<(&str, &str)> =
             others(&self.reference).map(|arm| (arm.as_str(), self.reference.as_str())).collect();
-        if self.arms.iter().any(|arm| arm == "vkd") {
-            wanted.extend(others("vkd").map(|arm| ("vkd", arm.as_str())));
+        let gans = self.first().is_some_and(|result| result.task == "generation");
+        let (order, ours) = match gans {
+            true => (PAPER_OF_GANS.as_slice(), "vkd-whiten"),
+            false => (PAPER.as_slice(), "vkd"),
+        };
+        if self.arms.iter().any(|arm| arm == ours) {
+            wanted.extend(others(ours).map(|arm| (ours, arm.as_str())));
         }
-        let chain: Vec<&str> =
-            PAPER.into_iter().filter(|name| self.arms.iter().any(|arm| arm == name)).collect();
+        let known = |name: &&&str| self.arms.iter().any(|arm| arm == **name);
+        let chain: Vec<&str> = order.iter().filter(known).copied().collect();
         wanted.extend(chain.windows(2).map(|pair| (pair[1], pair[0])));
         let mut pairs: Vec<Pair> = Vec::new();
         for (left, right) in wanted {
@@ -228,6 +233,9 @@ fn differing(a: &ArmResult, b: &ArmResult, wanted: impl Fn(&str) -> bool) -> Str
 
 /// Arms in the order that the paper expects of their scores.
 const PAPER: [&str; 5] = ["none", "logits", "linear", "mlp", "vkd"];
+
+/// The same of generation.
+const PAPER_OF_GANS: [&str; 4] = ["none", "fitnet", "vkd-layernorm", "vkd-whiten"];
 
 /// Those of the paper first, in its order, then what takes parts away from vkd, then the rest by name.
 fn usual(known: &BTreeSet<&String>) -> Vec<String> {

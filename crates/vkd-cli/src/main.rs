@@ -17,6 +17,7 @@ mod predict;
 mod progress;
 mod recipe_args;
 mod report;
+mod sample;
 mod scenes;
 mod shown;
 mod summary;
@@ -47,6 +48,8 @@ enum Command {
     Eval(eval::Args),
     /// Classify images, or find objects in them, with a distilled student
     Predict(predict::Args),
+    /// Draw images with a distilled generator
+    Sample(sample::Args),
     /// Write a small image folder in ImageNet's layout, to try recipes of image files
     Images(images::Args),
     /// Write scenes of handwritten digits as a COCO data set, to try detection without a download
@@ -85,6 +88,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Sample(args) => sample::run(&args),
         Command::Images(args) => images::run(&args),
         Command::Scenes(args) => scenes::run(&args),
         Command::Bake(args) => bake::run(&args),

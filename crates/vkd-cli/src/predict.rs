@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, bail};
 use image::imageops::FilterType;
 use std::path::{Path, PathBuf};
-use vkd_models::{DetectorStudent, Student, is_detector};
+use vkd_models::{DetectorStudent, Student, StudentKind, student_kind};
 use vkd_train::{Image, detect};
 
 #[derive(clap::Args)]
@@ -19,8 +19,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if is_detector(&args.student)? {
-        return objects(args);
+    match student_kind(&args.student)? {
+        StudentKind::Classifier => {}
+        StudentKind::Detector => return objects(args),
+        StudentKind::Generator => bail!(
+            "predict: expected a classifier or a detector, got a generator: vkd sample draws its images"
+        ),
     }
     let student = Student::load(&args.student, &Device::Cpu)?;
     let pixels = args

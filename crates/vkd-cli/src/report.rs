@@ -78,7 +78,8 @@ impl<'a> Page<'a> {
 
     /// The main score.
     fn metric(&self) -> Metric {
-        Metric::main(&self.report.teacher.metrics)
+        let arms = self.report.arms.first();
+        Metric::main(arms.map_or(&self.report.teacher.metrics, |arm| &arm.metrics))
     }
 
     fn html(&self) -> String {

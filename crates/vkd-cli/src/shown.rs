@@ -3,11 +3,12 @@
 use crate::detections;
 use crate::doctor::{self, Findings};
 use crate::report::escape;
-use crate::report::scenes::{SURE, row};
+use crate::report::scenes::{SURE, row, samples};
 use candle_core::{Device, Result};
-use vkd_models::DetectorStudent;
+use vkd_models::{DetectorStudent, GeneratorStudent};
 use vkd_train::{
-    Classification, Detection, DetectionRecipe, Recipe, RecipeOf, RunFolderOf, Workload,
+    Classification, Detection, DetectionRecipe, Generation, GenerationRecipe, Recipe, RecipeOf,
+    RunFolderOf, Workload, generator_grid,
 };
 
 /// Test images of a report.
@@ -19,6 +20,7 @@ macro_rules! for_task {
         match $any {
             vkd_train::AnyRecipe::Classification($recipe) => $body,
             vkd_train::AnyRecipe::Detection($recipe) => $body,
+            vkd_train::AnyRecipe::Generation($recipe) => $body,
         }
     };
 }
@@ -49,7 +51,43 @@ impl Shown for Classification {
     }
 
     fn look_at(recipe: &Recipe, decode: bool, found: &mut Findings) -> Option<Self::Data> {
-        doctor::classes(recipe, decode, found)
+        doctor::classes(&recipe.data, decode, found)
+    }
+}
+
+impl Shown for Generation {
+    fn labels(recipe: &GenerationRecipe) -> String {
+        format!(" ({} of them for an arm with few)", recipe.data.labels)
+    }
+
+    fn look_at(
+        recipe: &GenerationRecipe,
+        decode: bool,
+        found: &mut Findings,
+    ) -> Option<Self::Data> {
+        doctor::classes(&recipe.data, decode, found)?;
+        // With the values that a GAN sees.
+        Self::open(&recipe.data).ok()
+    }
+
+    /// Samples of each arm's generator.
+    fn pictures(run: &RunFolderOf<Self>, _data: &Self::Data) -> Result<String> {
+        let mut figures = String::new();
+        for arm in &run.recipe().arms {
+            let path = run.arm_path(arm, "student.safetensors");
+            let student = GeneratorStudent::load(&path, &Device::Cpu)?;
+            let grid = generator_grid(student, run.recipe().seed)?;
+            figures += &format!(
+                "<figure>\n<figcaption>{}</figcaption>\n{}</figure>\n",
+                escape(arm),
+                samples(&grid)
+            );
+        }
+        Ok(format!(
+            "<section>\n<h2>Samples</h2>\n<div class=\"figures\">\n{figures}</div>\n<ul class=\"notes\">\n<li>The first samples of \
+             each generator, unchosen: a column for each of the first ten classes. The same noise for every arm. Grids of every \
+             validation lie in the arms' folders.</li>\n</ul>\n</section>\n"
+        ))
     }
 }
 

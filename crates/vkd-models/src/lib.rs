@@ -64,7 +64,8 @@ mod vit;
 mod weights;
 
 pub use biggan::{
-    Discriminator, DiscriminatorConfig, DiscriminatorOutput, Generator, GeneratorConfig,
+    Discriminator, DiscriminatorConfig, DiscriminatorOutput, GanConfig, Generator, GeneratorConfig,
+    GeneratorModel,
 };
 pub use clip::{ClipInput, ClipVision, ClipVisionConfig};
 pub use cnn::{Cnn, CnnConfig};
@@ -77,8 +78,9 @@ pub use model::{Architecture, Model, ModelConfig, ModelOutput};
 pub use regnet::{Regnet, RegnetConfig};
 pub use resnet::{Resnet, ResnetBlock, ResnetConfig};
 pub use student::{
-    Blueprint, CardOf, DetectorCard, DetectorStudent, Preprocessing, Resize, Student, StudentCard,
-    StudentOf, card_path, is_detector, write_atomically,
+    Blueprint, CardOf, DetectorCard, DetectorStudent, GeneratorCard, GeneratorStudent,
+    Preprocessing, Resize, Student, StudentCard, StudentKind, StudentOf, card_path, student_kind,
+    write_atomically,
 };
 pub use tensor_file::{TensorEntry, TensorFile};
 pub use vidt::{Vidt, VidtConfig};

@@ -1,6 +1,6 @@
 //! A distilled student as a pair of files: weights and a card.
 
-use crate::{Detector, DetectorConfig, Model, ModelConfig, plain};
+use crate::{Detector, DetectorConfig, Generator, GeneratorModel, Model, ModelConfig, plain};
 use candle_core::{D, DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use safetensors::tensor::Dtype;
@@ -81,7 +81,7 @@ fn one_or_many<'de, D: Deserializer<'de>>(input: D) -> std::result::Result<Vec<f
     })
 }
 
-/// What is built of a card: a classifier's [`ModelConfig`] or a detector's [`DetectorConfig`].
+/// What is built of a card: a classifier's [`ModelConfig`], a detector's [`DetectorConfig`] or a generator's [`GeneratorModel`].
 pub trait Blueprint: Clone + Serialize + DeserializeOwned {
     /// What [`construct`](Self::construct) makes.
     type Built;
@@ -131,6 +131,22 @@ impl Blueprint for DetectorConfig {
     }
 }
 
+impl Blueprint for GeneratorModel {
+    type Built = Generator;
+
+    fn construct(&self, vb: VarBuilder) -> Result<Self::Built> {
+        Generator::new(&self.generator, self.channels, self.classes, vb)
+    }
+
+    fn channels(&self) -> usize {
+        self.channels
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+}
+
 /// What a program needs to know to use a student: the content of `student.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -166,6 +182,9 @@ pub type StudentCard = CardOf<ModelConfig>;
 
 /// The card of a detector.
 pub type DetectorCard = CardOf<DetectorConfig>;
+
+/// The card of a generator; its preprocessing says what bytes its values from -1 to 1 are.
+pub type GeneratorCard = CardOf<GeneratorModel>;
 
 impl<M: Blueprint> CardOf<M> {
     /// The version that is written. Version 1 knew the plain [`Vit`](crate::Vit) only and is read too.
@@ -210,17 +229,47 @@ pub type Student = StudentOf<ModelConfig>;
 /// A detector.
 pub type DetectorStudent = StudentOf<DetectorConfig>;
 
-/// Whether the student of a weights file is a detector, by its card.
+/// A generator.
+pub type GeneratorStudent = StudentOf<GeneratorModel>;
+
+/// What a student does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StudentKind {
+    /// It tells an image's class.
+    Classifier,
+    /// It finds objects in images.
+    Detector,
+    /// It makes images.
+    Generator,
+}
+
+impl StudentKind {
+    /// Its name in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Classifier => "classifier",
+            Self::Detector => "detector",
+            Self::Generator => "generator",
+        }
+    }
+}
+
+/// What the student of a weights file does, by its card.
 ///
 /// # Errors
 /// A card that is missing or no JSON.
-pub fn is_detector(weights: &Path) -> Result<bool> {
+pub fn student_kind(weights: &Path) -> Result<StudentKind> {
     let path = card_path(weights);
     let json = std::fs::read(&path)
         .map_err(|e| message(&path, &format!("expected the student's card, got: {e}")))?;
     let card: serde_json::Value =
         serde_json::from_slice(&json).map_err(|e| message(&path, &e.to_string()))?;
-    Ok(card["model"]["kind"].as_str().is_some_and(DetectorConfig::is_kind))
+    let model = &card["model"];
+    Ok(match model["kind"].as_str() {
+        Some(kind) if DetectorConfig::is_kind(kind) => StudentKind::Detector,
+        None if model.get("generator").is_some() => StudentKind::Generator,
+        _ => StudentKind::Classifier,
+    })
 }
 
 /// Where the card of a weights file lies: `student.json` beside `student.safetensors`.
@@ -320,6 +369,11 @@ impl<M: Blueprint> StudentOf<M> {
     /// The network itself.
     pub fn network(&self) -> &M::Built {
         &self.model
+    }
+
+    /// The network alone.
+    pub fn into_network(self) -> M::Built {
+        self.model
     }
 }
 

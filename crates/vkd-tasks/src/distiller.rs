@@ -34,6 +34,11 @@ pub enum FeatureLoss {
 }
 
 impl FeatureLoss {
+    /// Whether it compares rows entry by entry, and not relations within the batch.
+    pub(crate) fn is_entrywise(self) -> bool {
+        matches!(self, Self::SmoothL1 { .. } | Self::Mse | Self::TokenL2)
+    }
+
     pub(crate) fn between(self, student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
         match self {
             Self::SmoothL1 { beta } => vkd_loss::smooth_l1(student, teacher, beta, Reduction::Mean),
@@ -158,11 +163,16 @@ impl Distiller {
             if let FeatureLoss::SmoothL1 { .. } = config.loss {
                 config.loss.between(&zero, &zero).map_err(name)?;
             }
-            for (side, normalizer) in
-                [("student", &config.student_normalizer), ("teacher", &config.teacher_normalizer)]
-            {
+            let (widths, entrywise) =
+                ([config.student_width, config.teacher_width], config.loss.is_entrywise());
+            let projected =
+                config.projector.width(widths[0], widths[1], entrywise).map_err(name)?;
+            for (side, normalizer, width) in [
+                ("student", &config.student_normalizer, projected),
+                ("teacher", &config.teacher_normalizer, config.teacher_width),
+            ] {
                 let side = |e| Error::Msg(format!("{side} normalizer: {e}"));
-                normalizer.check(config.teacher_width).map_err(side).map_err(name)?;
+                normalizer.check(width).map_err(side).map_err(name)?;
             }
             let projector = Projector::new(
                 config.student_width,
@@ -416,15 +426,7 @@ impl Distiller {
         for Tap { config, .. } in &self.taps {
             let student = self.adapt(tap(student, "student", &config.student)?)?;
             let teacher = self.adapt(tap(teacher, "teacher", &config.teacher)?)?;
-            let values = [
-                ("rank", geometry::effective_rank(&student)),
-                ("teacher_rank", geometry::effective_rank(&teacher)),
-                ("cka", geometry::linear_cka(&student, &teacher)),
-            ];
-            let named = |(name, v): (&str, Result<f64>)| {
-                Some((format!("{name}.{}", config.student), v.ok()?))
-            };
-            found.extend(values.into_iter().filter_map(named));
+            found.extend(geometry_of(&config.student, &student, &teacher));
         }
         Ok(found)
     }
@@ -440,4 +442,15 @@ impl Distiller {
         }
         Ok(worst)
     }
+}
+
+/// Ranks and alignment of two matrices of features, those that are defined, by name.
+pub(crate) fn geometry_of(name: &str, student: &Tensor, teacher: &Tensor) -> Vec<(String, f64)> {
+    let values = [
+        ("rank", geometry::effective_rank(student)),
+        ("teacher_rank", geometry::effective_rank(teacher)),
+        ("cka", geometry::linear_cka(student, teacher)),
+    ];
+    let named = |(kind, value): (&str, Result<f64>)| Some((format!("{kind}.{name}"), value.ok()?));
+    values.into_iter().filter_map(named).collect()
 }

@@ -31,6 +31,20 @@ pub enum ProjectorConfig {
     },
 }
 
+impl ProjectorConfig {
+    /// Width of what comes out of a projector between features of these widths; refused where the loss
+    /// compares rows entry by entry and the widths would differ.
+    pub(crate) fn width(&self, student: usize, teacher: usize, entrywise: bool) -> Result<usize> {
+        match self {
+            Self::Identity if entrywise && student != teacher => bail!(
+                "projector: expected one between features of width {student} and {teacher} with a loss that compares rows, got none"
+            ),
+            Self::Identity => Ok(student),
+            _ => Ok(teacher),
+        }
+    }
+}
+
 /// A projector `(M, Cs)` to `(M, Ct)`.
 pub enum Projector {
     /// Orthonormal columns.

@@ -49,9 +49,23 @@ pub trait DistillTask {
     /// How many updates a step makes in `phase`, each with a batch of its own: the discriminator of a GAN may take several for one
     /// of the generator. Default 1.
     ///
-    /// With `n` of them, number `r` of step `s` has the batch and the [`Context`] of number `s · n + r`, so that phases draw as if alone.
+    /// A step has [`rounds`](Self::rounds) batches; update `r` of a phase has the batch and the [`Context`] of number `s · rounds + r` in step
+    /// `s`.
     fn repeats(&self, _phase: &Phase) -> u64 {
         1
+    }
+
+    /// Batches of a step: the most updates of any phase.
+    fn rounds(&self) -> u64 {
+        self.phases().iter().map(|phase| self.repeats(phase)).max().unwrap_or(1)
+    }
+
+    /// The name of a phase's term in a log: with the phase's own before it where there are several.
+    fn term_name(&self, phase: &Phase, term: &str) -> String {
+        match self.phases().len() {
+            0 | 1 => term.to_owned(),
+            _ => format!("{}.{term}", phase.name),
+        }
     }
 
     /// Loss and terms of one phase on one batch.

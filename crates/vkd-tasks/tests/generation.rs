@@ -377,7 +377,7 @@ fn gradients(task: &GenerationTask, map: &VarMap, phase: &str) -> Result<Vec<Str
 #[test]
 fn each_phase_trains_its_own() -> Result<()> {
     let (map, vb) = vars(DType::F32);
-    let task = task(&vb, Some(LecamConfig { weight: 0.3, decay: 0.9 }), true)?;
+    let task = task(&vb, Some(LecamConfig { weight: 0.3, decay: 0.9, start: 0 }), true)?;
     task.check(&batch(DType::F32)?)?;
     let found = gradients(&task, &map, DISCRIMINATOR)?;
     assert!(found.iter().all(|n| n.starts_with("discriminator.")), "{found:?}");
@@ -438,7 +438,7 @@ fn a_frozen_discriminator_gives_the_generator_the_same_gradient() -> Result<()> 
 
 #[test]
 fn a_step_is_a_function_of_seed_step_and_variables() -> Result<()> {
-    let lecam = Some(LecamConfig { weight: 0.3, decay: 0.9 });
+    let lecam = Some(LecamConfig { weight: 0.3, decay: 0.9, start: 0 });
     let data = batch(DType::F32)?;
     let run = |vb: &VarBuilder<'static>,
                seed: u64,
@@ -477,17 +477,17 @@ fn a_step_is_a_function_of_seed_step_and_variables() -> Result<()> {
 
 #[test]
 fn noise_and_classes_are_what_they_say() -> Result<()> {
-    let noise = white_noise(3, "noise", 5, [2000, 8], &Device::Cpu)?;
+    let noise = white_noise(3, "noise", 5, 0..2000, 8, &Device::Cpu)?;
     let values = to_f64(&noise)?;
     let mean = |f: &dyn Fn(f64) -> f64| values.iter().map(|v| f(*v)).sum::<f64>() / 16000.;
     // Deviations of the means: 0.008, 0.011, 0.077.
     assert!(mean(&|v| v).abs() < 0.04 && (mean(&|v| v * v) - 1.).abs() < 0.05);
     assert!((mean(&|v| v.powi(4)) - 3.).abs() < 0.35);
-    assert_ne!(to_f64(&white_noise(3, "noise", 6, [2, 8], &Device::Cpu)?)?, values[..16]);
-    let drawn = uniform_classes(3, "classes", 5, 3000, 3, &Device::Cpu)?.to_vec1::<u32>()?;
+    assert_ne!(to_f64(&white_noise(3, "noise", 6, 0..2, 8, &Device::Cpu)?)?, values[..16]);
+    let drawn = uniform_classes(3, "classes", 5, 0..3000, 3, &Device::Cpu)?.to_vec1::<u32>()?;
     let counts = [0, 1, 2].map(|c| drawn.iter().filter(|d| **d == c).count());
     assert!(counts.iter().all(|c| (880..1120).contains(c)), "{counts:?}");
-    assert!(uniform_classes(3, "classes", 5, 1, 0, &Device::Cpu).is_err());
+    assert!(uniform_classes(3, "classes", 5, 0..1, 0, &Device::Cpu).is_err());
     Ok(())
 }
 
@@ -565,7 +565,7 @@ fn what_does_not_fit_is_named() -> Result<()> {
     for odd in [
         GenerationConfig { noise: 0, ..config },
         GenerationConfig { discriminator_steps: 0, ..config },
-        GenerationConfig { lecam: Some(LecamConfig { weight: 1., decay: 1. }), ..config },
+        GenerationConfig { lecam: Some(LecamConfig { weight: 1., decay: 1., start: 0 }), ..config },
         GenerationConfig {
             augment: DiffAugment { cutout: Some(2.), ..DiffAugment::none() },
             ..config

@@ -27,6 +27,7 @@ use vkd_train::{Dataset, discriminator_network, generator_network, network, samp
 const CLASSES: usize = 10;
 const BATCH: usize = 32;
 const SAMPLES: usize = 1000;
+const JUDGE_SEED: u64 = 1 << 40;
 
 /// What a run asks for.
 #[derive(Clone, Copy, Debug)]
@@ -91,7 +92,7 @@ impl Images {
         Ok(Self { pixels, labels: indices.iter().map(|i| data.label(*i)).collect() })
     }
 
-    /// Rows drawn by `(seed, name, number)`.
+    /// Rows drawn by `(seed, name, number)`, with repetition.
     fn batch(&self, seed: u64, name: &str, number: u64) -> Result<GenerationBatch> {
         let mut rng = stream(seed, name, number, 0);
         let count = self.labels.len() as u32;
@@ -169,12 +170,13 @@ fn run(setup: Setup, mut say: impl FnMut(&str)) -> Result<Outcome> {
     let Setup { arm, images, steps, classifier_steps, seed } = setup;
     let config = toml::from_str("kind = \"digits\"\nvalidation = 200\nlabels = 100\ntrain = 1000");
     let data = Dataset::open(&config.map_err(candle_core::Error::wrap)?)?;
-    if images > data.train.len() {
-        bail!("gan_digits: expected at most {} images, got {images}", data.train.len())
+    if !(1..=data.train.len()).contains(&images) {
+        bail!("gan_digits: expected 1 to {} images, got {images}", data.train.len())
     }
     let (train, test) = (Images::new(&data, &data.train)?, Images::new(&data, &data.test)?);
     let few = Images::new(&data, &data.train[..images])?;
-    let judge = classifier(&train, classifier_steps, seed + 1)?;
+    // One judge for all seeds: its features are the scale.
+    let judge = classifier(&train, classifier_steps, JUDGE_SEED)?;
     let (real_features, accuracy) = judged(judge.as_ref(), &test.pixels, &test.labels)?;
     say(&format!("judge: {:.1} % of the test images", 100. * accuracy));
 
@@ -191,8 +193,9 @@ fn run(setup: Setup, mut say: impl FnMut(&str)) -> Result<Outcome> {
     let (generator, discriminator) = build(&store)?;
     let frozen = store.frozen().pp(DISCRIMINATOR);
     let frozen = Discriminator::new(&discriminator_config, 1, CLASSES, frozen)?;
-    let teacher = classifier(&train, classifier_steps, seed + 2)?;
-    let (features, _) = judged(teacher.as_ref(), &train.pixels, &train.labels)?;
+    let teacher = classifier(&train, classifier_steps, seed)?;
+    // Of the images that the GAN may see.
+    let (features, _) = judged(teacher.as_ref(), &few.pixels, &few.labels)?;
     let distillation = match tap(arm, seed, &features, discriminator_config.width)? {
         None => None,
         Some(tap) => {
@@ -228,7 +231,7 @@ fn run(setup: Setup, mut say: impl FnMut(&str)) -> Result<Outcome> {
         let mut line = format!("step {step}:");
         for (phase, optimizer) in task.phases().iter().zip(&mut optimizers) {
             for repeat in 0..task.repeats(phase) {
-                let number = step * task.repeats(phase) + repeat;
+                let number = step * task.rounds() + repeat;
                 let batch = few.batch(seed, "gan", number)?;
                 let ctx = Context::train(seed, number, batch.sample_ids.clone());
                 let output = task.step(&batch, phase, &ctx)?;
@@ -255,7 +258,7 @@ fn run(setup: Setup, mut say: impl FnMut(&str)) -> Result<Outcome> {
     let values = averages.tensors().into_iter().filter(|(name, _)| own.contains_key(name));
     averaged.load(&values.collect::<HashMap<_, _>>())?;
     let labels: Vec<u32> = (0..SAMPLES).map(|i| (i % CLASSES) as u32).collect();
-    let noise = white_noise(seed, "samples", 0, [SAMPLES, generator.noise()], &Device::Cpu)?;
+    let noise = white_noise(seed, "samples", 0, 0..SAMPLES, generator.noise(), &Device::Cpu)?;
     let samples = generator.sample(&noise, &Tensor::new(labels.clone(), &Device::Cpu)?)?.detach();
     let (features, recognised) = judged(judge.as_ref(), &samples, &labels)?;
     let of = |rows: &Tensor| Moments::from_rows(rows, None);

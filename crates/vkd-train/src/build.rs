@@ -5,12 +5,13 @@ use crate::recipe::{
     ArmConfig, DistillConfig, LabelBudget, LogitLossKind, LossKind, ProjectorKind, RecipeOf,
     TapNames,
 };
-use crate::workload::{Part, Workload};
+use crate::workload::Workload;
 use candle_core::{DType, Device, Error, Result, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
 use vkd_models::{LoadOptions, load_weights};
 use vkd_nn::VarStore;
+use vkd_norm::Normalizer;
 use vkd_ortho::OrthogonalConfig;
 use vkd_tasks::{Distiller, FeatureLoss, LogitDistance, LogitLoss, ProjectorConfig, TapConfig};
 
@@ -26,17 +27,14 @@ const PROJECTOR: &str = "projector";
 /// The first thing that can't be built.
 pub fn check<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) -> Result<()> {
     W::check_data(recipe, data)?;
-    match &recipe.teacher.checkpoint {
-        Some(path) => given_teacher(recipe, data, path)?,
-        None => fresh_teacher(recipe, data)?,
-    };
+    starting_teacher(recipe, data)?;
     for name in &recipe.arms {
         let arm = recipe.arm(name)?;
         let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
-        W::student_task(recipe, data, &store, None)?;
+        W::student_task(recipe, data, &store, None, None)?;
         start_student(recipe, &store)?;
-        distiller(recipe, arm, data, &store)?;
-        W::batches(recipe, data, Part::Arm(arm))?;
+        W::distiller(recipe, arm, data, &store, None)?;
+        W::batches(recipe, data, arm)?;
     }
     Ok(())
 }
@@ -45,8 +43,34 @@ pub fn check<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) -> Result<()> {
 pub(crate) fn fresh_teacher<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) -> Result<VarStore> {
     let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
     let named = |e| Error::Msg(format!("teacher.model: {}", crate::plain(&e)));
-    W::declare(&recipe.teacher.model, data, store.builder()).map_err(named)?;
+    W::declare_teacher(recipe, data, store.builder()).map_err(named)?;
     Ok(store)
+}
+
+/// The variables of the teacher before any training here: those of `teacher.checkpoint`, where there is one.
+pub(crate) fn starting_teacher<W: Workload>(
+    recipe: &RecipeOf<W>,
+    data: &W::Data,
+) -> Result<VarStore> {
+    let store = fresh_teacher(recipe, data)?;
+    let Some(path) = &recipe.teacher.checkpoint else { return Ok(store) };
+    let named = |e| Error::Msg(format!("teacher.checkpoint: {}", crate::plain(&e)));
+    let path = &hub::local(path).map_err(named)?;
+    let key = key_of(path, &recipe.teacher.checkpoint_key);
+    let under = recipe.teacher.checkpoint_prefix.clone();
+    let prefix = W::TEACHER_PREFIX.map(str::to_owned);
+    let options = LoadOptions { key, under, prefix, ..LoadOptions::default() };
+    load_weights(&store, path, &options).map_err(named)?;
+    Ok(store)
+}
+
+/// Trainable values of the teacher alone.
+pub(crate) fn teacher_parameters<W: Workload>(store: &VarStore) -> usize {
+    let own = |name: &str| {
+        W::TEACHER_PREFIX.is_none_or(|p| name.strip_prefix(p).is_some_and(|n| n.starts_with('.')))
+    };
+    let all = store.parameters().into_iter().filter(|(name, _)| own(name));
+    all.map(|(_, var)| var.elem_count()).sum()
 }
 
 /// Sets the student's variables, which `store` holds already, to those of the recipe's `[init]`, if it has one.
@@ -78,22 +102,6 @@ fn key_of(path: &Path, key: &Option<String>) -> Option<String> {
     key.clone().filter(|_| !flat)
 }
 
-/// The variables of `teacher.checkpoint`.
-pub(crate) fn given_teacher<W: Workload>(
-    recipe: &RecipeOf<W>,
-    data: &W::Data,
-    path: &Path,
-) -> Result<VarStore> {
-    let store = fresh_teacher(recipe, data)?;
-    let named = |e| Error::Msg(format!("teacher.checkpoint: {}", crate::plain(&e)));
-    let path = &hub::local(path).map_err(named)?;
-    let key = key_of(path, &recipe.teacher.checkpoint_key);
-    let under = recipe.teacher.checkpoint_prefix.clone();
-    let options = LoadOptions { key, under, ..LoadOptions::default() };
-    load_weights(&store, path, &options).map_err(named)?;
-    Ok(store)
-}
-
 pub(crate) fn term_weights<W: Workload>(
     recipe: &RecipeOf<W>,
     arm: &ArmConfig,
@@ -111,7 +119,7 @@ pub(crate) fn term_weights<W: Workload>(
 }
 
 /// The width of a network's tap.
-fn width(side: &str, taps: &BTreeMap<String, usize>, name: &str) -> Result<usize> {
+pub(crate) fn width(side: &str, taps: &BTreeMap<String, usize>, name: &str) -> Result<usize> {
     match taps.get(name) {
         Some(width) => Ok(*width),
         None => {
@@ -121,17 +129,18 @@ fn width(side: &str, taps: &BTreeMap<String, usize>, name: &str) -> Result<usize
     }
 }
 
+/// A distiller of rows of features; `widths` are those of the student's and the teacher's taps, `stacked` the layers that a tap
+/// stacks.
 pub(crate) fn distiller<W: Workload>(
     recipe: &RecipeOf<W>,
     arm: &ArmConfig,
-    data: &W::Data,
+    widths: &[BTreeMap<String, usize>; 2],
+    stacked: impl Fn(&TapNames) -> usize,
     store: &VarStore,
 ) -> Result<Distiller> {
-    let taps = [&recipe.student, &recipe.teacher.model].map(|model| W::taps(model, data));
     let method = arm.method(&recipe.distill);
     // Built even where the arm has no feature term, so that a wrong name never rests in a recipe.
-    let stacked = |tap: &TapNames| W::stacked(&recipe.student, &tap.student);
-    let tap = |names: &TapNames| tap(names, &taps, stacked(names), arm, &method, recipe.seed);
+    let tap = |names: &TapNames| tap(names, widths, stacked(names), arm, &method, recipe.seed);
     let taps = method.tap.iter().map(tap).collect::<Result<Vec<_>>>()?;
     let taps = if arm.features > 0. { taps } else { vec![] };
     let logits = (arm.logits > 0.)
@@ -146,11 +155,65 @@ pub(crate) fn distiller<W: Workload>(
         }
     };
     let distiller = Distiller::new(taps, logits, store.builder().pp(PROJECTOR))?;
-    let distiller = match method.loss.is_rooted() {
-        true => distiller.with_root(arm.features)?,
-        false => distiller,
-    };
-    W::fit(distiller.with_logit_distance(distance), recipe)
+    let distiller = distiller.with_logit_distance(distance);
+    match method.loss.is_rooted() {
+        true => distiller.with_root(arm.features),
+        false => Ok(distiller),
+    }
+}
+
+/// The projector of an arm.
+pub(crate) fn projector(
+    arm: &ArmConfig,
+    method: &DistillConfig,
+    teacher_width: usize,
+    seed: u64,
+) -> Result<ProjectorConfig> {
+    let map = method.map.parse().map_err(|e| of_method("map", arm.map.is_some(), &e))?;
+    Ok(match arm.projector {
+        ProjectorKind::Orthogonal => ProjectorConfig::Orthogonal(OrthogonalConfig::new(map, seed)),
+        ProjectorKind::OrthogonalAffine => {
+            ProjectorConfig::OrthogonalAffine(OrthogonalConfig::new(map, seed))
+        }
+        ProjectorKind::Linear => ProjectorConfig::Linear,
+        ProjectorKind::Mlp => ProjectorConfig::Mlp { hidden: arm.hidden.unwrap_or(teacher_width) },
+        ProjectorKind::AsPublished => ProjectorConfig::Published { seed },
+        ProjectorKind::None => ProjectorConfig::Identity,
+    })
+}
+
+/// The normalisers of an arm, the student's and the teacher's.
+pub(crate) fn normalizers(arm: &ArmConfig, method: &DistillConfig) -> Result<[Normalizer; 2]> {
+    let student = method.student_normalizer.parse();
+    let teacher = method.teacher_normalizer.parse();
+    Ok([
+        student
+            .map_err(|e| of_method("student_normalizer", arm.student_normalizer.is_some(), &e))?,
+        teacher
+            .map_err(|e| of_method("teacher_normalizer", arm.teacher_normalizer.is_some(), &e))?,
+    ])
+}
+
+/// A fault of a key that stands in the arm's table or in the one that all share.
+fn of_method(key: &str, own: bool, e: &Error) -> Error {
+    let table = if own { "arm" } else { "distill" };
+    Error::Msg(format!("{table}.{key}: {}", crate::plain(e)))
+}
+
+/// What an arm compares features by.
+pub(crate) fn feature_loss(method: &DistillConfig) -> Result<FeatureLoss> {
+    Ok(match method.loss {
+        LossKind::SmoothL1 => FeatureLoss::SmoothL1 { beta: method.beta },
+        LossKind::Mse => FeatureLoss::Mse,
+        LossKind::Spkd => FeatureLoss::Spkd,
+        LossKind::Pkt => FeatureLoss::Pkt,
+        LossKind::RkdDistance => FeatureLoss::RkdDistance,
+        LossKind::RkdAngle => FeatureLoss::RkdAngle,
+        LossKind::TokenMatching => FeatureLoss::TokenL2,
+        LossKind::KdDlgan => {
+            bail!("distill.loss: expected kd_dlgan with task = \"generation\" alone")
+        }
+    })
 }
 
 /// One tap of an arm; `widths` are the two networks' by name.
@@ -162,49 +225,18 @@ fn tap(
     method: &DistillConfig,
     seed: u64,
 ) -> Result<TapConfig> {
-    let named = |key: &str, own: bool, e: Error| {
-        let table = if own { "arm" } else { "distill" };
-        Error::Msg(format!("{table}.{key}: {}", crate::plain(&e)))
-    };
     let student_width = width("student", &widths[0], &names.student)?;
     let teacher_width = width("teacher", &widths[1], &names.teacher)?;
-    let map = method.map.parse().map_err(|e| named("map", arm.map.is_some(), e))?;
+    let [student_normalizer, teacher_normalizer] = normalizers(arm, method)?;
     Ok(TapConfig {
         student: names.student.clone(),
         student_width,
         teacher: names.teacher.clone(),
         teacher_width,
-        projector: match arm.projector {
-            ProjectorKind::Orthogonal => {
-                ProjectorConfig::Orthogonal(OrthogonalConfig::new(map, seed))
-            }
-            ProjectorKind::OrthogonalAffine => {
-                ProjectorConfig::OrthogonalAffine(OrthogonalConfig::new(map, seed))
-            }
-            ProjectorKind::Linear => ProjectorConfig::Linear,
-            ProjectorKind::Mlp => {
-                ProjectorConfig::Mlp { hidden: arm.hidden.unwrap_or(teacher_width) }
-            }
-            ProjectorKind::AsPublished => ProjectorConfig::Published { seed },
-            ProjectorKind::None => ProjectorConfig::Identity,
-        },
-        student_normalizer: method
-            .student_normalizer
-            .parse()
-            .map_err(|e| named("student_normalizer", arm.student_normalizer.is_some(), e))?,
-        teacher_normalizer: method
-            .teacher_normalizer
-            .parse()
-            .map_err(|e| named("teacher_normalizer", arm.teacher_normalizer.is_some(), e))?,
-        loss: match method.loss {
-            LossKind::SmoothL1 => FeatureLoss::SmoothL1 { beta: method.beta },
-            LossKind::Mse => FeatureLoss::Mse,
-            LossKind::Spkd => FeatureLoss::Spkd,
-            LossKind::Pkt => FeatureLoss::Pkt,
-            LossKind::RkdDistance => FeatureLoss::RkdDistance,
-            LossKind::RkdAngle => FeatureLoss::RkdAngle,
-            LossKind::TokenMatching => FeatureLoss::TokenL2,
-        },
+        projector: projector(arm, method, teacher_width, seed)?,
+        student_normalizer,
+        teacher_normalizer,
+        loss: feature_loss(method)?,
         weight: match method.loss.is_rooted() {
             // The arm's weight stands before the root.
             true => names.weight * stacked as f64,

@@ -49,10 +49,10 @@ pub enum EventKind {
     },
 }
 
-/// The score of a validation. In a row it is `validation_accuracy`, `validation_ap`, by its metric.
+/// The score of a validation. In a row it is `validation_accuracy`, `validation_ap`, `validation_frechet`, by its metric.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Validation {
-    /// `accuracy` or `ap`; more is better.
+    /// `accuracy` and `ap`, of which more is better, or `frechet`, of which less is.
     pub metric: String,
     /// Its value on the validation images.
     pub value: f64,

@@ -1,7 +1,7 @@
 //! What decides a result, and the hash that it is found by.
 
 use crate::folder::named;
-use crate::recipe::{ArmConfig, LogitLossKind, NEUTRAL, PaddingKind, RecipeOf};
+use crate::recipe::{ArmConfig, CovarianceKind, LogitLossKind, NEUTRAL, PaddingKind, RecipeOf};
 use crate::workload::Workload;
 use candle_core::{Error, Result};
 use serde_json::{Value, json};
@@ -36,7 +36,7 @@ pub fn fingerprint<W: Workload>(
         settings.insert("init.checkpoint".to_owned(), file_hash(&init.checkpoint)?);
     }
     settings.insert("arm.labels".to_owned(), json!(config.labels));
-    if config.uses_teacher() {
+    if W::wants_teacher(config) {
         teacher(recipe, &whole, &mut settings)?;
     }
     method(recipe, config, &mut settings);
@@ -129,6 +129,15 @@ fn method<W: Workload>(
         }
         if method.padding != PaddingKind::default() {
             put("distill.padding", json!(method.padding));
+        }
+        if method.covariance != CovarianceKind::default() {
+            put("distill.covariance", json!(method.covariance));
+        }
+        if let Some(shrinkage) = method.shrinkage {
+            put("distill.shrinkage", json!(shrinkage));
+        }
+        if let Some(generated) = config.generated {
+            put("arm.generated", json!(generated));
         }
         put("distill.loss", json!(method.loss));
         put("distill.beta", json!(method.beta));

@@ -71,11 +71,12 @@ pub use networks::{STUDENT_TAP, TEACHER_TAP, network};
 pub use plan::{ArmPlan, Plan, plan};
 pub use recipe::{
     AnyRecipe, ArmConfig, AugmentConfig, BoxAugmentConfig, BoxCriterionConfig, BoxCropConfig,
-    CacheConfig, CocoConfig, ComputeKind, CropConfig, DataConfig, DataKind, DetectionDataConfig,
-    DetectionRecipe, DetectionSource, DistillConfig, EraseWith, InitConfig, LabelBudget,
-    LogitLossKind, LossKind, OnCorrupt, OptimizerKind, Outside, PaddingKind, ProjectorKind,
-    RandAugmentConfig, Recipe, RecipeOf, ScenesConfig, ScheduleKind, TapNames, TaskKind,
-    TeacherConfig, TrainingConfig, ValidationPart,
+    CacheConfig, ClipTeacherConfig, CocoConfig, ComputeKind, CovarianceKind, CropConfig,
+    DataConfig, DataKind, DetectionDataConfig, DetectionRecipe, DetectionSource, DiffAugmentConfig,
+    DistillConfig, EraseWith, GanCriterionConfig, GanTeacherModel, GenerationRecipe, InitConfig,
+    LabelBudget, LecamTableConfig, LogitLossKind, LossKind, OnCorrupt, OptimizerKind, Outside,
+    PaddingKind, ProjectorKind, RandAugmentConfig, Recipe, RecipeOf, ScenesConfig, ScheduleKind,
+    TapNames, TaskKind, TeacherConfig, TrainingConfig, ValidationPart,
 };
 pub use report::{ArmReport, Report, TeacherReport};
 pub use result::{ArmResult, RunFacts};
@@ -85,8 +86,10 @@ pub use tensorboard::{TensorBoard, csv, scalars};
 pub use trainer::{Outcome, TrainerConfig, decays, train};
 pub use vkd_models::plain;
 pub use workload::{
-    Classification, Detection, Finish, NoSettings, Part, Samples, Scores, Settings, Stream,
-    Workload, detect, evaluate_detector,
+    Classification, Detection, Finish, Generation, GenerationBatches, Goal, Judge, JudgedGan,
+    JudgedTeacher, NoSettings, Sampler, Samples, Scores, Settings, Stream, TeacherBatch,
+    TeacherBatches, TeacherTraining, Workload, detect, evaluate_detector, evaluate_generator,
+    generator_grid,
 };
 
 /// The snippets of the README, as tests.

@@ -65,13 +65,13 @@ pub(crate) fn training_network(
     })
 }
 
-/// The network of what `store` holds as constants, in `compute`: nothing of a pass is kept for a backward one.
+/// The network of the constants that `vb` holds, in `compute`: nothing of a pass is kept for a backward one.
 pub(crate) fn frozen_network(
     model: &ModelConfig,
     compute: ComputeKind,
-    store: &VarStore,
+    vb: VarBuilder,
 ) -> Result<impl Network + use<>> {
-    let frozen = network(model.build(store.frozen().set_dtype(compute.dtype()))?);
+    let frozen = network(model.build(vb.set_dtype(compute.dtype()))?);
     Ok(move |images: &Tensor, ctx: &Context| {
         single(frozen(&images.to_dtype(compute.dtype())?, ctx)?)
     })

@@ -40,11 +40,11 @@ pub(crate) fn optimizer(
     training: &TrainingConfig,
     parameters: Vec<(String, Var)>,
 ) -> Result<Box<dyn AnyOptimizer>> {
-    let weight_decay = training.weight_decay;
+    let (weight_decay, beta1) = (training.weight_decay, training.beta1);
     let decays = |name: &str, var: &Var| decays(name, var.rank());
     Ok(match training.optimizer {
         OptimizerKind::Adamw => {
-            let config = AdamWConfig { weight_decay, ..AdamWConfig::default() };
+            let config = AdamWConfig { weight_decay, beta1, ..AdamWConfig::default() };
             Box::new(AdamW::new(parameters, config, decays)?)
         }
         OptimizerKind::Sgd => {
@@ -53,7 +53,7 @@ pub(crate) fn optimizer(
             Box::new(Sgd::new(parameters, config, decays)?)
         }
         OptimizerKind::Lamb => {
-            let config = LambConfig { weight_decay, ..LambConfig::default() };
+            let config = LambConfig { weight_decay, beta1, ..LambConfig::default() };
             Box::new(Lamb::new(parameters, config, decays)?)
         }
     })

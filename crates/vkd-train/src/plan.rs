@@ -1,10 +1,10 @@
 //! What a recipe asks for, found without training: every arm is built and takes one small step in memory.
 
 use crate::audit::FirstSteps;
-use crate::build::{distiller, fresh_teacher, given_teacher, start_student, term_weights};
+use crate::build::{start_student, starting_teacher, teacher_parameters as parameters_of};
 use crate::cache::CachePlan;
 use crate::recipe::{ComputeKind, RecipeOf};
-use crate::workload::{Part, Stream, Workload};
+use crate::workload::{Stream, Workload};
 use candle_core::{DType, Device, Error, Result};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -71,22 +71,20 @@ pub fn plan<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) -> Result<Plan> {
     let trial = TRIAL.min(recipe.training.batch);
     let (mut arms, mut teacher_parameters, mut teacher_bytes) = (Vec::new(), 0, 0);
     for name in &recipe.arms {
-        let store = match &recipe.teacher.checkpoint {
-            Some(path) => given_teacher(recipe, data, path)?,
-            None => fresh_teacher(recipe, data)?,
-        };
-        teacher_parameters = store.parameter_count();
+        let store = starting_teacher(recipe, data)?;
+        teacher_parameters = parameters_of::<W>(&store);
         let values: usize = store.tensors().values().map(|t| t.elem_count()).sum();
         teacher_bytes = values * recipe.teacher.compute.dtype().size_in_bytes();
         let teacher = W::teacher(recipe, data, &store)?;
         let named = |e: Error| Error::Msg(format!("arm {name}: {}", crate::plain(&e)));
         arms.push(arm::<W>(recipe, data, name, teacher, trial).map_err(named)?);
     }
+    let [teacher_multiply_adds, student_multiply_adds] = W::multiply_adds(recipe, data)?;
     Ok(Plan {
         teacher_parameters,
         teacher_bytes,
-        teacher_multiply_adds: W::multiply_adds(recipe, &recipe.teacher.model, data)?,
-        student_multiply_adds: W::multiply_adds(recipe, &recipe.student, data)?,
+        teacher_multiply_adds,
+        student_multiply_adds,
         arms,
         trial_images: trial,
         cache: W::cache_plan(recipe, data)?,
@@ -103,15 +101,16 @@ fn arm<W: Workload>(
     let config = recipe.arm(name)?;
     let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
     // Built twice, as only the first holds the student alone: variables are found again by their names.
-    W::student_task(recipe, data, &store, None)?;
+    W::student_task(recipe, data, &store, None, None)?;
     start_student(recipe, &store)?;
     let student_parameters = store.parameter_count();
-    let distillation = match config.uses_teacher() {
-        true => Some((teacher, distiller(recipe, config, data, &store)?)),
+    let distiller = match config.uses_teacher() {
+        true => Some(W::distiller(recipe, config, data, &store, Some(&teacher))?),
         false => None,
     };
-    let task = W::student_task(recipe, data, &store, distillation)?;
-    let (mut batches, labels) = W::batches(recipe, data, Part::Arm(config))?;
+    let teacher = W::wants_teacher(config).then_some(teacher);
+    let task = W::student_task(recipe, data, &store, teacher, distiller)?;
+    let (mut batches, labels) = W::batches(recipe, data, config)?;
     let batch = W::first(&batches.get(0)?, trial)?;
     W::check_task(&task, recipe, data)?;
     let (mut loss, mut fastest) = (0., f64::INFINITY);
@@ -121,9 +120,13 @@ fn arm<W: Workload>(
         loss = 0.;
         for phase in task.phases() {
             let ctx = Context::train(recipe.seed, 0, W::Task::sample_ids(&batch));
-            let output = task.step(&batch, phase, &ctx)?;
-            output.loss.backward()?;
-            loss += output.loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            for repeat in 0..task.repeats(phase) {
+                let output = task.step(&batch, phase, &ctx)?;
+                output.loss.backward()?;
+                if repeat == 0 {
+                    loss += output.loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+                }
+            }
         }
         fastest = fastest.min(started.elapsed().as_secs_f64());
         if fastest > 0.5 {
@@ -141,7 +144,7 @@ fn arm<W: Workload>(
         store.tensors().values().map(|t| t.elem_count()).sum::<usize>() - parameters;
     Ok(ArmPlan {
         name: name.to_owned(),
-        terms: term_weights(recipe, config),
+        terms: W::term_weights(recipe, config),
         labels,
         student_parameters,
         projector_parameters: parameters - student_parameters,

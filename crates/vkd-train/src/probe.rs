@@ -24,7 +24,8 @@ impl<W: Workload> Probe<'_, W> {
         let mut found: BTreeMap<String, f64> = geometry.into_iter().collect();
         if let Some(batches) = &mut self.batches {
             // The last batch that the step before the validation was made of.
-            let step = (done * self.recipe.training.accumulate).saturating_sub(1);
+            let batches_a_step = self.recipe.training.accumulate * self.task.rounds();
+            let step = (done * batches_a_step).saturating_sub(1);
             let batch = batches.get(step)?;
             let ctx = Context::train(self.recipe.seed, step, W::Task::sample_ids(&batch));
             // A pass in training moves running statistics; they go back to where they were.
@@ -42,7 +43,8 @@ impl<W: Workload> Probe<'_, W> {
                             squares += square.to_scalar::<f64>()?;
                         }
                     }
-                    found.insert(format!("gradient.{}", term.name), squares.sqrt());
+                    let name = self.task.term_name(phase, &term.name);
+                    found.insert(format!("gradient.{name}"), squares.sqrt());
                 }
             }
             self.store.load(&before)?;

@@ -76,10 +76,11 @@ fn is_zero(n: &usize) -> bool {
 }
 
 impl RunFacts {
-    /// How this process trains an arm of `run` that goes on where `earlier` stopped, or begins.
+    /// How this process trains an arm of `run`, with so many batches a step, that goes on where `earlier` stopped, or begins.
     pub(crate) fn begun<W: Workload>(
         run: &RunFolderOf<W>,
         loader_threads: usize,
+        rounds: u64,
         earlier: Option<Self>,
     ) -> Self {
         let (training, worker) = (&run.recipe().training, run.worker());
@@ -88,7 +89,7 @@ impl RunFacts {
         Self {
             batch: training.effective_batch(),
             steps: training.steps,
-            images: training.images(),
+            images: training.images().saturating_mul(rounds),
             threads: rayon::current_num_threads(),
             loader_threads,
             version,

@@ -1,6 +1,6 @@
 //! One run: its teacher and its arms.
 
-use crate::build::{STUDENT, distiller, fresh_teacher, given_teacher, start_student, term_weights};
+use crate::build::{fresh_teacher, start_student, starting_teacher, teacher_parameters};
 use crate::checkpoint;
 use crate::checkpoints::{Checkpoints, Saved};
 use crate::event::{Event, EventKind, EventLog, Observer};
@@ -10,10 +10,11 @@ use crate::recipe::TEACHER;
 use crate::report::{ArmReport, TeacherReport};
 use crate::result::RunFacts;
 use crate::trainer::{TrainerConfig, train};
-use crate::workload::{Part, Stream, Workload};
+use crate::workload::{Goal, Stream, Workload};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
 use vkd_nn::VarStore;
+use vkd_tasks::DistillTask;
 
 /// Trains the teacher, or takes the one that the folder or the recipe holds, scores it and checks its floor. A training
 /// that was stopped goes on from its newest checkpoint.
@@ -28,28 +29,18 @@ pub fn train_teacher<W: Workload>(
     let config = &run.recipe().teacher;
     let report = match run.teacher_report()? {
         Some(report) => report,
-        None => match &config.checkpoint {
-            Some(path) => {
-                // Nobody starts the run anew meanwhile.
-                let _lock = run.lock(TEACHER)?;
-                match run.teacher_report()? {
-                    Some(report) => report,
-                    None => keep_teacher(run, data, &given_teacher(run.recipe(), data, path)?, 0.)?,
-                }
-            }
-            None => fit_teacher(run, data, observer)?,
-        },
+        None => fit_teacher(run, data, observer)?,
     };
     // Written whole; the states on the way there have no further use.
     run.remove_checkpoints(TEACHER)?;
-    let score = format!("validation_{}", W::METRIC);
+    let score = format!("validation_{}", W::TEACHER_METRIC);
     let got = report.metrics.get(&score).copied().unwrap_or(f64::NAN);
     // Negated so that NaN stops the run.
     if !(got >= config.floor) {
         bail!(
             "teacher: expected a validation {} of at least {} (teacher.floor), got {got:.4}; a student can't learn \
              from a teacher that has not learnt",
-            W::METRIC,
+            W::TEACHER_METRIC,
             config.floor
         )
     }
@@ -67,20 +58,22 @@ fn fit_teacher<W: Workload>(
         return Ok(report);
     }
     let recipe = run.recipe();
-    let (store, config) = (fresh_teacher(recipe, data)?, &recipe.teacher);
-    let task = W::teacher_task(recipe, data, &store)?;
-    let (mut batches, _) = W::batches(recipe, data, Part::Teacher)?;
+    let (store, config) = (starting_teacher(recipe, data)?, &recipe.teacher);
+    let Some(task) = W::teacher_task(recipe, data, &store)? else {
+        return keep_teacher(run, data, &store, 0.);
+    };
+    let mut batches = W::teacher_batches(recipe, data)?;
     let training = &recipe.training.of_teacher(config);
     let (checkpoints, newest) = take_up(run, TEACHER, &mut log)?;
     let trainer = TrainerConfig {
         arm: TEACHER,
         seed: recipe.seed,
-        metric: W::METRIC,
+        goal: Goal::more(W::TEACHER_METRIC),
         training,
         checkpoints: &checkpoints,
     };
     let batch = |number| batches.get(number);
-    let validate = || W::validate(&task, recipe, data);
+    let validate = || W::validate_teacher(&task, recipe, data);
     let log = &mut |e: &Event| log.write(e);
     let outcome = train(&task, &store, &trainer, newest.as_ref(), batch, validate, log)?;
     keep_teacher(run, data, &store, outcome.seconds)
@@ -113,14 +106,14 @@ fn keep_teacher<W: Workload>(
 ) -> Result<TeacherReport> {
     let teacher = W::teacher(run.recipe(), data, store)?;
     let metrics = W::teacher_scores(&teacher, run.recipe(), data)?;
-    let report = TeacherReport { metrics, parameters: store.parameter_count(), seconds };
+    let report = TeacherReport { metrics, parameters: teacher_parameters::<W>(store), seconds };
     let note = serde_json::to_value(&report).map_err(candle_core::Error::wrap)?;
     checkpoint::save(&run.teacher_path(), &store.tensors(), &note)?;
     Ok(report)
 }
 
 /// What the folder holds of the teacher.
-fn load_teacher<W: Workload>(run: &RunFolderOf<W>, data: &W::Data) -> Result<VarStore> {
+pub(crate) fn load_teacher<W: Workload>(run: &RunFolderOf<W>, data: &W::Data) -> Result<VarStore> {
     let (tensors, _) = checkpoint::load(&run.teacher_path())?;
     let store = fresh_teacher(run.recipe(), data)?;
     store.load(&tensors)?;
@@ -151,38 +144,43 @@ pub fn train_arm<W: Workload>(
     let recipe = run.recipe();
     let (arm, training) = (recipe.arm(name)?, &recipe.training);
     let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
-    let (distillation, finish) = match arm.uses_teacher() {
+    let (teacher, finish) = match W::wants_teacher(arm) {
         true => {
             let (teacher, finish) = W::remembering_teacher(run, data, &load_teacher(run, data)?)?;
-            (Some((teacher, distiller(recipe, arm, data, &store)?)), finish)
+            (Some(teacher), finish)
         }
         false => (None, None),
     };
-    let task = W::student_task(recipe, data, &store, distillation)?;
+    let distiller = match arm.uses_teacher() {
+        true => Some(W::distiller(recipe, arm, data, &store, teacher.as_ref())?),
+        false => None,
+    };
+    let task = W::student_task(recipe, data, &store, teacher, distiller)?;
     start_student(recipe, &store)?;
     W::check_task(&task, recipe, data)?;
-    let (mut batches, labels) = W::batches(recipe, data, Part::Arm(arm))?;
+    let (mut batches, labels) = W::batches(recipe, data, arm)?;
     let (checkpoints, newest) = take_up(run, name, &mut log)?;
     // Before any result, so that none is ever taken for another program's.
     let earlier = if newest.is_some() { run.facts(name)? } else { None };
-    run.write_facts(name, &RunFacts::begun(run, batches.workers(), earlier))?;
+    run.write_facts(name, &RunFacts::begun(run, batches.workers(), task.rounds(), earlier))?;
     let trainer = TrainerConfig {
         arm: name,
         seed: recipe.seed,
-        metric: W::METRIC,
+        goal: W::GOAL,
         training,
         checkpoints: &checkpoints,
     };
     let batch = |number| batches.get(number);
     let validate = || W::validate(&task, recipe, data);
     let again = match training.term_gradients {
-        true => Some(W::batches(recipe, data, Part::Arm(arm))?.0),
+        true => Some(W::batches(recipe, data, arm)?.0),
         false => None,
     };
     let mut probe = Probe::<W> { task: &task, recipe, data, store: &store, batches: again };
     let observe = &mut |event: &Event| {
         log.write(event)?;
         if let EventKind::Validation(_) = event.kind {
+            W::illustrate(&task, &folder, event.step)?;
             let geometry = probe.measure(event.step)?;
             if !geometry.is_empty() {
                 let kind = EventKind::Geometry { geometry };
@@ -195,7 +193,7 @@ pub fn train_arm<W: Workload>(
     if let Some(finish) = finish {
         finish()?;
     }
-    let prefix = format!("{STUDENT}.");
+    let prefix = format!("{}.", W::SAVED);
     let tensors: BTreeMap<_, _> = store
         .tensors()
         .into_iter()
@@ -204,7 +202,7 @@ pub fn train_arm<W: Workload>(
     W::save(&run.arm_path(name, "student.safetensors"), recipe, data, &tensors)?;
     let report = ArmReport {
         name: name.to_owned(),
-        terms: term_weights(recipe, arm),
+        terms: W::term_weights(recipe, arm),
         labels,
         metrics: W::scores(&task, recipe, data)?,
         projector_residual_max: outcome.residual,

@@ -20,6 +20,8 @@ const BEST: &str = "best_validation";
 /// A phase with what it trains and how.
 pub(crate) struct PhaseState {
     pub(crate) phase: Phase,
+    /// Updates a step.
+    repeats: u64,
     pub(crate) parameters: Vec<(String, Var)>,
     pub(crate) audit: FirstSteps,
     pub(crate) optimizer: Box<dyn AnyOptimizer>,
@@ -53,6 +55,7 @@ impl State {
             let optimizer = optimizer(training, parameters.clone())?;
             Ok(PhaseState {
                 phase: phase.clone(),
+                repeats: task.repeats(phase),
                 parameters,
                 audit: FirstSteps::default(),
                 optimizer,
@@ -119,8 +122,8 @@ impl State {
         let number = |name: &str| tensors.get(name).map(Tensor::to_scalar::<f64>).transpose();
         self.store.load(&under(MODEL))?;
         for p in &mut self.phases {
-            // Every optimiser steps once a step.
-            p.optimizer.take_up(step, &under(&format!("{OPTIMIZER}{}.", p.phase.name)))?;
+            p.optimizer
+                .take_up(step * p.repeats, &under(&format!("{OPTIMIZER}{}.", p.phase.name)))?;
         }
         if let Some(ema) = &mut self.ema {
             ema.load(step, &under(EMA))?;

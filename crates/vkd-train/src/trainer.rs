@@ -5,6 +5,7 @@ use crate::event::{Event, EventKind, Observer, Validation};
 use crate::guard::{Guard, scalar};
 use crate::recipe::TrainingConfig;
 use crate::state::{PhaseState, State};
+use crate::workload::Goal;
 use candle_core::Result;
 use candle_core::backprop::GradStore;
 use std::collections::BTreeMap;
@@ -18,8 +19,8 @@ pub struct TrainerConfig<'a> {
     pub arm: &'a str,
     /// Seed of everything random in the layers.
     pub seed: u64,
-    /// What a validation measures: `accuracy`, `ap`.
-    pub metric: &'a str,
+    /// What a validation measures.
+    pub goal: Goal,
     /// Steps, rates and cadence; the batches are the caller's.
     pub training: &'a TrainingConfig,
     /// Where checkpoints go.
@@ -42,8 +43,9 @@ pub fn decays(name: &str, rank: usize) -> bool {
     if name.starts_with("projector.") && name.ends_with(PUBLISHED_PARAMETER) {
         return true;
     }
-    // A teacher's variables stand without a prefix.
-    let name = name.strip_prefix("student.").unwrap_or(name);
+    // Most teachers' variables stand without a prefix.
+    let parts = ["student.", "teacher.", "judge.", "generator.", "discriminator."];
+    let name = parts.iter().find_map(|part| name.strip_prefix(part)).unwrap_or(name);
     let free = [
         "projector.",
         "cls_token",
@@ -57,8 +59,9 @@ pub fn decays(name: &str, rank: usize) -> bool {
 
 /// Trains the variables of `store` on `task`, from the start or `from` a checkpoint on.
 ///
-/// `batch` gives the batch of a number, counted from zero: step `s` takes the `accumulate` batches from
-/// `s · accumulate` on. `validate` gives the validation score, of which more is better, of what the variables hold at the call. A training
+/// `batch` gives the batch of a number, counted from zero: round `r` of step `s` takes the `accumulate` batches from
+/// `(s · rounds + r) · accumulate` on, with the task's [`rounds`](DistillTask::rounds), which are 1 but for a GAN. `validate` gives the score of
+/// what the variables hold at the call, by which the best state is kept. A training
 /// that was stopped and goes on from a checkpoint ends at the same bits as one that was not stopped, if both
 /// closures depend on nothing but their arguments and the variables.
 ///
@@ -78,7 +81,7 @@ pub fn train<T: DistillTask>(
     validate: impl Fn() -> Result<f64>,
     observer: &mut Observer,
 ) -> Result<Outcome> {
-    let TrainerConfig { arm, seed, metric, training, checkpoints } = *config;
+    let TrainerConfig { arm, seed, goal, training, checkpoints } = *config;
     let (started, before) = (Instant::now(), from.map_or(0., |s| s.note.seconds));
     let seconds = || before + started.elapsed().as_secs_f64();
     let mut state = State::new(task, store, training)?;
@@ -92,24 +95,37 @@ pub fn train<T: DistillTask>(
         let residual = guard.residual(task, step)?;
         state.residual = larger(state.residual, residual);
         let learning_rate = training.learning_rate_at(step);
-        let micro_batch = |i| {
-            let number = step * training.accumulate + i;
+        let micro_batch = |number| {
             let data = batch(number)?;
             let ctx = Context::train(seed, number, T::sample_ids(&data));
             Ok((data, ctx))
         };
-        let micro_batches: Vec<_> =
-            (0..training.accumulate).map(micro_batch).collect::<Result<_>>()?;
+        let each = training.accumulate * task.rounds();
+        let drawn: Vec<_> =
+            (step * each..(step + 1) * each).map(micro_batch).collect::<Result<_>>()?;
+        let rounds = || drawn.chunks(training.accumulate as usize);
+        let (mut loss, mut terms) = (0., BTreeMap::new());
         for phase in &mut state.phases {
-            let (grads, loss, terms) = gradients(task, phase, &micro_batches, &guard, step)?;
-            if phase.audit.wants(step) {
-                phase.audit.look(&phase.parameters, &grads, step + 1 == training.steps)?;
+            let repeats = task.repeats(&phase.phase);
+            for (round, micro_batches) in (0..repeats).zip(rounds()) {
+                let found = gradients(task, phase, micro_batches, &guard, step)?;
+                let last = round + 1 == repeats;
+                if phase.audit.wants(step) && last {
+                    let end = step + 1 == training.steps;
+                    phase.audit.look(&phase.parameters, &found.grads, end)?;
+                }
+                let update =
+                    phase.optimizer.update(&found.grads, learning_rate, training.clip_norm);
+                guard.at(step, update)?;
+                if last {
+                    loss += found.loss;
+                    let name = |(name, value)| (task.term_name(&phase.phase, name), value);
+                    terms.extend(found.terms.iter().map(|(n, v)| name((n.as_str(), *v))));
+                }
             }
-            let update = phase.optimizer.update(&grads, learning_rate, training.clip_norm);
-            guard.at(step, update)?;
-            if step % training.log_every == 0 || step + 1 == training.steps {
-                emit(step, EventKind::Step { loss, terms, learning_rate, residual })?;
-            }
+        }
+        if step % training.log_every == 0 || step + 1 == training.steps {
+            emit(step, EventKind::Step { loss, terms, learning_rate, residual })?;
         }
         if let Some(ema) = &mut state.ema {
             ema.update()?;
@@ -126,11 +142,11 @@ pub fn train<T: DistillTask>(
             // An observer that measures the variables sees what was validated.
             let value = state.averaged(|| {
                 let value = validate()?;
-                let validation = Validation { metric: metric.to_owned(), value };
+                let validation = Validation { metric: goal.name.to_owned(), value };
                 emit(state.step, EventKind::Validation(validation))?;
                 Ok(value)
             })?;
-            if state.best.is_none_or(|best| value > best) {
+            if goal.improves(value, state.best) {
                 state.best = Some(value);
                 guard.at(step, checkpoints.save_best(&state.tensors()?, &note))?;
             }
@@ -148,14 +164,21 @@ pub fn train<T: DistillTask>(
     Ok(Outcome { residual, seconds: seconds() })
 }
 
-/// Gradients, loss and terms of one phase: means over the micro-batches.
+/// What a phase found on its micro-batches: means over them.
+struct Found {
+    grads: GradStore,
+    loss: f64,
+    /// Before weighting, by name.
+    terms: BTreeMap<String, f64>,
+}
+
 fn gradients<T: DistillTask>(
     task: &T,
     phase: &PhaseState,
     micro_batches: &[(T::Batch, Context)],
     guard: &Guard,
     step: u64,
-) -> Result<(GradStore, f64, BTreeMap<String, f64>)> {
+) -> Result<Found> {
     let share = 1. / micro_batches.len() as f64;
     let mut sum = GradAccumulator::new(phase.parameters.clone());
     let (mut loss, mut terms) = (0., BTreeMap::new());
@@ -169,11 +192,11 @@ fn gradients<T: DistillTask>(
         let grads = output.loss.backward()?;
         // One alone is no sum.
         if micro_batches.len() == 1 {
-            return Ok((grads, loss, terms));
+            return Ok(Found { grads, loss, terms });
         }
         sum.add(&grads, share)?;
     }
-    Ok((sum.take(), loss, terms))
+    Ok(Found { grads: sum.take(), loss, terms })
 }
 
 fn larger(a: Option<f64>, b: Option<f64>) -> Option<f64> {

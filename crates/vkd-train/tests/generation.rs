@@ -64,7 +64,7 @@ impl Training {
             classes: CLASSES,
             discriminator_steps: 2,
             augment: DiffAugment::all(),
-            lecam: Some(LecamConfig { weight: 0.3, decay: 0.9 }),
+            lecam: Some(LecamConfig { weight: 0.3, decay: 0.9, start: 0 }),
         };
         let task = GenerationTask::new(
             generator_network(g),

@@ -79,6 +79,24 @@ fn frechet_keeps_its_laws() -> Result<()> {
         }
         assert!(near(frechet_distance(&streamed, &moments(&b)?)?, plain), "streamed");
     }
+    // Variances over many orders, turned: rounding must not take the small ones out of one term alone.
+    let d = 96;
+    let spread = |power: i32, scale: f64| -> Result<Tensor> {
+        let value = |row: usize, column: usize| match row / 2 == column {
+            true => [1., -1.][row % 2] * scale * (column as f64 + 1.).powi(-power),
+            false => 0.,
+        };
+        let values: Vec<f64> = (0..2 * d * d).map(|i| value(i / d, i % d)).collect();
+        Tensor::from_vec(values, (2 * d, d), &Device::Cpu)?.matmul(&rotation(d, 5)?)
+    };
+    for power in [1, 2, 3] {
+        let (a, twice) = (spread(power, 1.)?, spread(power, 2.)?);
+        // (2σ - σ)² in each channel.
+        let trace = |p: i32| (1..=d).map(|i| (i as f64).powi(-2 * p)).sum::<f64>();
+        let want = 2. / (2. * d as f64 - 1.) * trace(power);
+        assert!(distance(&a, &a)? < 1e-13 * want, "{power}");
+        assert!((distance(&a, &twice)? - want).abs() < 1e-12 * want, "{power}");
+    }
     // Independent channels: the sum of (σ - τ)².
     let a = Tensor::new(&[[1f64, 0.], [-1., 0.], [0., 3.], [0., -3.]], &Device::Cpu)?;
     let b = Tensor::new(&[[2f64, 0.], [-2., 0.], [0., 1.], [0., -1.]], &Device::Cpu)?;
@@ -283,11 +301,21 @@ fn scores_of_gathered_features_are_those_of_all_at_once() -> Result<()> {
     assert_eq!((found.real, found.generated, found.extractor.as_str()), (70, 90, "none"));
     let whole = distance(&a, &b)?;
     assert!((found.frechet - whole).abs() < 1e-10 * whole, "{found:?} {whole}");
-    // The first fifty rows, bit by bit.
-    let (first, second) = (a.narrow(0, 0, 50)?, b.narrow(0, 0, 50)?);
-    assert_eq!(to_f64(&real.rows()?)?, to_f64(&first)?);
-    assert_eq!(found.kernel, kernel_distance(&first, &second)?);
-    assert_eq!(found.manifold, manifold_scores(&first, &second, 3)?);
+    // Fifty of all rows, the same whatever the batches.
+    assert_eq!((found.real_rows, found.generated_rows), (50, 50));
+    let (kept, others) = (real.rows()?, generated.rows()?);
+    assert_eq!(to_f64(&kept)?, to_f64(&gathered(&a, 70, 50)?.rows()?)?);
+    assert_eq!(found.kernel, kernel_distance(&kept, &others)?);
+    assert_eq!(found.manifold, manifold_scores(&kept, &others, 3)?);
+    let numbers = Tensor::arange(0f32, 4000., &Device::Cpu)?.reshape((4000, 1))?;
+    let mut sample = Features::new("numbers", 1, 400)?;
+    sample.add(&numbers)?;
+    let mut found: Vec<f64> = to_f64(&sample.rows()?)?;
+    found.sort_by(f64::total_cmp);
+    found.dedup();
+    // An even sample of 400 has mean 1999.5 with a standard error of 55.
+    let mean = found.iter().sum::<f64>() / 400.;
+    assert!(found.len() == 400 && (mean - 1999.5).abs() < 200., "{} {mean}", found.len());
     let all = gathered(&a, 16, 1000)?;
     assert_eq!(all.rows()?.dims(), [70, 6]);
     assert_eq!((all.extractor(), all.moments().count()), ("none", 70.));

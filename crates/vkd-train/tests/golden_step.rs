@@ -112,7 +112,7 @@ fn losses_gradients_and_update_of_a_deit_step_equal_pytorchs() -> Result<()> {
         let config = TrainerConfig {
             arm: "vkd",
             seed: 0,
-            metric: "accuracy",
+            goal: vkd_train::Goal::more("accuracy"),
             training: &training,
             checkpoints: &checkpoints,
         };

@@ -108,6 +108,7 @@ fn the_shipped_recipes_are_valid() -> Result<()> {
         let name = match AnyRecipe::parse(&text, &path.display().to_string(), &[])? {
             AnyRecipe::Classification(recipe) => recipe.name,
             AnyRecipe::Detection(recipe) => recipe.name,
+            AnyRecipe::Generation(recipe) => recipe.name,
         };
         // A recipe is called after its file.
         assert_eq!(path.file_stem().and_then(|stem| stem.to_str()), Some(name.as_str()));

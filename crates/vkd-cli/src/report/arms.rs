@@ -2,7 +2,8 @@
 
 use super::Page;
 use super::curves::LAW;
-use super::html::{Pen, count, escape, percent, points, scientific, seconds};
+use super::html::{Pen, count, escape, percent, scientific, seconds};
+use super::markdown::Metric;
 use std::collections::BTreeMap;
 use vkd_train::{ArmReport, LabelBudget, ProjectorKind};
 
@@ -15,14 +16,15 @@ pub(super) fn section(page: &Page) -> String {
     let marked = if compared.len() > 1 { best.as_slice() } else { &[] };
     let rows: String =
         page.report.arms.iter().enumerate().map(|(i, a)| row(page, i, a, marked)).collect();
+    let metric = page.metric();
+    let (name, gap, validation) = (metric.name, metric.gap_unit(), validation_name(page));
     format!(
         "<section>\n<div class=\"tiles\">\n{}{}</div>\n<h2>Arms</h2>\n<div class=\"scroll\">\n<table>\n<thead>\n\
-         <tr><th>arm</th><th>labels</th><th>loss</th><th>parameters</th><th>{}</th><th>vs none (pp)</th><th>vs teacher (pp)</th>\
-         <th>validation (%)</th><th>seconds</th><th>largest max|WᵀW−I|</th></tr>\n</thead>\n<tbody>\n{}{rows}</tbody>\n\
+         <tr><th>arm</th><th>labels</th><th>loss</th><th>parameters</th><th>{name}</th><th>vs none{gap}</th><th>vs teacher{gap}</th>\
+         <th>{validation}</th><th>seconds</th><th>largest max|WᵀW−I|</th></tr>\n</thead>\n<tbody>\n{}{rows}</tbody>\n\
          </table>\n</div>\n{}</section>\n",
         teacher_tile(page),
         best_tile(page, &best, compared.len() > 1),
-        page.metric().name,
         teacher_row(page),
         notes(page, !marked.is_empty())
     )
@@ -37,6 +39,11 @@ fn validation(page: &Page, metrics: &Metrics) -> f64 {
     metrics.get(&page.metric().validation()).copied().unwrap_or(f64::NAN)
 }
 
+/// The heading of the validation's column.
+fn validation_name(page: &Page) -> &'static str {
+    if page.metric().is_share() { "validation (%)" } else { "validation" }
+}
+
 /// Binomial standard error of an accuracy; NaN without images, and of scores that are no share of the images.
 fn error(page: &Page, accuracy: f64) -> f64 {
     match page.metric().key {
@@ -47,7 +54,7 @@ fn error(page: &Page, accuracy: f64) -> f64 {
 
 fn with_error(page: &Page, score: f64) -> String {
     match error(page, score) {
-        _ if page.metric().key != "accuracy" => percent(score),
+        _ if page.metric().key != "accuracy" => page.metric().plain(score),
         error => format!("{} <small>± {}</small>", percent(score), percent(error)),
     }
 }
@@ -75,10 +82,11 @@ fn few(page: &Page) -> bool {
     page.report.arms.iter().any(few)
 }
 
-/// Those of `arms` with the highest score: several where they tie.
+/// Those of `arms` with the best score: several where they tie.
 fn best<'a>(page: &Page, arms: &[&'a ArmReport]) -> Vec<&'a ArmReport> {
-    let highest = arms.iter().map(|a| score(page, &a.metrics)).fold(f64::MIN, f64::max);
-    arms.iter().copied().filter(|a| score(page, &a.metrics) == highest).collect()
+    let scores = arms.iter().map(|a| score(page, &a.metrics));
+    let Some(best) = scores.reduce(|a, b| page.metric().better(a, b)) else { return Vec::new() };
+    arms.iter().copied().filter(|a| score(page, &a.metrics) == best).collect()
 }
 
 /// Whether the teacher was taken from a file, so that this run knows nothing of its training.
@@ -92,11 +100,18 @@ fn teacher_tile(page: &Page) -> String {
         true => "loaded, not trained here".to_owned(),
         false => format!("trained with all labels in {} s", seconds(teacher.seconds)),
     };
+    // A GAN's teacher has a score of another kind.
+    let own = Metric::main(&teacher.metrics);
+    let (test, unit) = match own.key == page.metric().key {
+        true => (with_error(page, score(page, &teacher.metrics)), own.unit()),
+        false => (own.plain(own.value(&teacher.metrics)), own.unit()),
+    };
+    let what = if own.key == page.metric().key { "" } else { own.what };
+    let validation = teacher.metrics.get(&own.validation()).copied().unwrap_or(f64::NAN);
     format!(
-        "<div class=\"tile\"><h3>Teacher</h3><p class=\"big\">{} %</p><p>on the test images, {} % on the validation images; {} \
-         parameters, {source}</p></div>\n",
-        with_error(page, score(page, &teacher.metrics)),
-        percent(validation(page, &teacher.metrics)),
+        "<div class=\"tile\"><h3>Teacher</h3><p class=\"big\">{test} {unit}</p><p>{what} on the test images, {} on the validation \
+         images; {} parameters, {source}</p></div>\n",
+        own.whole(validation),
         count(teacher.parameters)
     )
 }
@@ -106,23 +121,30 @@ fn best_tile(page: &Page, best: &[&ArmReport], choice: bool) -> String {
     let best_score = score(page, &first.metrics);
     let names: Vec<String> =
         best.iter().map(|a| format!("<strong>{}</strong>", escape(&a.name))).collect();
-    let mut gaps = vec![format!(
-        "{} pp against the teacher",
-        points(best_score - score(page, &page.report.teacher.metrics))
-    )];
+    let (metric, teacher) = (page.metric(), score(page, &page.report.teacher.metrics));
+    let gap = |other: f64, whom: &str| {
+        let pp = if metric.is_share() { " pp" } else { "" };
+        format!("{}{pp} against {whom}", metric.gap(best_score - other))
+    };
+    let mut gaps = Vec::new();
     if let Some(none) = none(page).filter(|_| first.name != "none") {
-        gaps.insert(0, format!("{} pp against none", points(best_score - none)));
+        gaps.push(gap(none, "none"));
+    }
+    if teacher.is_finite() {
+        gaps.push(gap(teacher, "the teacher"));
     }
     let (class, what) = if choice { (" best", "Best arm") } else { ("", "Arm") };
     let tie = if best.len() > 1 { ", tied" } else { "" };
     format!(
-        "<div class=\"tile{class}\"><h3>{what}{}</h3><p class=\"big\">{} %</p><p>{}{tie}: {}</p></div>\n",
+        "<div class=\"tile{class}\"><h3>{what}{}</h3><p class=\"big\">{} {}</p><p>{}{tie}{} {}</p></div>\n",
         match few(page) {
             true => format!(" with {} labels", count(first.labels)),
             false => String::new(),
         },
         with_error(page, best_score),
+        metric.unit(),
         names.join(" and "),
+        if gaps.is_empty() { "" } else { ":" },
         gaps.join(", ")
     )
 }
@@ -134,37 +156,44 @@ fn teacher_row(page: &Page) -> String {
         true => ("–", "loaded", "–".to_owned()),
         false => ("all", "label", seconds(teacher.seconds)),
     };
+    let [none_name, teacher_name] = gap_names(page);
     let cells = [
         ("labels", labels.to_owned()),
         ("loss", loss.to_owned()),
         ("parameters", count(teacher.parameters)),
         (page.metric().name, bar(page, value, Pen::PLAIN)),
-        ("vs none (pp)", none(page).map_or("–".to_owned(), |n| points(value - n))),
-        ("vs teacher (pp)", "–".to_owned()),
-        ("validation (%)", percent(validation(page, &teacher.metrics))),
+        (&none_name, none(page).map_or("–".to_owned(), |n| page.metric().gap(value - n))),
+        (&teacher_name, "–".to_owned()),
+        (validation_name(page), page.metric().plain(validation(page, &teacher.metrics))),
         ("seconds", time),
         ("largest max|WᵀW−I|", "–".to_owned()),
     ];
     format!("<tr class=\"teacher\"><th>{}teacher</th>{}</tr>\n", Pen::LEVEL.key(), tds(&cells))
 }
 
+/// The headings of the columns of differences.
+fn gap_names(page: &Page) -> [String; 2] {
+    ["none", "teacher"].map(|whom| format!("vs {whom}{}", page.metric().gap_unit()))
+}
+
 fn row(page: &Page, index: usize, arm: &ArmReport, marked: &[&ArmReport]) -> String {
     let value = score(page, &arm.metrics);
-    let to = |other: f64| points(value - other);
+    let to = |other: f64| page.metric().gap(value - other);
     let to_none = none(page).filter(|_| arm.name != "none").map_or("–".to_owned(), to);
     let residual = match arm.projector_residual_max {
         None => "–".to_owned(),
         Some(r) if r <= LAW => scientific(r, 1),
         Some(r) => format!("<span class=\"bad\">{} over the law of 10⁻⁶</span>", scientific(r, 1)),
     };
+    let [none_name, teacher_name] = gap_names(page);
     let cells = [
         ("labels", count(arm.labels)),
         ("loss", loss(page, arm)),
         ("parameters", count(arm.parameters)),
         (page.metric().name, bar(page, value, Pen::arm(index))),
-        ("vs none (pp)", to_none),
-        ("vs teacher (pp)", to(score(page, &page.report.teacher.metrics))),
-        ("validation (%)", percent(validation(page, &arm.metrics))),
+        (&none_name, to_none),
+        (&teacher_name, to(score(page, &page.report.teacher.metrics))),
+        (validation_name(page), page.metric().plain(validation(page, &arm.metrics))),
         ("seconds", seconds(arm.seconds)),
         ("largest max|WᵀW−I|", residual),
     ];
@@ -190,8 +219,11 @@ fn tds(cells: &[(&str, String)]) -> String {
         .collect()
 }
 
-/// An accuracy with its error over a bar from 0 to 100 %, the teacher's score marked.
+/// A share with its error over a bar from 0 to 100 %, the teacher's score marked; another number alone.
 fn bar(page: &Page, value: f64, pen: Pen) -> String {
+    if !page.metric().is_share() {
+        return page.metric().plain(value);
+    }
     let at = |share: f64| if share.is_finite() { 100. * share.clamp(0., 1.) } else { 0. };
     let teacher = at(score(page, &page.report.teacher.metrics));
     let (score, error) = (at(value), at(error(page, value)));
@@ -265,14 +297,18 @@ fn notes(page: &Page, marked: bool) -> String {
     }
     if marked {
         notes.push(format!(
-            "The highlighted arm is the one with the highest test {}{}, picked afterwards; where arms tie, all are.",
+            "The highlighted arm is the one with the {} test {}{}, picked afterwards; where arms tie, all are.",
+            if page.metric().less { "lowest" } else { "highest" },
             page.metric().what,
             if few(page) { " among those with few labels" } else { "" }
         ));
     }
+    if page.metric().is_share() {
+        notes.push("Bars run from 0 to 100 %; the upright mark is the teacher.".to_owned());
+    }
     notes.push(
-        "Bars run from 0 to 100 %; the upright mark is the teacher. Parameters are those of the saved network, without the \
-         projector. Arms may have trained side by side, so their seconds compare only roughly."
+        "Parameters are those of the saved network, without the projector. Arms may have trained side by side, so their seconds \
+         compare only roughly."
             .to_owned(),
     );
     let notes: String = notes.iter().map(|n| format!("<li>{n}</li>\n")).collect();

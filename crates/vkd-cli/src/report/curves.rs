@@ -25,15 +25,17 @@ pub(super) fn section(page: &Page) -> String {
 fn validation(page: &Page) -> String {
     let main = page.metric();
     let teacher = page.report.teacher.metrics.get(&main.validation()).copied();
-    let levels = teacher
-        .filter(|v| v.is_finite())
-        .map(|v| Level { name: format!("teacher, finished ({:.1} %)", 100. * v), value: 100. * v });
+    let levels = teacher.filter(|v| v.is_finite()).map(|v| Level {
+        name: format!("teacher, finished ({:.1} %)", main.in_unit(v)),
+        value: main.in_unit(v),
+    });
+    let unit = if main.is_share() { " (%)" } else { "" };
     Plot {
         title: &format!("Validation {}", main.what),
-        unit: &format!("{} on {} validation images (%)", main.what, page.counts[1]),
+        unit: &format!("{} on {} validation images{unit}", main.what, page.counts[1]),
         log: false,
         lines: lines(page, |kind| match kind {
-            EventKind::Validation(score) => Some(100. * score.value),
+            EventKind::Validation(score) => Some(main.in_unit(score.value)),
             EventKind::Step { .. } | EventKind::Geometry { .. } => None,
         }),
         levels: levels.into_iter().collect(),
@@ -67,7 +69,23 @@ fn describe(page: &Page, term: &str) -> (String, String, String) {
         "feature" => {
             Some(("Loss on the teacher's features", "token matching, root of mean distances"))
         }
-        _ => None,
+        "discriminator.hinge.real" => Some(("Discriminator on real images", "hinge loss")),
+        "discriminator.hinge.generated" => {
+            Some(("Discriminator on generated images", "hinge loss"))
+        }
+        "discriminator.lecam" => Some(("LeCam's regulariser", "squared distance of scores")),
+        "generator.hinge" => Some(("Generator", "minus the mean score")),
+        _ => match term.strip_prefix("discriminator.").and_then(|t| t.split_once('.')) {
+            Some(("real", _)) => Some((
+                "Discriminator's features and the teacher's: real images",
+                "distance (no unit)",
+            )),
+            Some(("generated", _)) => Some((
+                "Discriminator's features and the teacher's: generated images",
+                "distance (no unit)",
+            )),
+            _ => None,
+        },
     };
     if let Some((title, unit)) = detector {
         (title.to_owned(), unit.to_owned(), batch.to_owned())
@@ -94,6 +112,7 @@ fn describe(page: &Page, term: &str) -> (String, String, String) {
                 "loss on relations (no unit)".to_owned()
             }
             LossKind::TokenMatching => "token matching (no unit)".to_owned(),
+            LossKind::KdDlgan => "KD-DLGAN's distances (no unit)".to_owned(),
         };
         (format!("Loss on the teacher's features ({tap})"), unit, batch.to_owned())
     } else {

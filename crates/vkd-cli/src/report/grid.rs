@@ -152,8 +152,13 @@ fn forest(d: Summary, reach: f64) -> String {
 /// The learning curves as a picture of its own; none where no result has a curve, as those read from a `report.json`.
 pub(crate) fn picture(grid: &Grid) -> Option<String> {
     let first = grid.first()?;
-    let what = Metric::main(&first.arm.metrics).what;
+    let what = main(grid)?.what;
     Some(plot(grid)?.picture(&format!("Validation {what}: {}", first.dataset)))
+}
+
+/// The main metric.
+fn main(grid: &Grid) -> Option<Metric> {
+    Some(Metric::main(&grid.first()?.arm.metrics))
 }
 
 /// The learning curves: a line an arm, the mean over its seeds.
@@ -162,10 +167,11 @@ fn plot(grid: &Grid) -> Option<Plot<'_>> {
     if lines.iter().all(|l| l.points.is_empty()) {
         return None;
     }
-    let main = Metric::main(&grid.first()?.arm.metrics);
+    let main = main(grid)?;
     let teacher = main.summary(grid.teacher(&main.validation()).into_values());
     let (title, unit) = match main.what {
         "AP" => ("Validation AP", "AP (%)"),
+        "Fréchet distance" => ("Validation Fréchet distance", "Fréchet distance"),
         _ => ("Validation accuracy", "accuracy (%)"),
     };
     let levels = teacher
@@ -180,14 +186,16 @@ fn plot(grid: &Grid) -> Option<Plot<'_>> {
 
 fn line<'a>(grid: &Grid, arm: &'a str) -> Line<'a> {
     let curve = grid.curve(arm);
+    let factor = main(grid).map_or(1., |main| main.in_unit(1.));
+    let most = if factor == 100. { 100. } else { f64::INFINITY };
     let part = |f: fn(Summary) -> f64| {
-        curve.iter().map(|(step, s)| (*step as f64, f(s.times(100.)))).collect::<Vec<_>>()
+        curve.iter().map(|(step, s)| (*step as f64, f(s.times(factor)))).collect::<Vec<_>>()
     };
     let band = match curve.iter().all(|(_, s)| s.deviation.is_some()) {
         true => part(|s| s.mean - s.deviation.unwrap_or(0.))
             .into_iter()
             .zip(part(|s| s.mean + s.deviation.unwrap_or(0.)))
-            .map(|((step, low), (_, high))| (step, low, high.min(100.)))
+            .map(|((step, low), (_, high))| (step, low, high.min(most)))
             .collect(),
         false => Vec::new(),
     };

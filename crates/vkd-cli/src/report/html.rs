@@ -77,17 +77,6 @@ pub(super) fn percent(share: f64) -> String {
     if share.is_finite() { format!("{:.2}", 100. * share) } else { "–".to_owned() }
 }
 
-/// A difference of shares in percentage points, with its sign.
-pub(super) fn points(difference: f64) -> String {
-    let rounded = format!("{:.2}", 100. * difference.abs());
-    match difference {
-        d if !d.is_finite() => "–".to_owned(),
-        _ if rounded == "0.00" => rounded,
-        d if d < 0. => format!("−{rounded}"),
-        _ => format!("+{rounded}"),
-    }
-}
-
 /// Seconds: a decimal where they are few.
 pub(super) fn seconds(seconds: f64) -> String {
     match seconds {

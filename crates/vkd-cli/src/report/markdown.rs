@@ -13,43 +13,106 @@ pub(crate) struct Metric {
     pub(crate) name: &'static str,
     /// What it measures, of which images apart.
     pub(crate) what: &'static str,
+    /// Whether less is better.
+    pub(crate) less: bool,
     factor: f64,
     digits: usize,
 }
 
 const fn percent(key: &'static str, name: &'static str, what: &'static str) -> Metric {
-    Metric { key, name, what, factor: 100., digits: 2 }
+    Metric { key, name, what, less: false, factor: 100., digits: 2 }
+}
+
+/// A number without a unit, called by its name.
+const fn number(key: &'static str, name: &'static str, less: bool, digits: usize) -> Metric {
+    Metric { key, name, what: name, less, factor: 1., digits }
 }
 
 /// What is shown of the metrics that results have, the main one first.
-const METRICS: [Metric; 10] = [
+const METRICS: [Metric; 19] = [
     percent("accuracy", "test accuracy (%)", "accuracy"),
     percent("ap", "test AP (%)", "AP"),
+    Metric { name: "test Fréchet distance", ..number("frechet", "Fréchet distance", true, 2) },
     percent("validation_accuracy", "validation (%)", "accuracy"),
     percent("validation_ap", "validation (%)", "AP"),
+    Metric { name: "validation", ..number("validation_frechet", "Fréchet distance", true, 2) },
+    number("nll", "negative log likelihood", true, 3),
     Metric {
-        key: "nll",
-        name: "negative log likelihood",
-        what: "negative log likelihood",
-        factor: 1.,
-        digits: 3,
+        less: true,
+        ..percent("calibration_error", "calibration error (%)", "calibration error")
     },
-    percent("calibration_error", "calibration error (%)", "calibration error"),
     percent("ap50", "AP50 (%)", "AP50"),
     percent("ap75", "AP75 (%)", "AP75"),
     percent("ap_small", "AP small (%)", "AP small"),
     percent("ar100", "AR100 (%)", "AR100"),
+    number("kernel", "kernel distance", true, 4),
+    percent("coverage", "coverage (%)", "coverage"),
+    percent("recall", "recall (%)", "recall"),
+    percent("precision", "precision (%)", "precision"),
+    number("density", "density", false, 3),
+    percent("recognised", "recognised (%)", "share recognised"),
+    number("inception_score", "inception score", false, 2),
 ];
 
 impl Metric {
     /// The main one of some scores: accuracy, where there is none of the known ones.
     pub(crate) fn main(scores: &BTreeMap<String, f64>) -> Self {
-        METRICS.into_iter().find(|m| scores.contains_key(m.key)).unwrap_or(METRICS[0])
+        let of_test = METRICS.into_iter().filter(|m| !m.key.starts_with("validation_"));
+        of_test.into_iter().find(|m| scores.contains_key(m.key)).unwrap_or(METRICS[0])
     }
 
     /// The key of the same metric on the validation images.
     pub(crate) fn validation(self) -> String {
         format!("validation_{}", self.key)
+    }
+
+    /// Whether it is a share, written in percent.
+    pub(crate) fn is_share(self) -> bool {
+        self.factor == 100.
+    }
+
+    /// `%` for a share.
+    pub(crate) fn unit(self) -> &'static str {
+        if self.is_share() { "%" } else { "" }
+    }
+
+    /// A value in the metric's unit.
+    pub(crate) fn in_unit(self, value: f64) -> f64 {
+        value * self.factor
+    }
+
+    /// A value without its unit; a dash for none.
+    pub(crate) fn plain(self, value: f64) -> String {
+        match value.is_finite() {
+            true => format!("{:.*}", self.digits, self.in_unit(value)),
+            false => "–".to_owned(),
+        }
+    }
+
+    /// A value with its unit.
+    pub(crate) fn whole(self, value: f64) -> String {
+        match self.unit() {
+            "" => self.plain(value),
+            unit => format!("{} {unit}", self.plain(value)),
+        }
+    }
+
+    /// A difference of two values with its sign and without a unit; a dash for none.
+    pub(crate) fn gap(self, difference: f64) -> String {
+        match difference.is_finite() {
+            true => self.signed(self.in_unit(difference)),
+            false => "–".to_owned(),
+        }
+    }
+
+    /// The unit of a difference, in brackets behind a heading.
+    pub(crate) fn gap_unit(self) -> &'static str {
+        if self.is_share() { " (pp)" } else { "" }
+    }
+
+    /// The better of two values.
+    pub(crate) fn better(self, a: f64, b: f64) -> f64 {
+        if self.less { a.min(b) } else { a.max(b) }
     }
 
     /// The value of some scores; NaN where it is not among them.
@@ -84,7 +147,13 @@ impl Metric {
 
     /// The pairs of a grid in the metric's unit.
     pub(crate) fn pairs(self, grid: &Grid) -> Vec<Pair> {
-        let scaled = |p: Pair| Pair { difference: p.difference.times(self.factor), ..p };
+        let scaled = |mut p: Pair| {
+            // For the left one speaks a smaller distance.
+            if self.less {
+                p.counts.reverse();
+            }
+            Pair { difference: p.difference.times(self.factor), ..p }
+        };
         grid.pairs(self.key).into_iter().map(scaled).collect()
     }
 

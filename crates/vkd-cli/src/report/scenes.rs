@@ -45,6 +45,14 @@ pub(crate) fn picture(scenes: &[Scene]) -> String {
     )
 }
 
+/// A grid of samples as an image of a page, its pixels enlarged.
+pub(crate) fn samples(grid: &Image) -> String {
+    format!(
+        "<img alt=\"samples\" width=\"100%\" style=\"image-rendering:pixelated;max-width:480px\" src=\"data:image/png;base64,{}\">\n",
+        png(grid)
+    )
+}
+
 /// All of them in one row, to stand in a page.
 pub(crate) fn row(scenes: &[Scene]) -> String {
     let width = scenes.len() as f64 * (SIDE + GAP) - GAP;

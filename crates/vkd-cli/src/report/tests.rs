@@ -1,6 +1,6 @@
 //! The page is well formed and complete, for usual and for odd runs.
 
-use super::html::{Pen, escape, points, scientific};
+use super::html::{Pen, escape, scientific};
 use super::*;
 use std::collections::BTreeMap;
 use vkd_train::{ArmReport, Dataset, EventKind, Recipe, TeacherReport, Validation};
@@ -103,10 +103,19 @@ fn escaping() {
 
 #[test]
 fn numbers() {
-    assert_eq!(points(0.2027), "+20.27");
-    assert_eq!(points(-0.0787), "−7.87");
-    assert_eq!(points(-1e-9), "0.00");
-    assert_eq!(points(f64::NAN), "–");
+    let accuracy = Metric::main(&BTreeMap::from([("accuracy".to_owned(), 0.5)]));
+    assert_eq!(accuracy.gap(0.2027), "+20.27");
+    assert_eq!(accuracy.gap(-0.0787), "−7.87");
+    assert_eq!(accuracy.gap(-1e-9), "0.00");
+    assert_eq!(accuracy.gap(f64::NAN), "–");
+    assert_eq!((accuracy.whole(0.5), accuracy.plain(f64::NAN)), ("50.00 %".into(), "–".into()));
+    let scores = ["validation_frechet", "frechet", "coverage"].map(|n| (n.to_owned(), 0.5));
+    let distance = Metric::main(&BTreeMap::from(scores));
+    assert_eq!((distance.key, distance.whole(12.345)), ("frechet", "12.35".into()));
+    assert_eq!((distance.gap(-1.), distance.better(1., 2.)), ("−1.00".into(), 1.));
+    // A score of validation images is never the main one.
+    let only = Metric::main(&BTreeMap::from([("validation_ap".to_owned(), 0.5)]));
+    assert_eq!(only.key, "accuracy");
     assert_eq!(scientific(3.377e-8, 1), "3.4×10⁻⁸");
     assert_eq!(scientific(1e-6, 0), "10⁻⁶");
     assert_eq!(scientific(0., 1), "0");

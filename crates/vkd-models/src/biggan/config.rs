@@ -55,6 +55,28 @@ pub struct DiscriminatorConfig {
     pub attention: Vec<usize>,
 }
 
+/// The two networks of a GAN.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GanConfig {
+    /// Makes images.
+    pub generator: GeneratorConfig,
+    /// Tells them from real ones.
+    pub discriminator: DiscriminatorConfig,
+}
+
+/// A generator as a file's card describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GeneratorModel {
+    /// Channels of an image.
+    pub channels: usize,
+    /// Number of classes.
+    pub classes: usize,
+    /// Sizes.
+    pub generator: GeneratorConfig,
+}
+
 fn four() -> usize {
     4
 }

@@ -5,6 +5,6 @@ mod discriminator;
 mod generator;
 mod layers;
 
-pub use config::{DiscriminatorConfig, GeneratorConfig};
+pub use config::{DiscriminatorConfig, GanConfig, GeneratorConfig, GeneratorModel};
 pub use discriminator::{Discriminator, DiscriminatorOutput};
 pub use generator::Generator;

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rand::Rng;
+use std::ops::Range;
 use std::sync::Arc;
 use vkd_norm::stream;
 
@@ -16,7 +17,7 @@ pub struct GenerationBatch {
     pub sample_ids: Arc<[u64]>,
 }
 
-/// Standard normal numbers `(rows, width)` in f32: row i a function of `(seed, name, step, i)` alone.
+/// Standard normal numbers `(rows, width)` in f32: row i of all, of which `rows` are made, is a function of `(seed, name, step, i)` alone.
 ///
 /// # Errors
 /// None on the CPU.
@@ -25,24 +26,26 @@ pub struct GenerationBatch {
 /// ```
 /// use candle_core::Device;
 /// use vkd_tasks::white_noise;
-/// let noise = white_noise(7, "samples", 0, [3, 16], &Device::Cpu)?;
-/// let first = white_noise(7, "samples", 0, [1, 16], &Device::Cpu)?;
-/// assert_eq!(noise.get(0)?.to_vec1::<f32>()?, first.get(0)?.to_vec1::<f32>()?);
+/// let noise = white_noise(7, "samples", 0, 0..3, 16, &Device::Cpu)?;
+/// let last = white_noise(7, "samples", 0, 2..3, 16, &Device::Cpu)?;
+/// assert_eq!(noise.get(2)?.to_vec1::<f32>()?, last.get(0)?.to_vec1::<f32>()?);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn white_noise(
     seed: u64,
     name: &str,
     step: u64,
-    [rows, width]: [usize; 2],
+    rows: Range<usize>,
+    width: usize,
     device: &Device,
 ) -> Result<Tensor> {
-    let mut values = Vec::with_capacity(rows * width);
-    for row in 0..rows {
+    let count = rows.len();
+    let mut values = Vec::with_capacity(count * width);
+    for row in rows {
         let mut rng = stream(seed, name, step, row as u64);
         values.extend((0..width).map(|_| normal(&mut rng) as f32));
     }
-    Tensor::from_vec(values, (rows, width), device)
+    Tensor::from_vec(values, (count, width), device)
 }
 
 /// A standard normal number by Box and Muller's transform.
@@ -52,7 +55,7 @@ fn normal(rng: &mut impl Rng) -> f64 {
     radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()
 }
 
-/// Classes `(rows)`, u32, each one of `classes` with the same probability: row i a function of `(seed, name, step, i)` alone.
+/// Classes `(rows)`, u32, each one of `classes` with the same probability: row i of all is a function of `(seed, name, step, i)` alone.
 ///
 /// # Errors
 /// No class.
@@ -60,7 +63,7 @@ pub fn uniform_classes(
     seed: u64,
     name: &str,
     step: u64,
-    rows: usize,
+    rows: Range<usize>,
     classes: usize,
     device: &Device,
 ) -> Result<Tensor> {
@@ -68,7 +71,8 @@ pub fn uniform_classes(
         bail!("generation: expected a count of classes that fits u32, at least one, got {classes}")
     };
     let draw = |row: usize| stream(seed, name, step, row as u64).random_range(0..classes);
-    Tensor::from_vec((0..rows).map(draw).collect::<Vec<_>>(), rows, device)
+    let count = rows.len();
+    Tensor::from_vec(rows.map(draw).collect::<Vec<_>>(), count, device)
 }
 
 impl GenerationBatch {

@@ -1,6 +1,7 @@
 //! Matches a discriminator's features of real and generated images to a teacher's.
 
 use super::RunningWhitening;
+use crate::distiller::geometry_of;
 use crate::features::tap;
 use crate::{
     ClassificationAdapter, FeatureAdapter, FeatureLoss, Projector, ProjectorConfig, Taps, Term,
@@ -54,7 +55,7 @@ pub struct GenerationTap {
     pub student_normalizer: Normalizer,
     /// Applied to the teacher.
     pub teacher_normalizer: TeacherNormalizer,
-    /// Whether statistics of a batch are those of real and generated images together. Else each side has its own, and looks the same to
+    /// Whether statistics of a batch are those of real and generated images together, as a running covariance's are. Else each side has its own, and looks the same to
     /// second order whatever the generator does.
     pub together: bool,
     /// What is compared.
@@ -159,7 +160,17 @@ impl GenerationDistiller {
                 return Err(named(Error::Msg(fault)));
             }
         }
-        tap.student_normalizer.check(tap.teacher_width).map_err(named)?;
+        let entrywise = match &tap.loss {
+            GenerationLoss::Feature(loss) => loss.is_entrywise(),
+            GenerationLoss::KdDlgan { .. } => true,
+        };
+        let (own, taught) = (tap.student_width, tap.teacher_width);
+        let projected = tap.projector.width(own, taught, entrywise).map_err(named)?;
+        tap.student_normalizer.check(projected).map_err(named)?;
+        if !tap.together && matches!(tap.teacher_normalizer, TeacherNormalizer::Running { .. }) {
+            let fault = "together: expected true with a running covariance, which is of all rows";
+            return Err(named(Error::Msg(fault.to_owned())));
+        }
         match &tap.loss {
             GenerationLoss::Feature(loss) => {
                 let zero = Tensor::zeros((2, 2), DType::F32, &Device::Cpu)?;
@@ -217,6 +228,27 @@ impl GenerationDistiller {
         self.adapter.check_pair(student, teacher).map_err(|e| at_tap(&t.student, e))
     }
 
+    /// How the features of some images lie: `rank.TAP` and `teacher_rank.TAP` (effective ranks) and `cka.TAP`; none that isn't
+    /// defined.
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check).
+    pub fn geometry(&self, student: &Taps, teacher: &Taps) -> Result<Vec<(String, f64)>> {
+        self.check(student, teacher)?;
+        let student = self.rows(student, "discriminator", &self.tap.student)?;
+        let teacher = self.rows(teacher, "teacher", &self.tap.teacher)?;
+        Ok(geometry_of(&self.tap.student, &student, &teacher))
+    }
+
+    /// A tap as rows.
+    fn rows(&self, taps: &Taps, owner: &str, name: &str) -> Result<Tensor> {
+        let features = tap(taps, owner, name)?;
+        match features.tensor().dtype() {
+            DType::F16 | DType::BF16 => self.adapter.adapt(&features.to_dtype(self.dtype)?),
+            _ => self.adapter.adapt(features),
+        }
+    }
+
     /// The terms of one batch, `real.TAP` and `generated.TAP`, and for KD-DLGAN with texts `real.texts` and `generated.texts`.
     ///
     /// In training a running covariance takes in the batch first, and whitens with what it then holds.
@@ -244,15 +276,8 @@ impl GenerationDistiller {
         ctx: &Context,
     ) -> Result<Vec<Term>> {
         let t = &self.tap;
-        let rows = |taps: &Taps, owner: &str, name: &str| -> Result<Tensor> {
-            let features = tap(taps, owner, name)?;
-            match features.tensor().dtype() {
-                DType::F16 | DType::BF16 => self.adapter.adapt(&features.to_dtype(self.dtype)?),
-                _ => self.adapter.adapt(features),
-            }
-        };
-        let student = student.map(|taps| rows(taps, "discriminator", &t.student))?;
-        let teacher = teacher.map(|taps| Ok(rows(taps, "teacher", &t.teacher)?.detach()))?;
+        let student = student.map(|taps| self.rows(taps, "discriminator", &t.student))?;
+        let teacher = teacher.map(|taps| Ok(self.rows(taps, "teacher", &t.teacher)?.detach()))?;
         // One pass of both through the projector, whose map is the dear part.
         let joined = Tensor::cat(&[&student.real, &student.generated], 0)?;
         let projected = self.split(&self.projector.forward(&joined)?, &student)?;

@@ -55,7 +55,10 @@ impl RunningWhitening {
     /// # Errors
     /// Another width, or rows that are not finite; nothing is changed then.
     pub fn update(&self, rows: &Tensor) -> Result<()> {
-        let batch = Moments::from_rows(rows, None)?;
+        let batch = match rows.dtype() {
+            DType::F16 | DType::BF16 => Moments::from_rows(&rows.to_dtype(DType::F32)?, None)?,
+            _ => Moments::from_rows(rows, None)?,
+        };
         let mut gathered = self.moments()?;
         let first = gathered.count() == 0.;
         gathered.decay(self.keep)?;

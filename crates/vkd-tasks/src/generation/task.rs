@@ -15,8 +15,16 @@ pub const DISCRIMINATOR: &str = "discriminator";
 /// Name of the phase that trains the generator: variables under `generator.`.
 pub const GENERATOR: &str = "generator";
 
-/// Bit that tells the ids of generated rows from those of samples, where one pass holds both.
+/// Bit that tells the ids of generated rows from those of samples, by which random layers draw.
 const GENERATED: u64 = 1 << 63;
+/// Bit that tells the generator's phase from the discriminator's of the same step.
+const OF_GENERATOR: u64 = 1 << 62;
+
+/// Ids of generated rows in a phase.
+fn generated_ids(phase: &str, rows: usize) -> Arc<[u64]> {
+    let bits = GENERATED | if phase == GENERATOR { OF_GENERATOR } else { 0 };
+    (0..rows as u64).map(|row| row | bits).collect()
+}
 
 /// [`lecam`](vkd_loss::lecam) in the discriminator's loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,6 +33,8 @@ pub struct LecamConfig {
     pub weight: f64,
     /// Share of the averages that a batch leaves, `[0, 1)`.
     pub decay: f64,
+    /// Updates of the discriminator before the term counts; until then the averages are the last batch's. 1000 in the published runs.
+    pub start: u64,
 }
 
 /// What a [`GenerationTask`] is told beside its networks.
@@ -104,6 +114,7 @@ pub struct GenerationTask {
     generator: Box<dyn GeneratorNetwork>,
     discriminator: Box<dyn DiscriminatorNetwork>,
     frozen: Option<Box<dyn DiscriminatorNetwork>>,
+    frozen_generator: Option<Box<dyn GeneratorNetwork>>,
     distillation: Option<(Teacher, GenerationDistiller)>,
     config: GenerationConfig,
     /// LeCam's two averages, and how often they moved.
@@ -133,7 +144,7 @@ impl GenerationTask {
         augment.check()?;
         let averages = match lecam {
             None => None,
-            Some(LecamConfig { weight, decay }) => {
+            Some(LecamConfig { weight, decay, .. }) => {
                 if !(weight >= 0. && weight.is_finite() && (0. ..1.).contains(&decay)) {
                     bail!(
                         "generation: lecam: expected a weight of at least 0 and a decay in [0, 1), got {weight} and {decay}"
@@ -152,6 +163,7 @@ impl GenerationTask {
             generator: Box::new(generator),
             discriminator: Box::new(discriminator),
             frozen: None,
+            frozen_generator: None,
             distillation,
             config,
             averages,
@@ -166,6 +178,23 @@ impl GenerationTask {
         self
     }
 
+    /// With a generator for the discriminator's phase, in the same way: what only the generator's gradient needs is then not kept.
+    pub fn with_frozen_generator(mut self, generator: impl GeneratorNetwork + 'static) -> Self {
+        self.frozen_generator = Some(Box::new(generator));
+        self
+    }
+
+    /// How the discriminator's features of images and classes lie, beside the teacher's: see [`GenerationDistiller::geometry`]; nothing
+    /// without a teacher.
+    ///
+    /// # Errors
+    /// Those of the networks.
+    pub fn geometry(&self, batch: &GenerationBatch) -> Result<Vec<(String, f64)>> {
+        let Some((teacher, distiller)) = &self.distillation else { return Ok(Vec::new()) };
+        let judged = self.discriminator.judge(&batch.images, &batch.labels, &Context::eval())?;
+        distiller.geometry(&judged.taps, &taught(teacher, &batch.images)?)
+    }
+
     /// Images of the generator in evaluation mode.
     ///
     /// # Errors
@@ -174,16 +203,30 @@ impl GenerationTask {
         self.generator.generate(noise, labels, &Context::eval())
     }
 
-    /// Runs all networks once in evaluation mode and checks that they fit the data and each other, before any training.
+    /// Runs all networks once in evaluation mode and checks that they fit the data and each other, before any training: real images with
+    /// their classes, and generated ones of the last classes, as many as the batch has.
     ///
     /// # Errors
-    /// A batch that contradicts itself, a class beyond the classes, generated images of another shape than real ones, and those of the
-    /// networks and of [`GenerationDistiller::check`].
+    /// A batch that contradicts itself, a network with fewer classes, generated images of another shape than real ones, a frozen
+    /// network that is not the other's, and those of the networks and of [`GenerationDistiller::check`].
     pub fn check(&self, batch: &GenerationBatch) -> Result<()> {
         let rows = batch.check(self.config.classes)?;
-        let ctx = Context::eval();
-        let (generated, _) = self.draw("check", rows, batch, &ctx)?;
+        let (ctx, device) = (Context::eval(), batch.images.device());
+        let last = |row: usize| (self.config.classes - 1 - row % self.config.classes) as u32;
+        let labels = Tensor::from_vec((0..rows).map(last).collect::<Vec<_>>(), rows, device)?;
+        let noise = white_noise(0, "noise.check", 0, 0..rows, self.config.noise, device)?;
+        let noise = noise.to_dtype(batch.images.dtype())?;
+        let generated = self.generator.generate(&noise, &labels, &ctx)?.detach();
         self.same_shape(&generated, batch)?;
+        let judged = self.discriminator.judge(&generated, &labels, &ctx)?;
+        self.judged(&judged, rows)?;
+        if let Some(frozen) = &self.frozen_generator {
+            same("generator", &generated, &frozen.generate(&noise, &labels, &ctx)?)?;
+        }
+        if let Some(frozen) = &self.frozen {
+            let other = frozen.judge(&generated, &labels, &ctx)?;
+            same("discriminator", &judged.score, &other.score)?;
+        }
         let judged = self.discriminator.judge(&batch.images, &batch.labels, &ctx)?;
         self.judged(&judged, rows)?;
         if let Some((teacher, distiller)) = &self.distillation {
@@ -192,23 +235,27 @@ impl GenerationTask {
         Ok(())
     }
 
-    /// Generated images and their classes, `rows` of them, by the streams of `name`.
+    /// Generated images and their classes, `rows` of them, by the streams of `phase`.
     fn draw(
         &self,
-        name: &str,
+        phase: &str,
         rows: usize,
         batch: &GenerationBatch,
         ctx: &Context,
     ) -> Result<(Tensor, Tensor)> {
         let GenerationConfig { noise, classes, .. } = self.config;
         let (seed, step, device) = (ctx.seed, ctx.step, batch.images.device());
-        let noise = white_noise(seed, &format!("noise.{name}"), step, [rows, noise], device)?;
+        let noise = white_noise(seed, &format!("noise.{phase}"), step, 0..rows, noise, device)?;
         let labels =
-            uniform_classes(seed, &format!("classes.{name}"), step, rows, classes, device)?;
+            uniform_classes(seed, &format!("classes.{phase}"), step, 0..rows, classes, device)?;
         // Random layers of the generator draw by the number of the row.
-        let ctx = Context { sample_ids: (0..rows as u64).collect(), ..ctx.clone() };
+        let ctx = Context { sample_ids: generated_ids(phase, rows), ..ctx.clone() };
         let noise = noise.to_dtype(batch.images.dtype())?;
-        Ok((self.generator.generate(&noise, &labels, &ctx)?, labels))
+        let generator = match &self.frozen_generator {
+            Some(frozen) if phase == DISCRIMINATOR => frozen,
+            _ => &self.generator,
+        };
+        Ok((generator.generate(&noise, &labels, &ctx)?, labels))
     }
 
     fn same_shape(&self, generated: &Tensor, batch: &GenerationBatch) -> Result<()> {
@@ -241,8 +288,8 @@ impl GenerationTask {
         let images = Tensor::cat(&[&real, &generated], 0)?;
         let labels = Tensor::cat(&[&batch.labels, &classes], 0)?;
         // Random layers draw by these: generated rows are no samples of the data set, and must not share a real one's stream.
-        let apart = numbers.iter().map(|row| row | GENERATED);
-        let ids = batch.sample_ids.iter().copied().chain(apart).collect();
+        let apart = generated_ids(DISCRIMINATOR, rows);
+        let ids = batch.sample_ids.iter().chain(apart.iter()).copied().collect();
         let both = Context { sample_ids: ids, ..ctx.clone() };
         let judged = self.discriminator.judge(&images, &labels, &both)?;
         self.judged(&judged, 2 * rows)?;
@@ -255,9 +302,10 @@ impl GenerationTask {
             term("hinge.generated", 1., vkd_loss::hinge_generated(&scores.generated)?),
         ];
         if let (Some(lecam), Some(averages)) = (self.config.lecam, &self.averages) {
-            let [real, generated] = moved(averages, &scores, lecam.decay, ctx.train)?;
+            let ([real, generated], begun) = moved(averages, &scores, lecam, ctx.train)?;
             let value = vkd_loss::lecam(&scores.real, &scores.generated, real, generated)?;
-            terms.push(term("lecam", lecam.weight, value));
+            // Logged from the first step on, so that the log has the same columns.
+            terms.push(term("lecam", if begun { lecam.weight } else { 0. }, value));
         }
         if let Some((teacher, distiller)) = &self.distillation {
             let student = halves(&judged.taps, rows)?;
@@ -271,9 +319,11 @@ impl GenerationTask {
         let rows = batch.images.dim(0)?;
         let (generated, classes) = self.draw(GENERATOR, rows, batch, ctx)?;
         self.same_shape(&generated, batch)?;
-        let ctx = Context { sample_ids: (0..rows as u64).collect(), ..ctx.clone() };
-        let seen =
-            self.config.augment.apply(&generated, &format!("generated.{GENERATOR}"), &ctx)?;
+        let seen = {
+            let ctx = Context { sample_ids: (0..rows as u64).collect(), ..ctx.clone() };
+            self.config.augment.apply(&generated, &format!("generated.{GENERATOR}"), &ctx)?
+        };
+        let ctx = Context { sample_ids: generated_ids(GENERATOR, rows), ..ctx.clone() };
         let judge = self.frozen.as_ref().unwrap_or(&self.discriminator);
         let judged = judge.judge(&seen, &classes, &ctx)?;
         self.judged(&judged, rows)?;
@@ -339,15 +389,43 @@ fn halves(taps: &Taps, rows: usize) -> Result<Sides<Taps>> {
     Ok(Sides { real: half(0)?, generated: half(rows)? })
 }
 
-/// LeCam's averages after this batch's scores; the first batch sets them. In evaluation nothing is kept.
-fn moved(averages: &Tensor, scores: &Sides<Tensor>, decay: f64, train: bool) -> Result<[f64; 2]> {
+/// Refuses constants that are not those of the network's variables; rounding may differ.
+fn same(what: &str, live: &Tensor, frozen: &Tensor) -> Result<()> {
+    if live.dims() != frozen.dims() {
+        bail!(
+            "generation: expected a frozen {what} that is the same network, {:?}, got {:?}",
+            live.dims(),
+            frozen.dims()
+        )
+    }
+    let largest = |xs: &Tensor| xs.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>();
+    let (live, frozen) = (live.detach(), frozen.detach());
+    let (apart, scale) = (largest(&(&live - &frozen)?)?, largest(&live)?);
+    if apart > 1e-2 * scale {
+        bail!(
+            "generation: expected a frozen {what} of the same weights, got outputs that differ by {apart:.1e} of {scale:.1e}"
+        )
+    }
+    Ok(())
+}
+
+/// LeCam's averages after this batch's scores, and whether the term counts yet; until then they are the batch's. In evaluation nothing
+/// is kept.
+fn moved(
+    averages: &Tensor,
+    scores: &Sides<Tensor>,
+    config: LecamConfig,
+    train: bool,
+) -> Result<([f64; 2], bool)> {
+    let decay = config.decay;
     let mean =
         |scores: &Tensor| scores.detach().to_dtype(DType::F64)?.mean_all()?.to_scalar::<f64>();
     let now = [mean(&scores.real)?, mean(&scores.generated)?];
     let [real, generated, updates] = averages.to_vec1::<f64>()?[..] else {
         bail!("generation: expected three numbers of LeCam, got {:?}", averages.dims())
     };
-    let moved = match updates > 0. {
+    let begun = updates >= config.start as f64;
+    let moved = match begun && updates > 0. {
         true => [decay * real + (1. - decay) * now[0], decay * generated + (1. - decay) * now[1]],
         false => now,
     };
@@ -355,5 +433,5 @@ fn moved(averages: &Tensor, scores: &Sides<Tensor>, decay: f64, train: bool) -> 
         let state = [moved[0], moved[1], updates + 1.];
         averages.slice_set(&Tensor::new(&state, averages.device())?, 0, 0)?;
     }
-    Ok(moved)
+    Ok((moved, begun))
 }

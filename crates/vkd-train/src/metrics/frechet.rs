@@ -13,12 +13,12 @@ const OP: &str = "frechet distance";
 /// depend on the number of images.
 ///
 /// # Numerics
-/// Both roots go through symmetric eigendecompositions, so that the distance is real and defined for singular covariances too:
-/// N of d or fewer, a constant channel. Eigenvalues below `d · ε` of the largest are rounding, and count as zero: a root would make them
-/// the eighth digit. The result is no more than rounding below zero, and not below it.
+/// With `S₁ = F Fᵀ` and `S₂ = G Gᵀ` from symmetric eigendecompositions the last trace is the sum of the singular values of `Fᵀ G`: no
+/// eigenvalue of a product is rooted, which would leave half the digits. So the distance is real and defined for singular covariances too: N
+/// of d or fewer, a constant channel. It is no more than rounding below zero, and not below it.
 ///
 /// # Errors
-/// Another width, fewer than two samples on a side, or an eigendecomposition that does not converge.
+/// Another width, fewer than two samples on a side, or a decomposition that does not converge.
 ///
 /// # References
 /// Heusel et al., arXiv:1706.08500; Dowson and Landau, *The Fréchet distance between multivariate normal distributions* (1982).
@@ -63,25 +63,25 @@ fn covariance(moments: &Moments) -> Result<Mat<f64>> {
     Ok(Mat::from_fn(d, d, |i, j| values[i * d + j]))
 }
 
-/// `tr((√A B √A)^½)` as the sum of the roots of the eigenvalues of `(Λ^½ Vᵀ) B (V Λ^½)`, `A = V Λ Vᵀ`.
+/// `tr((√A B √A)^½)` as the sum of the singular values of `Fᵀ G`.
 fn root_trace(a: &Mat<f64>, b: &Mat<f64>) -> Result<f64> {
-    let failed = |e| Error::Msg(format!("{OP}: eigenvalues: {e:?}"));
-    let eigen = a.self_adjoint_eigen(Side::Lower).map_err(failed)?;
-    let (vectors, values) = (eigen.U(), eigen.S().column_vector());
-    let d = a.nrows();
-    let all: Vec<f64> = (0..d).map(|i| values[i]).collect();
-    let limit = noise(&all);
-    // Only what A spans: the product is smaller, and no rounding of a zero is rooted.
-    let kept: Vec<usize> = (0..d).filter(|&i| all[i] > limit).collect();
-    let factor = Mat::from_fn(d, kept.len(), |i, j| vectors[(i, kept[j])] * all[kept[j]].sqrt());
-    let inner = factor.transpose() * (b * &factor);
-    let found = inner.self_adjoint_eigenvalues(Side::Lower).map_err(failed)?;
-    let limit = noise(&found);
-    Ok(found.iter().filter(|v| **v > limit).map(|v| v.sqrt()).sum())
+    let product = root(a)?.transpose() * root(b)?;
+    if product.nrows() == 0 || product.ncols() == 0 {
+        return Ok(0.);
+    }
+    let found = product.singular_values();
+    let found = found.map_err(|e| Error::Msg(format!("{OP}: singular values: {e:?}")))?;
+    Ok(found.iter().sum())
 }
 
-/// What rounding leaves of an eigenvalue of zero.
-fn noise(values: &[f64]) -> f64 {
-    let largest = values.iter().fold(0f64, |m, v| m.max(*v));
-    largest * f64::EPSILON * values.len() as f64
+/// F with `F Fᵀ` the matrix. Eigenvalues below `d · ε` of the largest are rounding and count as zero: a root would make them the eighth
+/// digit.
+fn root(matrix: &Mat<f64>) -> Result<Mat<f64>> {
+    let eigen = matrix.self_adjoint_eigen(Side::Lower);
+    let eigen = eigen.map_err(|e| Error::Msg(format!("{OP}: eigenvalues: {e:?}")))?;
+    let (vectors, values) = (eigen.U(), eigen.S().column_vector());
+    let d = matrix.nrows();
+    let limit = (0..d).fold(0f64, |m, i| m.max(values[i])) * f64::EPSILON * d as f64;
+    let kept: Vec<usize> = (0..d).filter(|&i| values[i] > limit).collect();
+    Ok(Mat::from_fn(d, kept.len(), |i, j| vectors[(i, kept[j])] * values[kept[j]].sqrt()))
 }

@@ -2,14 +2,17 @@
 
 use super::{ManifoldScores, Moments, frechet_distance, kernel_distance, manifold_scores};
 use candle_core::{DType, Device, Result, Tensor, bail};
+use rand::Rng;
 use serde::Serialize;
+use vkd_nn::stream;
 
 const OP: &str = "generation scores";
 
-/// Features of images by one extractor: mean and covariance of all, and the first rows themselves.
+/// Features of images by one extractor: mean and covariance of all, and a sample of the rows themselves.
 ///
 /// The Fréchet distance needs the former, which do not grow with the number of images; kernel distance, precision, recall, density and
-/// coverage need rows, of which so many are kept as is said.
+/// coverage need rows, of which so many are kept as is said: all, or an even sample of all (Vitter's algorithm R), drawn by the images'
+/// numbers alone, so that it does not depend on the batches.
 ///
 /// # Example
 /// ```
@@ -60,10 +63,19 @@ impl Features {
             DType::F64 => features.clone(),
             _ => features.to_dtype(DType::F32)?,
         };
+        let before = self.moments.count() as u64;
         self.moments.merge(&Moments::from_rows(&features, None)?)?;
-        let room = self.keep - self.kept();
-        let first = features.narrow(0, 0, batch.min(room))?.to_dtype(DType::F32)?;
-        self.rows.extend(first.flatten_all()?.to_vec1::<f32>()?);
+        let values = features.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        for (number, row) in (before..before + batch as u64).zip(values.chunks_exact(width)) {
+            if self.kept() < self.keep {
+                self.rows.extend(row);
+                continue;
+            }
+            let place = stream(0, "generation-scores.rows", 0, number).random_range(0..=number);
+            if let Some(old) = self.rows.chunks_exact_mut(width).nth(place as usize) {
+                old.copy_from_slice(row);
+            }
+        }
         Ok(())
     }
 
@@ -77,7 +89,7 @@ impl Features {
         &self.moments
     }
 
-    /// The rows that were kept, `(N, width)`: the first ones.
+    /// The rows that were kept, `(N, width)`.
     ///
     /// # Errors
     /// None on the CPU.
@@ -99,6 +111,10 @@ pub struct GenerationScores {
     pub real: usize,
     /// Generated images.
     pub generated: usize,
+    /// Rows of real images that were kept.
+    pub real_rows: usize,
+    /// Rows of generated images that were kept.
+    pub generated_rows: usize,
     /// [`frechet_distance`] of all images.
     pub frechet: f64,
     /// [`kernel_distance`] of the rows that were kept.
@@ -125,6 +141,8 @@ impl GenerationScores {
             extractor: real.extractor.clone(),
             real: real.moments.count() as usize,
             generated: generated.moments.count() as usize,
+            real_rows: real.kept(),
+            generated_rows: generated.kept(),
             frechet: frechet_distance(&real.moments, &generated.moments)?,
             kernel: kernel_distance(&rows, &samples)?,
             manifold: manifold_scores(&rows, &samples, k)?,

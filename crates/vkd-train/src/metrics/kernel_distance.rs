@@ -105,8 +105,14 @@ fn checked(real: &Tensor, generated: &Tensor, needed: usize) -> Result<(Tensor, 
             bail!("{OP}: expected at least {needed} {side} samples, got {}", rows.dim(0)?)
         }
     }
-    let wide = |rows: &Tensor| rows.detach().to_dtype(DType::F64)?.contiguous();
-    Ok((wide(real)?, wide(generated)?))
+    let wide = |side: &str, rows: &Tensor| -> Result<Tensor> {
+        let rows = rows.detach().to_dtype(DType::F64)?.contiguous()?;
+        match rows.abs()?.sum_all()?.to_scalar::<f64>()?.is_finite() {
+            true => Ok(rows),
+            false => bail!("{OP}: expected finite {side} features, got others"),
+        }
+    };
+    Ok((wide("real", real)?, wide("generated", generated)?))
 }
 
 fn of_rows(real: &Tensor, generated: &Tensor) -> Result<f64> {

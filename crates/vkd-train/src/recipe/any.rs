@@ -1,7 +1,7 @@
 //! A recipe whose task shows when it is read.
 
 use super::overrides::{blame, located, set};
-use super::{DetectionRecipe, Recipe, TaskKind};
+use super::{DetectionRecipe, GenerationRecipe, Recipe, TaskKind};
 use crate::folder::named;
 use candle_core::{Result, bail};
 use serde::Deserialize;
@@ -14,6 +14,8 @@ pub enum AnyRecipe {
     Classification(Recipe),
     /// `task = "detection"`.
     Detection(DetectionRecipe),
+    /// `task = "generation"`.
+    Generation(GenerationRecipe),
 }
 
 /// What decides how the rest is read.
@@ -47,6 +49,9 @@ impl AnyRecipe {
             TaskKind::Detection => {
                 DetectionRecipe::parse(text, source, overrides).map(Self::Detection)
             }
+            TaskKind::Generation => {
+                GenerationRecipe::parse(text, source, overrides).map(Self::Generation)
+            }
         }
     }
 
@@ -64,6 +69,7 @@ impl AnyRecipe {
         match self {
             Self::Classification(recipe) => recipe.table(),
             Self::Detection(recipe) => recipe.table(),
+            Self::Generation(recipe) => recipe.table(),
         }
     }
 }
@@ -77,5 +83,11 @@ impl From<Recipe> for AnyRecipe {
 impl From<DetectionRecipe> for AnyRecipe {
     fn from(recipe: DetectionRecipe) -> Self {
         Self::Detection(recipe)
+    }
+}
+
+impl From<GenerationRecipe> for AnyRecipe {
+    fn from(recipe: GenerationRecipe) -> Self {
+        Self::Generation(recipe)
     }
 }

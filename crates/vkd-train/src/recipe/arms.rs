@@ -31,6 +31,12 @@ pub struct DistillConfig {
     /// Whether the padded places of a detector's maps count, as in the published code, which is the default.
     #[serde(default, skip_serializing_if = "is_default")]
     pub padding: PaddingKind,
+    /// Of generation: whose covariance whitens the teacher's features; by default each batch's.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub covariance: CovarianceKind,
+    /// Of generation: share of the mean variance that is added to each variance before whitening; by default 1e-4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shrinkage: Option<f64>,
 }
 
 impl DistillConfig {
@@ -41,7 +47,8 @@ impl DistillConfig {
             .map(|tap| (format!("distill.tap: weight of {}", tap.student), tap.weight))
             .collect();
         let weights: Vec<(&str, f64)> = weights.iter().map(|(key, w)| (key.as_str(), *w)).collect();
-        not_negative(&weights)
+        not_negative(&weights)?;
+        not_negative(&[("distill.shrinkage", self.shrinkage.unwrap_or(0.))])
     }
 }
 
@@ -84,6 +91,19 @@ pub enum PaddingKind {
     Masked,
 }
 
+/// Whose covariance whitens the teacher's features of a GAN.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CovarianceKind {
+    /// That of the batch, real and generated images together.
+    #[default]
+    Batch,
+    /// That of the last hundred batches or so.
+    Running,
+    /// That of the training images that the GAN may see, before any training.
+    Data,
+}
+
 fn usual_tap() -> Vec<TapNames> {
     vec![TapNames::new(STUDENT_TAP, TEACHER_TAP)]
 }
@@ -112,12 +132,14 @@ pub enum LossKind {
     /// ViDT's token matching, arXiv:2110.03921, for detectors: the square root of the sum over taps of the mean distance of
     /// a row to the teacher's, times the layers that a tap stacks. The arm's weight stands before the root.
     TokenMatching,
+    /// KD-DLGAN's terms without texts, arXiv:2303.17158, for GANs.
+    KdDlgan,
 }
 
 impl LossKind {
     /// Whether it compares relations within the batch, so that the two widths may differ.
     pub fn is_relational(self) -> bool {
-        !matches!(self, Self::SmoothL1 | Self::Mse | Self::TokenMatching)
+        !matches!(self, Self::SmoothL1 | Self::Mse | Self::TokenMatching | Self::KdDlgan)
     }
 
     /// Whether all taps share one term, under a root.
@@ -183,6 +205,15 @@ pub struct ArmConfig {
     /// In place of `distill.student_normalizer`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub student_normalizer: Option<String>,
+    /// In place of `distill.covariance`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub covariance: Option<CovarianceKind>,
+    /// In place of `distill.shrinkage`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shrinkage: Option<f64>,
+    /// Of generation: weight of the features of generated images; by default that of real ones, `features`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generated: Option<f64>,
 }
 
 impl ArmConfig {
@@ -192,6 +223,8 @@ impl ArmConfig {
             (&format!("arm.{name}.features"), self.features),
             (&format!("arm.{name}.dkd_alpha"), self.dkd_alpha.unwrap_or(0.)),
             (&format!("arm.{name}.dkd_beta"), self.dkd_beta.unwrap_or(0.)),
+            (&format!("arm.{name}.shrinkage"), self.shrinkage.unwrap_or(0.)),
+            (&format!("arm.{name}.generated"), self.generated.unwrap_or(0.)),
         ])?;
         if let Some(temperature) = self.temperature
             && !(temperature > 0. && temperature.is_finite())
@@ -249,6 +282,8 @@ impl ArmConfig {
             map: or(&self.map, &distill.map),
             teacher_normalizer: or(&self.teacher_normalizer, &distill.teacher_normalizer),
             student_normalizer: or(&self.student_normalizer, &distill.student_normalizer),
+            covariance: self.covariance.unwrap_or(distill.covariance),
+            shrinkage: self.shrinkage.or(distill.shrinkage),
             ..distill.clone()
         }
     }

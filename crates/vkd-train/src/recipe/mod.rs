@@ -5,6 +5,7 @@ mod arms;
 mod augment;
 mod data;
 mod detection;
+mod generation;
 mod init;
 mod overrides;
 mod teacher;
@@ -12,8 +13,8 @@ mod training;
 
 pub use any::AnyRecipe;
 pub use arms::{
-    ArmConfig, DistillConfig, LabelBudget, LogitLossKind, LossKind, PaddingKind, ProjectorKind,
-    TapNames,
+    ArmConfig, CovarianceKind, DistillConfig, LabelBudget, LogitLossKind, LossKind, PaddingKind,
+    ProjectorKind, TapNames,
 };
 pub use augment::{AugmentConfig, CropConfig, EraseWith, RandAugmentConfig};
 pub use data::{DataConfig, DataKind, OnCorrupt};
@@ -21,11 +22,14 @@ pub use detection::{
     BoxAugmentConfig, BoxCriterionConfig, BoxCropConfig, CocoConfig, DetectionDataConfig,
     DetectionSource, Outside, ScenesConfig, ValidationPart,
 };
+pub use generation::{
+    ClipTeacherConfig, DiffAugmentConfig, GanCriterionConfig, GanTeacherModel, LecamTableConfig,
+};
 pub use init::InitConfig;
 pub use teacher::{CacheConfig, TeacherConfig};
 pub use training::{ComputeKind, OptimizerKind, ScheduleKind, TrainingConfig};
 
-use crate::workload::{Classification, Detection, Workload};
+use crate::workload::{Classification, Detection, Generation, Workload};
 use candle_core::{Result, bail};
 use overrides::{blame, located, set};
 use serde::{Deserialize, Serialize};
@@ -64,9 +68,9 @@ pub struct RecipeOf<W: Workload> {
     /// Data.
     pub data: W::DataConfig,
     /// Teacher.
-    pub teacher: TeacherConfig<W::Architecture>,
+    pub teacher: TeacherConfig<W::TeacherModel>,
     /// Student: family and sizes; image size, channels and classes come from the data.
-    pub student: W::Architecture,
+    pub student: W::StudentModel,
     /// Weights that the student starts from; by default drawn ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<InitConfig>,
@@ -87,6 +91,9 @@ pub type Recipe = RecipeOf<Classification>;
 /// A recipe of detection.
 pub type DetectionRecipe = RecipeOf<Detection>;
 
+/// A recipe of generation.
+pub type GenerationRecipe = RecipeOf<Generation>;
+
 fn default_arms() -> Vec<String> {
     vec!["vkd".to_owned()]
 }
@@ -100,6 +107,8 @@ pub enum TaskKind {
     Classification,
     /// Objects in images.
     Detection,
+    /// A generator of images, whose discriminator learns from the teacher.
+    Generation,
 }
 
 impl TaskKind {
@@ -108,6 +117,7 @@ impl TaskKind {
         match self {
             Self::Classification => "classification",
             Self::Detection => "detection",
+            Self::Generation => "generation",
         }
     }
 }
@@ -197,6 +207,26 @@ impl<W: Workload> RecipeOf<W> {
         self.distill.check()?;
         self.arm.iter().try_for_each(|(name, arm)| arm.check(name, &self.distill))?;
         W::check(self)
+    }
+
+    /// Refuses what only generation knows, for another task.
+    pub(crate) fn without_generation(&self, task: TaskKind) -> Result<()> {
+        let mut refused = vec![
+            ("distill.covariance".to_owned(), self.distill.covariance != Default::default()),
+            ("distill.shrinkage".to_owned(), self.distill.shrinkage.is_some()),
+        ];
+        for (name, arm) in &self.arm {
+            let loss = arm.method(&self.distill).loss;
+            refused.extend([
+                (format!("arm.{name}.covariance"), arm.covariance.is_some()),
+                (format!("arm.{name}.shrinkage"), arm.shrinkage.is_some()),
+                (format!("arm.{name}.generated"), arm.generated.is_some()),
+                (format!("arm.{name}: the loss kd_dlgan"), loss == LossKind::KdDlgan),
+            ]);
+        }
+        let refused: Vec<(&str, bool)> =
+            refused.iter().map(|(key, on)| (key.as_str(), *on)).collect();
+        not_with(task, &refused)
     }
 }
 

@@ -87,6 +87,9 @@ pub struct TrainingConfig {
     /// Momentum of `sgd`; default 0.9.
     #[serde(default = "momentum", skip_serializing_if = "is_momentum")]
     pub momentum: f64,
+    /// Share of the running mean of gradients that a step of `adamw` or `lamb` keeps; default 0.9. GANs have 0.
+    #[serde(default = "momentum", skip_serializing_if = "is_momentum")]
+    pub beta1: f64,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Where the learning rate ends; default 0.
@@ -209,6 +212,7 @@ impl TrainingConfig {
             smoothing: teacher.smoothing,
             // Of other optimisers and schedules.
             momentum: momentum(),
+            beta1: momentum(),
             decay_factor: decay_factor(),
             ..self.clone()
         }
@@ -259,6 +263,7 @@ impl TrainingConfig {
         shares(&[
             ("training.smoothing", self.smoothing),
             ("training.momentum", self.momentum),
+            ("training.beta1", self.beta1),
             ("training.ema_decay", self.ema_decay.unwrap_or(0.)),
         ])
     }

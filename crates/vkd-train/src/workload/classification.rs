@@ -1,14 +1,14 @@
 //! One class an image.
 
-use super::{Finish, NoSettings, Part, Samples, Scores, Stream, Workload};
+use super::{Finish, Goal, NoSettings, Samples, Scores, Stream, Workload};
 use crate::batches::{Batches, readable_images};
-use crate::build::STUDENT;
+use crate::build::{self, STUDENT};
 use crate::cache::{self, CachePlan};
 use crate::data::Dataset;
 use crate::fingerprint::hex;
 use crate::folder::RunFolder;
 use crate::networks::{frozen_network, training_network};
-use crate::recipe::{DataConfig, DataKind, LabelBudget, Recipe, TaskKind, not_with};
+use crate::recipe::{ArmConfig, DataConfig, DataKind, LabelBudget, Recipe, TaskKind, not_with};
 use crate::score::{EVALUATION_BATCH, score, scores};
 use candle_core::{Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
@@ -67,17 +67,44 @@ pub(crate) fn model(architecture: &Architecture, data: &Dataset) -> ModelConfig 
 /// Images whose pixels are looked at.
 pub(super) const SAMPLED: usize = 64;
 
+/// The hash of all labels; of what comes from files also that of the classes' names and of some images, spread over all,
+/// since another set may have the same labels. What can't be read counts as that.
+pub(super) fn identify(kind: DataKind, data: &Dataset, settings: &mut BTreeMap<String, Value>) {
+    let mut labels = Sha256::new();
+    for index in 0..data.len() {
+        labels.update(format!("{},", data.label(index)));
+    }
+    settings.insert("data.hash".to_owned(), hex(labels).into());
+    if kind == DataKind::Digits {
+        return;
+    }
+    let mut images = Sha256::new();
+    data.class_names.iter().for_each(|name| images.update(format!("{name},")));
+    for index in (0..data.len()).step_by(data.len().div_ceil(SAMPLED).max(1)) {
+        match data.image(index) {
+            Ok(image) => images.update(image.pixels()),
+            Err(_) => images.update("unreadable"),
+        }
+    }
+    settings.insert("data.images".to_owned(), hex(images).into());
+}
+
 impl Workload for Classification {
     const KIND: TaskKind = TaskKind::Classification;
-    const METRIC: &'static str = "accuracy";
+    const GOAL: Goal = Goal::more("accuracy");
+    const TEACHER_METRIC: &'static str = "accuracy";
     const PATHS: &'static [&'static str] = &["data.dir"];
     type DataConfig = DataConfig;
-    type Architecture = Architecture;
+    type TeacherModel = Architecture;
+    type StudentModel = Architecture;
     type Criterion = NoSettings;
     type Data = Dataset;
     type Task = ClassificationTask;
-    type Teacher = Teacher;
     type Batches = Batches;
+    type TeacherTask = ClassificationTask;
+    type TeacherBatches = Batches;
+    type Teacher = Teacher;
+    type Distiller = Distiller;
 
     fn check(recipe: &Recipe) -> Result<()> {
         let few = |name: &String| {
@@ -91,6 +118,7 @@ impl Workload for Classification {
         recipe.teacher.check_cache(&recipe.data)?;
         let detection = [("distill.padding", recipe.distill.padding != Default::default())];
         not_with(TaskKind::Classification, &detection)?;
+        recipe.without_generation(TaskKind::Classification)?;
         for (name, arm) in &recipe.arm {
             arm.check_labels(name, &recipe.data.augment)?;
             let loss = arm.method(&recipe.distill).loss;
@@ -110,65 +138,66 @@ impl Workload for Classification {
         cache::plan(recipe, data).map(|_| ())
     }
 
-    /// The hash of all labels; of what comes from files also that of the classes' names and of some images, spread over all,
-    /// since another set may have the same labels. What can't be read counts as that.
     fn identify(recipe: &Recipe, data: &Dataset, settings: &mut BTreeMap<String, Value>) {
-        let mut labels = Sha256::new();
-        for index in 0..data.len() {
-            labels.update(format!("{},", data.label(index)));
-        }
-        settings.insert("data.hash".to_owned(), hex(labels).into());
-        if recipe.data.kind == DataKind::Digits {
-            return;
-        }
-        let mut images = Sha256::new();
-        data.class_names.iter().for_each(|name| images.update(format!("{name},")));
-        for index in (0..data.len()).step_by(data.len().div_ceil(SAMPLED).max(1)) {
-            match data.image(index) {
-                Ok(image) => images.update(image.pixels()),
-                Err(_) => images.update("unreadable"),
-            }
-        }
-        settings.insert("data.images".to_owned(), hex(images).into());
+        identify(recipe.data.kind, data, settings);
     }
 
-    fn declare(architecture: &Architecture, data: &Dataset, vb: VarBuilder) -> Result<()> {
-        model(architecture, data).build(vb).map(|_| ())
+    fn declare_teacher(recipe: &Recipe, data: &Dataset, vb: VarBuilder) -> Result<()> {
+        model(&recipe.teacher.model, data).build(vb).map(|_| ())
     }
 
-    fn taps(architecture: &Architecture, data: &Dataset) -> BTreeMap<String, usize> {
-        model(architecture, data).taps()
+    fn multiply_adds(recipe: &Recipe, data: &Dataset) -> Result<[Option<usize>; 2]> {
+        let of = |architecture| -> Result<Option<usize>> {
+            Ok(Some(model(architecture, data).cost()?.multiply_adds))
+        };
+        Ok([of(&recipe.teacher.model)?, of(&recipe.student)?])
     }
 
-    fn multiply_adds(
-        _recipe: &Recipe,
-        architecture: &Architecture,
+    fn distiller(
+        recipe: &Recipe,
+        arm: &ArmConfig,
         data: &Dataset,
-    ) -> Result<Option<usize>> {
-        Ok(Some(model(architecture, data).cost()?.multiply_adds))
+        store: &VarStore,
+        _teacher: Option<&Teacher>,
+    ) -> Result<Distiller> {
+        let taps = |architecture| model(architecture, data).taps();
+        let taps = [taps(&recipe.student), taps(&recipe.teacher.model)];
+        build::distiller(recipe, arm, &taps, |_| 1, store)
     }
 
     fn teacher_task(
         recipe: &Recipe,
         data: &Dataset,
         store: &VarStore,
-    ) -> Result<ClassificationTask> {
+    ) -> Result<Option<ClassificationTask>> {
         let config = &recipe.teacher;
+        if config.checkpoint.is_some() {
+            return Ok(None);
+        }
         let network = training_network(model(&config.model, data), config.compute, store, None)?;
-        ClassificationTask::new(network, None, config.smoothing)
+        ClassificationTask::new(network, None, config.smoothing).map(Some)
+    }
+
+    fn teacher_batches(recipe: &Recipe, data: &Dataset) -> Result<Batches> {
+        Batches::new(data, data.train.clone(), recipe.teacher.batch, 0, &recipe.data, recipe.seed)
+    }
+
+    fn validate_teacher(task: &ClassificationTask, recipe: &Recipe, data: &Dataset) -> Result<f64> {
+        Self::validate(task, recipe, data)
     }
 
     fn student_task(
         recipe: &Recipe,
         data: &Dataset,
         store: &VarStore,
-        distillation: Option<(Teacher, Distiller)>,
+        teacher: Option<Teacher>,
+        distiller: Option<Distiller>,
     ) -> Result<ClassificationTask> {
         let named = |e| Error::Msg(format!("student: {}", crate::plain(&e)));
         let (model, training) = (model(&recipe.student, data), &recipe.training);
         let network =
             training_network(model, training.compute, store, Some(STUDENT)).map_err(named)?;
-        ClassificationTask::new(network, distillation, training.smoothing)
+        ClassificationTask::new(network, teacher.zip(distiller), training.smoothing)
     }
 
     fn check_task(task: &ClassificationTask, _recipe: &Recipe, data: &Dataset) -> Result<()> {
@@ -177,7 +206,7 @@ impl Workload for Classification {
 
     fn teacher(recipe: &Recipe, data: &Dataset, store: &VarStore) -> Result<Teacher> {
         let model = model(&recipe.teacher.model, data);
-        Ok(Teacher::new(frozen_network(&model, recipe.teacher.compute, store)?))
+        Ok(Teacher::new(frozen_network(&model, recipe.teacher.compute, store.frozen())?))
     }
 
     fn remembering_teacher(
@@ -188,7 +217,7 @@ impl Workload for Classification {
         let recipe = run.recipe();
         let answers = cache::open(run, data, store)?;
         let model = model(&recipe.teacher.model, data);
-        let network = frozen_network(&model, recipe.teacher.compute, store)?;
+        let network = frozen_network(&model, recipe.teacher.compute, store.frozen())?;
         let teacher = Teacher::new(cache::remembering(network, answers.clone()));
         let finish = answers.map(|answers| Box::new(move || answers.flush()) as Finish);
         Ok((teacher, finish))
@@ -198,15 +227,8 @@ impl Workload for Classification {
         cache::plan(recipe, data)
     }
 
-    fn batches(recipe: &Recipe, data: &Dataset, part: Part<'_>) -> Result<(Batches, usize)> {
+    fn batches(recipe: &Recipe, data: &Dataset, arm: &ArmConfig) -> Result<(Batches, usize)> {
         let training = &recipe.training;
-        let all = data.train.len();
-        let Part::Arm(arm) = part else {
-            let batch = recipe.teacher.batch;
-            let batches =
-                Batches::new(data, data.train.clone(), batch, 0, &recipe.data, recipe.seed)?;
-            return Ok((batches, all));
-        };
         let labelled = match arm.labels {
             LabelBudget::Few => data.labelled(recipe.data.labels, recipe.seed)?,
             LabelBudget::All => data.train.clone(),

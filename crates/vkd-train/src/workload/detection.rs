@@ -1,17 +1,17 @@
 //! Objects in images.
 
 use super::classification::SAMPLED;
-use super::{Part, Samples, Scores, Stream, Workload};
+use super::{Goal, Samples, Scores, Stream, Workload};
 use crate::augment::boxes;
-use crate::build::STUDENT;
+use crate::build::{self, STUDENT};
 use crate::data::{DetectionDataset, Image, normalization};
 use crate::detection_batches::{DetectionBatches, plain_detection};
 use crate::fingerprint::hex;
 use crate::metrics::{Annotation, AveragePrecision, GroundTruth, ScoredBox, average_precision};
 use crate::networks::detector;
 use crate::recipe::{
-    BoxCriterionConfig, ComputeKind, DetectionDataConfig, DetectionRecipe, DetectionSource,
-    LabelBudget, PaddingKind, TaskKind, not_with,
+    ArmConfig, BoxCriterionConfig, ComputeKind, DetectionDataConfig, DetectionRecipe,
+    DetectionSource, LabelBudget, PaddingKind, TapNames, TaskKind, not_with,
 };
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
@@ -235,15 +235,20 @@ pub fn detect(student: &DetectorStudent, image: &Image) -> Result<Vec<vkd_tasks:
 
 impl Workload for Detection {
     const KIND: TaskKind = TaskKind::Detection;
-    const METRIC: &'static str = "ap";
+    const GOAL: Goal = Goal::more("ap");
+    const TEACHER_METRIC: &'static str = "ap";
     const PATHS: &'static [&'static str] = &["data.source.dir"];
     type DataConfig = DetectionDataConfig;
-    type Architecture = DetectorArchitecture;
+    type TeacherModel = DetectorArchitecture;
+    type StudentModel = DetectorArchitecture;
     type Criterion = BoxCriterionConfig;
     type Data = DetectionDataset;
     type Task = DetectionTask;
-    type Teacher = DetectorTeacher;
     type Batches = DetectionBatches;
+    type TeacherTask = DetectionTask;
+    type TeacherBatches = DetectionBatches;
+    type Teacher = DetectorTeacher;
+    type Distiller = Distiller;
 
     fn check(recipe: &DetectionRecipe) -> Result<()> {
         recipe.data.check()?;
@@ -265,7 +270,8 @@ impl Workload for Detection {
         }
         let refused: Vec<(&str, bool)> =
             refused.iter().map(|(key, on)| (key.as_str(), *on)).collect();
-        not_with(TaskKind::Detection, &refused)
+        not_with(TaskKind::Detection, &refused)?;
+        recipe.without_generation(TaskKind::Detection)
     }
 
     fn open(config: &DetectionDataConfig) -> Result<DetectionDataset> {
@@ -311,43 +317,44 @@ impl Workload for Detection {
         settings.insert("data.images".to_owned(), hex(images).into());
     }
 
-    fn declare(
-        architecture: &DetectorArchitecture,
+    fn declare_teacher(
+        recipe: &DetectionRecipe,
         data: &DetectionDataset,
         vb: VarBuilder,
     ) -> Result<()> {
-        model(architecture, data).build(vb).map(|_| ())
-    }
-
-    fn taps(
-        architecture: &DetectorArchitecture,
-        data: &DetectionDataset,
-    ) -> BTreeMap<String, usize> {
-        model(architecture, data).taps()
-    }
-
-    fn stacked(architecture: &DetectorArchitecture, tap: &str) -> usize {
-        match architecture {
-            DetectorArchitecture::Vidt(config) => config.stacked(tap),
-            DetectorArchitecture::Fcos(_) => 1,
-        }
+        model(&recipe.teacher.model, data).build(vb).map(|_| ())
     }
 
     fn multiply_adds(
         recipe: &DetectionRecipe,
-        architecture: &DetectorArchitecture,
         data: &DetectionDataset,
-    ) -> Result<Option<usize>> {
+    ) -> Result<[Option<usize>; 2]> {
         let batch = plain_detection(data, &recipe.data, &data.test[..data.test.len().min(1)])?;
         let (.., height, width) = batch.images.dims4()?;
-        Ok(model(architecture, data).cost([height, width])?.map(|cost| cost.multiply_adds))
+        let of = |architecture| -> Result<Option<usize>> {
+            Ok(model(architecture, data).cost([height, width])?.map(|cost| cost.multiply_adds))
+        };
+        Ok([of(&recipe.teacher.model)?, of(&recipe.student)?])
     }
 
-    fn fit(distiller: Distiller, recipe: &DetectionRecipe) -> Result<Distiller> {
+    fn distiller(
+        recipe: &DetectionRecipe,
+        arm: &ArmConfig,
+        data: &DetectionDataset,
+        store: &VarStore,
+        _teacher: Option<&DetectorTeacher>,
+    ) -> Result<Distiller> {
+        let taps = |architecture| model(architecture, data).taps();
+        let taps = [taps(&recipe.student), taps(&recipe.teacher.model)];
+        let stacked = |tap: &TapNames| match &recipe.student {
+            DetectorArchitecture::Vidt(config) => config.stacked(&tap.student),
+            DetectorArchitecture::Fcos(_) => 1,
+        };
         let padding = match recipe.distill.padding {
             PaddingKind::Counted => Padding::Counted,
             PaddingKind::Masked => Padding::Masked,
         };
+        let distiller = build::distiller(recipe, arm, &taps, stacked, store)?;
         Ok(distiller.with_adapter(DetectionAdapter { padding }))
     }
 
@@ -355,21 +362,40 @@ impl Workload for Detection {
         recipe: &DetectionRecipe,
         data: &DetectionDataset,
         store: &VarStore,
-    ) -> Result<DetectionTask> {
+    ) -> Result<Option<DetectionTask>> {
+        if recipe.teacher.checkpoint.is_some() {
+            return Ok(None);
+        }
         let network = detector(&model(&recipe.teacher.model, data), store.builder())?;
-        Ok(DetectionTask::new(network, None, config(recipe)))
+        Ok(Some(DetectionTask::new(network, None, config(recipe))))
+    }
+
+    fn teacher_batches(
+        recipe: &DetectionRecipe,
+        data: &DetectionDataset,
+    ) -> Result<DetectionBatches> {
+        DetectionBatches::new(data, &recipe.data, recipe.teacher.batch, recipe.seed)
+    }
+
+    fn validate_teacher(
+        task: &DetectionTask,
+        recipe: &DetectionRecipe,
+        data: &DetectionDataset,
+    ) -> Result<f64> {
+        Self::validate(task, recipe, data)
     }
 
     fn student_task(
         recipe: &DetectionRecipe,
         data: &DetectionDataset,
         store: &VarStore,
-        distillation: Option<(DetectorTeacher, Distiller)>,
+        teacher: Option<DetectorTeacher>,
+        distiller: Option<Distiller>,
     ) -> Result<DetectionTask> {
         let named = |e| Error::Msg(format!("student: {}", crate::plain(&e)));
         let network =
             detector(&model(&recipe.student, data), store.builder().pp(STUDENT)).map_err(named)?;
-        Ok(DetectionTask::new(network, distillation, config(recipe)))
+        Ok(DetectionTask::new(network, teacher.zip(distiller), config(recipe)))
     }
 
     fn check_task(
@@ -394,12 +420,9 @@ impl Workload for Detection {
     fn batches(
         recipe: &DetectionRecipe,
         data: &DetectionDataset,
-        part: Part<'_>,
+        _arm: &ArmConfig,
     ) -> Result<(DetectionBatches, usize)> {
-        let count = match part {
-            Part::Teacher => recipe.teacher.batch,
-            Part::Arm(_) => recipe.training.batch,
-        };
+        let count = recipe.training.batch;
         let batches = DetectionBatches::new(data, &recipe.data, count, recipe.seed)?;
         Ok((batches, data.train.len()))
     }

@@ -2,11 +2,17 @@
 
 mod classification;
 mod detection;
+mod generation;
 
 pub use classification::Classification;
 pub use detection::Detection;
 pub use detection::{detect, evaluate_detector};
+pub use generation::{
+    Generation, GenerationBatches, Judge, JudgedGan, JudgedTeacher, Sampler, TeacherBatch,
+    TeacherBatches, TeacherTraining, evaluate_generator, generator_grid,
+};
 
+use crate::build;
 use crate::cache::CachePlan;
 use crate::folder::RunFolderOf;
 use crate::recipe::{ArmConfig, RecipeOf, TaskKind};
@@ -19,7 +25,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
 use vkd_nn::VarStore;
-use vkd_tasks::{DistillTask, Distiller};
+use vkd_tasks::DistillTask;
 
 /// A table of a recipe.
 pub trait Settings: Clone + Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync {}
@@ -67,13 +73,35 @@ pub trait Stream {
 /// What is left to do at the end.
 pub type Finish = Box<dyn FnOnce() -> Result<()>>;
 
-/// For whom batches are made.
-#[derive(Clone, Copy, Debug)]
-pub enum Part<'a> {
-    /// The teacher.
-    Teacher,
-    /// The student of an arm.
-    Arm(&'a ArmConfig),
+/// What a validation measures, and which way it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Goal {
+    /// Its name in [`Scores`]: `accuracy`, `ap`, `frechet`.
+    pub name: &'static str,
+    /// Whether less is better, as with a distance.
+    pub less_is_better: bool,
+}
+
+impl Goal {
+    /// A score of which more is better.
+    pub const fn more(name: &'static str) -> Self {
+        Self { name, less_is_better: false }
+    }
+
+    /// A score of which less is better.
+    pub const fn less(name: &'static str) -> Self {
+        Self { name, less_is_better: true }
+    }
+
+    /// Whether `value` is better than the best so far; a NaN never is.
+    pub fn improves(self, value: f64, best: Option<f64>) -> bool {
+        match best {
+            _ if value.is_nan() => false,
+            None => true,
+            Some(best) if self.less_is_better => value < best,
+            Some(best) => value > best,
+        }
+    }
 }
 
 /// A kind of task with its data, its networks and its scores.
@@ -81,8 +109,17 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// Its name in a recipe.
     const KIND: TaskKind;
 
-    /// The score that a validation tells, a key of [`Scores`]; more is better.
-    const METRIC: &'static str;
+    /// The score that a validation of a student tells.
+    const GOAL: Goal;
+
+    /// The score that `teacher.floor` is about; more is better.
+    const TEACHER_METRIC: &'static str;
+
+    /// First part of the names of the variables that a student's file holds.
+    const SAVED: &'static str = build::STUDENT;
+
+    /// First part of the names of the teacher's variables in its store, where that holds others beside.
+    const TEACHER_PREFIX: Option<&'static str> = None;
 
     /// Keys of a recipe that say where the data's files lie.
     const PATHS: &'static [&'static str];
@@ -90,8 +127,11 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// The table `[data]`.
     type DataConfig: Settings;
 
-    /// The tables `[teacher.model]` and `[student]`.
-    type Architecture: Settings;
+    /// The table `[teacher.model]`.
+    type TeacherModel: Settings;
+
+    /// The table `[student]`.
+    type StudentModel: Settings;
 
     /// The table `[criterion]`.
     type Criterion: Settings + Default;
@@ -99,14 +139,23 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// The data set.
     type Data: Samples;
 
-    /// What is trained.
+    /// What trains a student.
     type Task: DistillTask;
+
+    /// Its training batches.
+    type Batches: Stream<Batch = <Self::Task as DistillTask>::Batch>;
+
+    /// What trains a teacher.
+    type TeacherTask: DistillTask;
+
+    /// Its training batches.
+    type TeacherBatches: Stream<Batch = <Self::TeacherTask as DistillTask>::Batch>;
 
     /// The network that students ask.
     type Teacher;
 
-    /// Its training batches.
-    type Batches: Stream<Batch = <Self::Task as DistillTask>::Batch>;
+    /// What matches a student to it.
+    type Distiller;
 
     /// Refuses what a table can't know by itself.
     ///
@@ -131,39 +180,42 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// Adds to `settings` what says which data it is, wherever its files lie.
     fn identify(recipe: &RecipeOf<Self>, data: &Self::Data, settings: &mut BTreeMap<String, Value>);
 
-    /// Asks `vb` for every variable of a network.
+    /// Asks `vb` for every variable of the teacher's store.
     ///
     /// # Errors
     /// A size that is zero or does not fit the others.
-    fn declare(model: &Self::Architecture, data: &Self::Data, vb: VarBuilder) -> Result<()>;
+    fn declare_teacher(recipe: &RecipeOf<Self>, data: &Self::Data, vb: VarBuilder) -> Result<()>;
 
-    /// Width of each of a network's taps.
-    fn taps(model: &Self::Architecture, data: &Self::Data) -> BTreeMap<String, usize>;
-
-    /// Layers that a tap stacks: 1 but for the queries of a decoder.
-    fn stacked(_model: &Self::Architecture, _tap: &str) -> usize {
-        1
-    }
-
-    /// Multiply-adds of a network for one image, where they are counted.
+    /// Multiply-adds of teacher and student for one image, where they are counted.
     ///
     /// # Errors
     /// Sizes that don't fit.
-    fn multiply_adds(
-        recipe: &RecipeOf<Self>,
-        model: &Self::Architecture,
-        data: &Self::Data,
-    ) -> Result<Option<usize>>;
+    fn multiply_adds(recipe: &RecipeOf<Self>, data: &Self::Data) -> Result<[Option<usize>; 2]>;
 
-    /// A distiller as this task needs it.
-    ///
-    /// # Errors
-    /// Settings that it can't meet.
-    fn fit(distiller: Distiller, _recipe: &RecipeOf<Self>) -> Result<Distiller> {
-        Ok(distiller)
+    /// Whether an arm needs the teacher.
+    fn wants_teacher(arm: &ArmConfig) -> bool {
+        arm.uses_teacher()
     }
 
-    /// Trains the teacher, whose variables are all of `store`.
+    /// Weight of each loss term of an arm, by the names in its log.
+    fn term_weights(recipe: &RecipeOf<Self>, arm: &ArmConfig) -> BTreeMap<String, f64> {
+        build::term_weights(recipe, arm)
+    }
+
+    /// What matches an arm's student to the teacher, with its variables in `store`; `teacher` is `None` where it is built for a check
+    /// alone. Built even for an arm without a feature term, so that a wrong name never rests in a recipe.
+    ///
+    /// # Errors
+    /// Taps that there are not, and settings that can't be met.
+    fn distiller(
+        recipe: &RecipeOf<Self>,
+        arm: &ArmConfig,
+        data: &Self::Data,
+        store: &VarStore,
+        teacher: Option<&Self::Teacher>,
+    ) -> Result<Self::Distiller>;
+
+    /// Trains what `store` holds for the teacher; `None` where all of it was given.
     ///
     /// # Errors
     /// A network that can't be built.
@@ -171,9 +223,25 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
         recipe: &RecipeOf<Self>,
         data: &Self::Data,
         store: &VarStore,
-    ) -> Result<Self::Task>;
+    ) -> Result<Option<Self::TeacherTask>>;
 
-    /// Trains a student, whose variables lie in `store` under `student`.
+    /// Its batches.
+    ///
+    /// # Errors
+    /// Splits that the data can't give.
+    fn teacher_batches(recipe: &RecipeOf<Self>, data: &Self::Data) -> Result<Self::TeacherBatches>;
+
+    /// [`TEACHER_METRIC`](Self::TEACHER_METRIC) of the teacher in training on the validation images.
+    ///
+    /// # Errors
+    /// No images, and whatever the network refuses.
+    fn validate_teacher(
+        task: &Self::TeacherTask,
+        recipe: &RecipeOf<Self>,
+        data: &Self::Data,
+    ) -> Result<f64>;
+
+    /// Trains a student, whose variables lie in `store`; without a teacher where there is none to learn from.
     ///
     /// # Errors
     /// A network that can't be built.
@@ -181,7 +249,8 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
         recipe: &RecipeOf<Self>,
         data: &Self::Data,
         store: &VarStore,
-        distillation: Option<(Self::Teacher, Distiller)>,
+        teacher: Option<Self::Teacher>,
+        distiller: Option<Self::Distiller>,
     ) -> Result<Self::Task>;
 
     /// Runs a task once on images of the data set, so that networks that don't fit are found before any training.
@@ -221,14 +290,14 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Batches, and how many labels of images they tell.
+    /// Batches of an arm, and how many labels of images they tell.
     ///
     /// # Errors
     /// Splits that the data can't give.
     fn batches(
         recipe: &RecipeOf<Self>,
         data: &Self::Data,
-        part: Part<'_>,
+        arm: &ArmConfig,
     ) -> Result<(Self::Batches, usize)>;
 
     /// The first `count` samples of a batch.
@@ -240,19 +309,19 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
         count: usize,
     ) -> Result<<Self::Task as DistillTask>::Batch>;
 
-    /// [`METRIC`](Self::METRIC) of a student on the validation images.
+    /// [`GOAL`](Self::GOAL) of a student on the validation images.
     ///
     /// # Errors
     /// No images, and whatever the network refuses.
     fn validate(task: &Self::Task, recipe: &RecipeOf<Self>, data: &Self::Data) -> Result<f64>;
 
-    /// What a report holds of a student: its scores on the test images, and `validation_METRIC`.
+    /// What a report holds of a student: its scores on the test images, and `validation_GOAL`.
     ///
     /// # Errors
     /// As [`validate`](Self::validate).
     fn scores(task: &Self::Task, recipe: &RecipeOf<Self>, data: &Self::Data) -> Result<Scores>;
 
-    /// The same of a teacher.
+    /// What a report holds of a teacher, `validation_TEACHER_METRIC` among it.
     ///
     /// # Errors
     /// As [`validate`](Self::validate).
@@ -271,6 +340,14 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
         recipe: &RecipeOf<Self>,
         data: &Self::Data,
     ) -> Result<Vec<(String, f64)>>;
+
+    /// Leaves pictures in `folder`, the arm's, of what was validated after `step` updates; by default none.
+    ///
+    /// # Errors
+    /// A failed write.
+    fn illustrate(_task: &Self::Task, _folder: &Path, _step: u64) -> Result<()> {
+        Ok(())
+    }
 
     /// Writes a student with its card.
     ///

@@ -1,0 +1,168 @@
+//! A GAN with its judge: what is trained, sampled and scored.
+
+use super::judge::Judge;
+use crate::data::{Dataset, Image};
+use crate::generation::sample_grid;
+use crate::metrics::{Features, GenerationScores, InceptionScore};
+use crate::recipe::GanCriterionConfig;
+use crate::score::EVALUATION_BATCH;
+use crate::workload::Scores;
+use candle_core::{D, Device, Result, Tensor, bail};
+use std::cell::OnceCell;
+use std::ops::Range;
+use std::sync::Arc;
+use vkd_models::Generator;
+use vkd_nn::{Context, softmax};
+use vkd_tasks::{DistillTask, GenerationBatch, GenerationTask, Phase, StepOutput, white_noise};
+
+/// Most columns of a grid of samples.
+const COLUMNS: usize = 10;
+/// Rows of a grid of samples.
+const ROWS: usize = 10;
+
+/// A [`GenerationTask`] whose generator is scored.
+pub struct JudgedGan {
+    pub(super) task: GenerationTask,
+    pub(super) sampler: Sampler,
+    pub(super) judge: Option<Judge>,
+    /// Features of the validation images, once they were needed.
+    pub(super) validation: OnceCell<Features>,
+    pub(super) criterion: GanCriterionConfig,
+}
+
+/// Draws images of a generator, which a name, a number and a seed decide.
+pub struct Sampler {
+    generator: Generator,
+    seed: u64,
+}
+
+impl Sampler {
+    /// Of a generator made of constants.
+    pub fn new(generator: Generator, seed: u64) -> Self {
+        Self { generator, seed }
+    }
+
+    /// Images `(N, C, H, W)` from -1 to 1 of N classes, in parts of at most 250 of nearly one size: batch norm has the statistics of
+    /// the part, as the published evaluations have it, so that images of one call belong together.
+    ///
+    /// # Errors
+    /// No class, one that there isn't, and those of the network.
+    pub fn images(&self, name: &str, labels: &[u32]) -> Result<Tensor> {
+        if labels.is_empty() {
+            bail!("sampler: expected classes, got none")
+        }
+        let size = labels.len().div_ceil(labels.len().div_ceil(EVALUATION_BATCH));
+        let mut parts = Vec::new();
+        for (i, labels) in labels.chunks(size).enumerate() {
+            parts.push(self.part(name, i * size..i * size + labels.len(), labels)?);
+        }
+        Tensor::cat(&parts, 0)
+    }
+
+    fn part(&self, name: &str, numbers: Range<usize>, labels: &[u32]) -> Result<Tensor> {
+        let width = self.generator.noise();
+        let noise = white_noise(self.seed, name, 0, numbers, width, &Device::Cpu)?;
+        Ok(self.generator.sample(&noise, &Tensor::new(labels, &Device::Cpu)?)?.detach())
+    }
+
+    /// Classes in turn.
+    fn classes(&self, numbers: Range<usize>) -> Vec<u32> {
+        numbers.map(|i| (i % self.generator.classes()) as u32).collect()
+    }
+
+    /// A picture of samples: a column for each of the first classes.
+    pub(super) fn grid(&self) -> Result<Image> {
+        let columns = self.generator.classes().min(COLUMNS);
+        sample_grid(&self.images("samples.grid", &self.classes(0..columns * ROWS))?, columns)
+    }
+
+    /// How `criterion.samples` images compare with `real` ones, by the judge.
+    pub(super) fn scores(
+        &self,
+        name: &str,
+        judge: &Judge,
+        real: &Features,
+        criterion: &GanCriterionConfig,
+    ) -> Result<Scores> {
+        let (count, mut found) = (criterion.samples, judge.nothing()?);
+        let (mut recognised, mut inception) = (0, InceptionScore::new(self.generator.classes()));
+        // Parts of one size, as the statistics are the part's.
+        let size = count.div_ceil(count.div_ceil(EVALUATION_BATCH));
+        for start in (0..count).step_by(size) {
+            let numbers = start..count.min(start + size);
+            let labels = self.classes(numbers.clone());
+            let images = self.part(name, numbers, &labels)?;
+            let (features, logits) = judge.look(&images)?;
+            found.add(&features)?;
+            inception.add(&softmax(&logits)?)?;
+            let classes = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
+            recognised += classes.iter().zip(&labels).filter(|(a, b)| a == b).count();
+        }
+        let scores = GenerationScores::between(real, &found, criterion.neighbours)?;
+        let values = [
+            ("frechet", scores.frechet),
+            ("kernel", scores.kernel),
+            ("precision", scores.manifold.precision),
+            ("recall", scores.manifold.recall),
+            ("density", scores.manifold.density),
+            ("coverage", scores.manifold.coverage),
+            ("recognised", recognised as f64 / count as f64),
+            ("inception_score", inception.finish()?),
+        ];
+        Ok(values.map(|(name, value)| (name.to_owned(), value)).into())
+    }
+}
+
+impl JudgedGan {
+    fn judge(&self) -> Result<&Judge> {
+        match &self.judge {
+            Some(judge) => Ok(judge),
+            None => bail!("generation: expected a judge for scores, got none"),
+        }
+    }
+
+    /// The Fréchet distance to the validation images.
+    pub(super) fn validation(&self, data: &Dataset) -> Result<f64> {
+        let judge = self.judge()?;
+        let real = match self.validation.get() {
+            Some(real) => real,
+            None => {
+                let found = judge.features(data, &data.validation)?;
+                self.validation.get_or_init(|| found)
+            }
+        };
+        let scores = self.sampler.scores("samples.validation", judge, real, &self.criterion)?;
+        Ok(scores.get("frechet").copied().unwrap_or(f64::NAN))
+    }
+
+    /// All scores against the test images.
+    pub(super) fn test(&self, data: &Dataset) -> Result<Scores> {
+        let judge = self.judge()?;
+        let real = judge.features(data, &data.test)?;
+        self.sampler.scores("samples.test", judge, &real, &self.criterion)
+    }
+}
+
+impl DistillTask for JudgedGan {
+    type Batch = GenerationBatch;
+
+    fn sample_ids(batch: &GenerationBatch) -> Arc<[u64]> {
+        GenerationTask::sample_ids(batch)
+    }
+
+    fn phases(&self) -> &[Phase] {
+        self.task.phases()
+    }
+
+    fn repeats(&self, phase: &Phase) -> u64 {
+        self.task.repeats(phase)
+    }
+
+    fn step(&self, batch: &GenerationBatch, phase: &Phase, ctx: &Context) -> Result<StepOutput> {
+        self.task.step(batch, phase, ctx)
+    }
+
+    fn residual(&self) -> Result<Option<f64>> {
+        self.task.residual()
+    }
+}

@@ -1,0 +1,155 @@
+//! The classifier whose features scores are of, and the teacher beside it.
+
+use super::super::Stream;
+use crate::batches::{Batches, readable_images};
+use crate::data::Dataset;
+use crate::metrics::Features;
+use crate::score::EVALUATION_BATCH;
+use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use std::sync::Arc;
+use vkd_models::{Model, ModelConfig};
+use vkd_nn::{Context, VarStore};
+use vkd_tasks::{Batch, ClassificationTask, DistillTask, Phase, StepOutput, Teacher};
+
+/// Variables of the teacher in its store, and the phase that trains them.
+pub(super) const TEACHER: &str = "teacher";
+/// Variables of the judge in the same store, and the phase that trains them.
+pub(super) const JUDGE: &str = "judge";
+
+/// Seed of everything random in the judge. No run's seed changes it, so that all are measured by the same.
+pub(super) const JUDGE_SEED: u64 = 0x6a75_6467_65;
+
+/// The tap that scores are of.
+const TAP: &str = "pooled";
+
+/// Rows of features that a score keeps, at most: the time for neighbours grows with their square.
+const KEPT: usize = 10_000;
+
+/// A classifier that no GAN sees: scores are distances of its features.
+pub struct Judge {
+    model: Box<dyn Model>,
+    name: String,
+    width: usize,
+}
+
+impl Judge {
+    /// The judge whose weights `vb` holds, as constants.
+    pub(super) fn new(config: &ModelConfig, data: &Dataset, vb: VarBuilder) -> Result<Self> {
+        let name = format!("a classifier of the {} training images", data.train.len());
+        Ok(Self { model: config.build(vb)?, name, width: width(config)? })
+    }
+
+    /// Pooled features and logits of images.
+    pub(super) fn look(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
+        let output = self.model.forward(images, &Context::eval())?;
+        Ok((output.tap(TAP)?.clone(), output.prediction()?))
+    }
+
+    /// No features yet.
+    pub(super) fn nothing(&self) -> Result<Features> {
+        Features::new(&self.name, self.width, KEPT)
+    }
+
+    /// Features of images of the data set.
+    pub(super) fn features(&self, data: &Dataset, indices: &[usize]) -> Result<Features> {
+        let mut found = self.nothing()?;
+        for chunk in indices.chunks(EVALUATION_BATCH) {
+            let (images, read) = readable_images(data, chunk, data.preprocessing())?;
+            if !read.is_empty() {
+                found.add(&self.look(&images)?.0)?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The width of a judge's features.
+pub(super) fn width(config: &ModelConfig) -> Result<usize> {
+    match config.taps().get(TAP) {
+        Some(width) => Ok(*width),
+        None => bail!("criterion.judge: expected an architecture with the tap {TAP}, got none"),
+    }
+}
+
+/// What arms are given: the teacher they learn from, and the judge.
+pub struct JudgedTeacher {
+    pub(super) teacher: Teacher,
+    pub(super) judge: Judge,
+}
+
+/// A batch for each of the two.
+pub struct TeacherBatch {
+    teacher: Batch,
+    judge: Batch,
+}
+
+/// Batches of the teacher, by the run's seed, and of the judge, by its own.
+pub struct TeacherBatches {
+    pub(super) teacher: Batches,
+    pub(super) judge: Batches,
+}
+
+impl Stream for TeacherBatches {
+    type Batch = TeacherBatch;
+
+    fn get(&mut self, number: u64) -> Result<TeacherBatch> {
+        Ok(TeacherBatch { teacher: self.teacher.get(number)?, judge: self.judge.get(number)? })
+    }
+
+    fn workers(&self) -> usize {
+        self.teacher.workers().max(self.judge.workers())
+    }
+}
+
+/// Trains the judge, and the teacher where it was not given.
+pub struct TeacherTraining {
+    pub(super) teacher: Option<ClassificationTask>,
+    pub(super) judge: ClassificationTask,
+    phases: Vec<Phase>,
+}
+
+impl TeacherTraining {
+    pub(super) fn new(teacher: Option<ClassificationTask>, judge: ClassificationTask) -> Self {
+        let teachers = teacher.is_some().then_some(Phase { name: TEACHER, prefix: "teacher." });
+        let phases = teachers.into_iter().chain([Phase { name: JUDGE, prefix: "judge." }]);
+        Self { teacher, judge, phases: phases.collect() }
+    }
+}
+
+impl DistillTask for TeacherTraining {
+    type Batch = TeacherBatch;
+
+    fn sample_ids(batch: &TeacherBatch) -> Arc<[u64]> {
+        batch.teacher.sample_ids.clone()
+    }
+
+    fn phases(&self) -> &[Phase] {
+        &self.phases
+    }
+
+    fn step(&self, batch: &TeacherBatch, phase: &Phase, ctx: &Context) -> Result<StepOutput> {
+        let (task, batch, ctx) = match (&self.teacher, phase.name) {
+            (Some(teacher), TEACHER) => (teacher, &batch.teacher, ctx.clone()),
+            _ => {
+                let sample_ids = batch.judge.sample_ids.clone();
+                (&self.judge, &batch.judge, Context { seed: JUDGE_SEED, sample_ids, ..ctx.clone() })
+            }
+        };
+        // A classifier's step is the same in any phase.
+        task.step(batch, phase, &ctx)
+    }
+}
+
+/// Sets the judge's variables in `store` to those of its own seed.
+pub(super) fn start_judge(config: &ModelConfig, store: &VarStore) -> Result<()> {
+    let own = VarStore::new(JUDGE_SEED, DType::F32, &Device::Cpu);
+    config.build(own.builder().pp(JUDGE))?;
+    let values = own.tensors();
+    for (name, var) in store.parameters() {
+        if let Some(value) = values.get(&name) {
+            var.set(value)?;
+        }
+    }
+    Ok(())
+}
