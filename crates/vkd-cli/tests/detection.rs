@@ -74,7 +74,7 @@ fn a_detector_is_distilled_scored_drawn_and_used() {
     let digits = bad(at, &["eval", student, SCENES, "--set", "student.neck=4", "--set", "x=1"]);
     assert!(digits.contains("--set x=1"), "{digits}");
     let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/../vkd-train/tests/tiny.toml");
-    assert!(bad(at, &["eval", student, tiny]).contains("expected a recipe of detection"));
+    assert!(bad(at, &["eval", student, tiny]).contains("expected a recipe of the detector's task"));
 }
 
 #[test]

@@ -68,6 +68,11 @@ pub trait DistillTask {
         }
     }
 
+    /// Whether a batch says something about every variable: a detector's without any object does not. Default true.
+    fn speaks(_batch: &Self::Batch) -> bool {
+        true
+    }
+
     /// Loss and terms of one phase on one batch.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Var, bail};
 use std::collections::BTreeSet;
+use vkd_tasks::Term;
 
 /// Steps within which every variable must have had a gradient that is not zero.
 const PATIENCE: u64 = 3;
@@ -45,34 +46,56 @@ fn is_zero(var: &Var, grads: &GradStore) -> Result<bool> {
 }
 
 /// The audit of a training's first steps: a gradient must be there at the first, and not zero at one of the first three. Behind
-/// a layer that starts at zero, as the last one of ViDT's boxes does, nothing learns before that layer has.
+/// a layer that starts at zero, as the last one of ViDT's boxes does, nothing learns before that layer has. What cancels between terms
+/// learns from each: the last bias of a discriminator whose hinges all bend.
+///
+/// Steps whose batch says nothing, a detector's without objects, are not counted.
 #[derive(Debug, Default)]
 pub(crate) struct FirstSteps {
+    begun: bool,
     looked: u64,
     quiet: BTreeSet<String>,
 }
 
 impl FirstSteps {
-    /// Looks at the gradients of one more step, the `last` one of all or not.
+    /// Looks at the gradients of one more step, the `last` one of all or not, and where they are zero at those of its single terms.
     pub(crate) fn look(
         &mut self,
         parameters: &[(String, Var)],
         grads: &GradStore,
+        terms: &[Term],
         last: bool,
     ) -> Result<()> {
+        self.begun = true;
         let first = self.looked == 0;
         if first {
             let missing = parameters.iter().filter(|(_, var)| grads.get(var).is_none());
             refuse(missing.map(|(name, _)| format!("{name} (no gradient)")).collect())?;
         }
+        let mut zero = Vec::new();
         for (name, var) in parameters {
             if first || self.quiet.contains(name) {
                 match is_zero(var, grads)? {
-                    true => self.quiet.insert(name.clone()),
-                    false => self.quiet.remove(name),
-                };
+                    true => zero.push((name, var)),
+                    false => drop(self.quiet.remove(name)),
+                }
             }
         }
+        for term in terms {
+            if zero.is_empty() || terms.len() < 2 {
+                break;
+            }
+            let grads = term.value.backward()?;
+            let mut still = Vec::new();
+            for (name, var) in zero {
+                match is_zero(var, &grads)? {
+                    true => still.push((name, var)),
+                    false => drop(self.quiet.remove(name)),
+                }
+            }
+            zero = still;
+        }
+        self.quiet.extend(zero.into_iter().map(|(name, _)| name.clone()));
         self.looked += 1;
         match last || self.looked >= PATIENCE {
             true => refuse(self.quiet.iter().map(|n| format!("{n} (zero everywhere)")).collect()),
@@ -82,7 +105,19 @@ impl FirstSteps {
 
     /// Whether step `step` is to be looked at. A training that goes on after a stop was looked at before.
     pub(crate) fn wants(&self, step: u64) -> bool {
-        step == self.looked && (step == 0 || (step < PATIENCE && !self.quiet.is_empty()))
+        let more = self.looked == 0 || (self.looked < PATIENCE && !self.quiet.is_empty());
+        more && (step == 0 || self.begun)
+    }
+
+    /// Passes over a step whose batch says nothing; the `last` one of all or not.
+    pub(crate) fn pass(&mut self, last: bool) -> Result<()> {
+        self.begun = true;
+        match last && self.looked == 0 {
+            true => {
+                bail!("gradient audit: expected a batch that says something in all steps, got none")
+            }
+            false => Ok(()),
+        }
     }
 }
 
@@ -114,19 +149,52 @@ mod tests {
         let all = [("first".to_owned(), first.clone()), ("last".to_owned(), last.clone())];
         let grads = || (first.as_tensor() * last.as_tensor())?.sum_all()?.backward();
         let mut audit = FirstSteps::default();
-        audit.look(&all, &grads()?, false)?;
+        audit.look(&all, &grads()?, &[], false)?;
         assert!(audit.wants(1) && !audit.wants(2));
         last.set(&Tensor::new(&[0.5f32], &Device::Cpu)?)?;
-        audit.look(&all, &grads()?, false)?;
+        audit.look(&all, &grads()?, &[], false)?;
         assert!(!audit.wants(2), "both have learnt");
         // One that never does is found at the third step, or at the last one.
         last.set(&Tensor::new(&[0f32], &Device::Cpu)?)?;
         let mut audit = FirstSteps::default();
-        audit.look(&all, &grads()?, false)?;
-        audit.look(&all, &grads()?, false)?;
-        let message = audit.look(&all, &grads()?, false).unwrap_err().to_string();
+        audit.look(&all, &grads()?, &[], false)?;
+        audit.look(&all, &grads()?, &[], false)?;
+        let message = audit.look(&all, &grads()?, &[], false).unwrap_err().to_string();
         assert!(message.contains("first (zero everywhere)"), "{message}");
-        assert!(FirstSteps::default().look(&all, &grads()?, true).is_err());
+        assert!(FirstSteps::default().look(&all, &grads()?, &[], true).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn what_cancels_between_terms_learns() -> Result<()> {
+        let (bias, dead) = (Var::new(&[1f32], &Device::Cpu)?, Var::new(&[0f32], &Device::Cpu)?);
+        let term = |sign: f64| -> Result<Term> {
+            let value = (bias.affine(sign, 0.)? + (dead.as_tensor() * 0.)?)?.sum_all()?;
+            Ok(Term { name: "hinge".to_owned(), weight: 1., value })
+        };
+        let terms = [term(1.)?, term(-1.)?];
+        let grads = (&terms[0].value + &terms[1].value)?.backward()?;
+        let bias = [("bias".to_owned(), bias.clone())];
+        FirstSteps::default().look(&bias, &grads, &terms, true)?;
+        let both = [bias[0].clone(), ("dead".to_owned(), dead.clone())];
+        let message = FirstSteps::default().look(&both, &grads, &terms, true).unwrap_err();
+        assert!(message.to_string().ends_with("got none at: dead (zero everywhere)"), "{message}");
+        Ok(())
+    }
+
+    #[test]
+    fn steps_that_say_nothing_are_not_counted() -> Result<()> {
+        let var = Var::new(&[1f32], &Device::Cpu)?;
+        let all = [("var".to_owned(), var.clone())];
+        let mut audit = FirstSteps::default();
+        for step in 0..7 {
+            assert!(audit.wants(step));
+            audit.pass(false)?;
+        }
+        audit.look(&all, &var.sum_all()?.backward()?, &[], false)?;
+        assert!(!audit.wants(8));
+        assert!(!FirstSteps::default().wants(5), "a training that goes on");
+        assert!(FirstSteps::default().pass(true).is_err());
         Ok(())
     }
 }

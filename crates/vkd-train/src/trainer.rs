@@ -11,7 +11,7 @@ use candle_core::backprop::GradStore;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use vkd_nn::{Context, GradAccumulator, VarStore};
-use vkd_tasks::{DistillTask, PUBLISHED_PARAMETER};
+use vkd_tasks::{DistillTask, PUBLISHED_PARAMETER, Term};
 
 /// Settings of one [`train`] call.
 pub struct TrainerConfig<'a> {
@@ -112,7 +112,13 @@ pub fn train<T: DistillTask>(
                 let last = round + 1 == repeats;
                 if phase.audit.wants(step) && last {
                     let end = step + 1 == training.steps;
-                    phase.audit.look(&phase.parameters, &found.grads, end)?;
+                    match micro_batches.iter().any(|(data, _)| T::speaks(data)) {
+                        true => {
+                            let (parameters, grads) = (&phase.parameters, &found.grads);
+                            phase.audit.look(parameters, grads, &found.output, end)?;
+                        }
+                        false => phase.audit.pass(end)?,
+                    }
                 }
                 let update =
                     phase.optimizer.update(&found.grads, learning_rate, training.clip_norm);
@@ -170,6 +176,8 @@ struct Found {
     loss: f64,
     /// Before weighting, by name.
     terms: BTreeMap<String, f64>,
+    /// Those of the last micro-batch.
+    output: Vec<Term>,
 }
 
 fn gradients<T: DistillTask>(
@@ -181,7 +189,7 @@ fn gradients<T: DistillTask>(
 ) -> Result<Found> {
     let share = 1. / micro_batches.len() as f64;
     let mut sum = GradAccumulator::new(phase.parameters.clone());
-    let (mut loss, mut terms) = (0., BTreeMap::new());
+    let (mut loss, mut terms, mut last) = (0., BTreeMap::new(), Vec::new());
     for (data, ctx) in micro_batches {
         // A loss that meets NaN says in which tensor; where the run stands is added here.
         let output = guard.at(step, task.step(data, &phase.phase, ctx))?;
@@ -192,11 +200,12 @@ fn gradients<T: DistillTask>(
         let grads = output.loss.backward()?;
         // One alone is no sum.
         if micro_batches.len() == 1 {
-            return Ok(Found { grads, loss, terms });
+            return Ok(Found { grads, loss, terms, output: output.terms });
         }
         sum.add(&grads, share)?;
+        last = output.terms;
     }
-    Ok(Found { grads: sum.take(), loss, terms })
+    Ok(Found { grads: sum.take(), loss, terms, output: last })
 }
 
 fn larger(a: Option<f64>, b: Option<f64>) -> Option<f64> {

@@ -227,6 +227,10 @@ impl DistillTask for DetectionTask {
         batch.sample_ids.clone()
     }
 
+    fn speaks(batch: &DetectionBatch) -> bool {
+        batch.object_count() > 0
+    }
+
     fn phases(&self) -> &[Phase] {
         &self.phases
     }
