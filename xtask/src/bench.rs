@@ -136,7 +136,7 @@ pub(crate) fn measure(root: &Path, request: &Request) -> Result<()> {
 fn torch_python(folder: &Path) -> Result<PathBuf> {
     let has_torch = |python: &Path| {
         let mut import = std::process::Command::new(python);
-        shell::run(import.args(["-c", "import torch, numpy"]))
+        shell::run(import.args(["-c", "import torch, numpy, scipy"]))
     };
     if let Some(python) = std::env::var_os("VKD_PYTHON").map(PathBuf::from) {
         // The benches run in another folder. Links stay: an environment's python is one.
@@ -144,7 +144,8 @@ fn torch_python(folder: &Path) -> Result<PathBuf> {
             0 | 1 => python,
             _ => std::path::absolute(&python).map_err(|error| format!("VKD_PYTHON: {error}"))?,
         };
-        has_torch(&python).map_err(|error| format!("VKD_PYTHON has no torch: {error}"))?;
+        has_torch(&python)
+            .map_err(|error| format!("VKD_PYTHON has no torch, numpy and scipy: {error}"))?;
         return Ok(python);
     }
     let venv = folder.join("venv");
@@ -159,7 +160,7 @@ fn torch_python(folder: &Path) -> Result<PathBuf> {
         let mut make = std::process::Command::new("python3");
         shell::run(make.current_dir(folder).args(["-m", "venv", "venv"])).map_err(wrong)?;
         let mut install = std::process::Command::new(&python);
-        shell::run(install.args(["-m", "pip", "install", "torch==2.15.*", "numpy"]))
+        shell::run(install.args(["-m", "pip", "install", "torch==2.15.*", "numpy", "scipy"]))
             .map_err(wrong)?;
         has_torch(&python).map_err(wrong)?;
     }

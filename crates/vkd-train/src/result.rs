@@ -280,7 +280,7 @@ mod tests {
             let recipe = Recipe::parse(TINY, "tiny.toml", &[])?;
             let worker = Worker { commit: commit.map(str::to_owned), ..Worker::default() };
             let run = RunFolder::take(folder.path(), recipe)?.with_worker(worker);
-            Ok(RunFacts::begun(&run, 3, earlier))
+            Ok(RunFacts::begun(&run, 3, 1, earlier))
         };
         let first = begun(Some("a"), None)?;
         assert_eq!(

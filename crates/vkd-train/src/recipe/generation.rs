@@ -66,7 +66,7 @@ pub struct GanCriterionConfig {
     /// on all training images as the teacher is, with a seed of its own that no run's seed changes, and the GAN never sees it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub judge: Option<Architecture>,
-    /// Generated images that a score is of; default 1000.
+    /// Generated images that a score is of, and real ones at most whose neighbourhoods are looked at; default 1000.
     pub samples: usize,
     /// Neighbours of precision, recall, density and coverage; default 5.
     pub neighbours: usize,

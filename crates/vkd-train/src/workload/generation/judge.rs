@@ -23,21 +23,25 @@ pub(super) const JUDGE_SEED: u64 = 0x6a75_6467_65;
 /// The tap that scores are of.
 const TAP: &str = "pooled";
 
-/// Rows of features that a score keeps, at most: the time for neighbours grows with their square.
-const KEPT: usize = 10_000;
-
 /// A classifier that no GAN sees: scores are distances of its features.
 pub struct Judge {
     model: Box<dyn Model>,
     name: String,
     width: usize,
+    /// Rows of features that are kept of each side: as many as there are samples, because coverage and recall depend on both numbers.
+    keep: usize,
 }
 
 impl Judge {
     /// The judge whose weights `vb` holds, as constants.
-    pub(super) fn new(config: &ModelConfig, data: &Dataset, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(
+        config: &ModelConfig,
+        data: &Dataset,
+        keep: usize,
+        vb: VarBuilder,
+    ) -> Result<Self> {
         let name = format!("a classifier of the {} training images", data.train.len());
-        Ok(Self { model: config.build(vb)?, name, width: width(config)? })
+        Ok(Self { model: config.build(vb)?, name, width: width(config)?, keep })
     }
 
     /// Pooled features and logits of images.
@@ -48,7 +52,7 @@ impl Judge {
 
     /// No features yet.
     pub(super) fn nothing(&self) -> Result<Features> {
-        Features::new(&self.name, self.width, KEPT)
+        Features::new(&self.name, self.width, self.keep)
     }
 
     /// Features of images of the data set.

@@ -2,50 +2,45 @@
 
 mod gan;
 mod judge;
+mod matching;
+mod saved;
 
 pub use gan::{JudgedGan, Sampler};
 pub use judge::{Judge, JudgedTeacher, TeacherBatch, TeacherBatches, TeacherTraining};
+pub use saved::{evaluate_generator, generator_grid};
 
 use super::classification::{self, model};
 use super::{Goal, Scores, Stream, Workload};
 use crate::batches::{Batches, readable_images};
-use crate::build::{feature_loss, normalizers, projector, width};
 use crate::data::Dataset;
-use crate::folder::RunFolderOf;
 use crate::generation::{discriminator_network, generator_network};
-use crate::metrics::Moments;
 use crate::networks::{frozen_network, network, training_network};
 use crate::recipe::{
-    ArmConfig, ComputeKind, CovarianceKind, DataConfig, GanCriterionConfig, GanTeacherModel,
-    GenerationRecipe, LabelBudget, LossKind, TaskKind, not_with,
+    ArmConfig, ComputeKind, DataConfig, GanCriterionConfig, GanTeacherModel, GenerationRecipe,
+    LabelBudget, TaskKind, not_with,
 };
-use crate::run::load_teacher;
 use crate::score::{EVALUATION_BATCH, score, scores};
 use candle_core::{Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use judge::{JUDGE, JUDGE_SEED, TEACHER, start_judge};
+use matching::{judge_model, seen};
 use serde_json::Value;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use vkd_models::{
     ClipVision, Discriminator, GanConfig, Generator, GeneratorCard, GeneratorModel,
-    GeneratorStudent, Model, ModelConfig, write_atomically,
+    GeneratorStudent, Model, write_atomically,
 };
 use vkd_nn::{Context, VarStore};
-use vkd_norm::{Normalizer, Shrinkage, WhitenConfig, Whitener};
 use vkd_tasks::{
-    Batch, ClassificationAdapter, ClassificationTask, DISCRIMINATOR, FeatureAdapter, GENERATOR,
-    GenerationBatch, GenerationConfig, GenerationDistiller, GenerationLoss, GenerationTap,
-    GenerationTask, Teacher, TeacherNormalizer,
+    Batch, ClassificationTask, DISCRIMINATOR, GENERATOR, GenerationBatch, GenerationConfig,
+    GenerationDistiller, GenerationTask, Teacher,
 };
 
 /// Generated images; scores compare them with real ones by the features of a classifier.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Generation;
-
-/// Share of a gathered covariance that a batch leaves: it is that of some hundred batches.
-const KEEP: f64 = 0.99;
 
 /// Batches of a GAN: images from -1 to 1 with a class each.
 pub struct GenerationBatches(Batches);
@@ -61,83 +56,6 @@ impl Stream for GenerationBatches {
     fn workers(&self) -> usize {
         self.0.workers()
     }
-}
-
-/// The judge as this data set wants it.
-fn judge_model(recipe: &GenerationRecipe, data: &Dataset) -> Result<ModelConfig> {
-    match (&recipe.criterion.judge, &recipe.teacher.model) {
-        (Some(architecture), _) | (None, GanTeacherModel::Classifier(architecture)) => {
-            Ok(model(architecture, data))
-        }
-        (None, GanTeacherModel::Clip(_)) => {
-            bail!("criterion.judge: expected a classifier beside a teacher that is none, got none")
-        }
-    }
-}
-
-/// The images that an arm's GAN may see.
-fn seen(recipe: &GenerationRecipe, data: &Dataset, arm: &ArmConfig) -> Result<Vec<usize>> {
-    match arm.labels {
-        LabelBudget::Few => data.labelled(recipe.data.labels, recipe.seed),
-        _ => Ok(data.train.clone()),
-    }
-}
-
-/// The whitening of the teacher's features of the images that the GAN may see.
-fn whitening(
-    teacher: &Teacher,
-    tap: &str,
-    config: WhitenConfig,
-    data: &Dataset,
-    indices: &[usize],
-) -> Result<Normalizer> {
-    let mut gathered: Option<Moments> = None;
-    for chunk in indices.chunks(EVALUATION_BATCH) {
-        let (images, read) = readable_images(data, chunk, data.preprocessing())?;
-        if read.is_empty() {
-            continue;
-        }
-        let taps = teacher.forward(&images)?.taps;
-        let Some(features) = taps.get(tap) else {
-            bail!("distill.tap: expected the teacher's tap {tap}, got none")
-        };
-        let rows = Moments::from_rows(&ClassificationAdapter.adapt(features)?, None)?;
-        match &mut gathered {
-            Some(all) => all.merge(&rows)?,
-            None => gathered = Some(rows),
-        }
-    }
-    match gathered {
-        Some(moments) => Ok(Normalizer::Precomputed(Whitener::new(&moments, config)?)),
-        None => bail!("distill.covariance: expected images to gather it from, got none"),
-    }
-}
-
-/// Scores of a saved generator against images `indices`, by the judge of the run that it comes from; and a picture of samples.
-///
-/// # Errors
-/// A generator of other images than the run's, a run whose teacher is not finished, and too few images.
-pub fn evaluate_generator(
-    student: GeneratorStudent,
-    run: &RunFolderOf<Generation>,
-    data: &Dataset,
-    indices: &[usize],
-) -> Result<Scores> {
-    let card = &student.card;
-    if card.model.channels != data.channels || card.class_names != data.class_names {
-        bail!(
-            "eval: expected a generator of {} channels and the classes of {}, got {} channels and {}",
-            data.channels,
-            data.name,
-            card.model.channels,
-            card.class_names.join(", ")
-        )
-    }
-    let recipe = run.recipe();
-    let store = load_teacher(run, data)?;
-    let judge = Judge::new(&judge_model(recipe, data)?, data, store.frozen().pp(JUDGE))?;
-    let sampler = Sampler::new(student.into_network(), recipe.seed);
-    sampler.scores("samples.test", &judge, &judge.features(data, indices)?, &recipe.criterion)
 }
 
 impl Workload for Generation {
@@ -285,58 +203,7 @@ impl Workload for Generation {
         store: &VarStore,
         teacher: Option<&JudgedTeacher>,
     ) -> Result<GenerationDistiller> {
-        let method = arm.method(&recipe.distill);
-        let [names] = &method.tap[..] else {
-            bail!("distill.tap: expected one for a GAN, got {}", method.tap.len())
-        };
-        let taps = match &recipe.teacher.model {
-            GanTeacherModel::Classifier(m) => model(m, data).taps(),
-            GanTeacherModel::Clip(clip) => clip.sizes.taps(),
-        };
-        let student_width = width("student", &recipe.student.discriminator.taps(), &names.student)?;
-        let teacher_width = width("teacher", &taps, &names.teacher)?;
-        let [student_normalizer, normalizer] = normalizers(arm, &method)?;
-        let teacher_normalizer = match normalizer {
-            Normalizer::Whiten(config) => {
-                let own = method.shrinkage.map(Shrinkage::Fixed);
-                let whiten = WhitenConfig { shrinkage: own.unwrap_or(config.shrinkage), ..config };
-                match (method.covariance, teacher) {
-                    (CovarianceKind::Running, _) => {
-                        TeacherNormalizer::Running { whiten, keep: KEEP }
-                    }
-                    (CovarianceKind::Data, Some(teacher)) => {
-                        let seen = seen(recipe, data, arm)?;
-                        TeacherNormalizer::Fixed(whitening(
-                            &teacher.teacher,
-                            &names.teacher,
-                            whiten,
-                            data,
-                            &seen,
-                        )?)
-                    }
-                    // Without a teacher yet only numbers are checked.
-                    _ => TeacherNormalizer::Fixed(Normalizer::Whiten(whiten)),
-                }
-            }
-            other => TeacherNormalizer::Fixed(other),
-        };
-        let tap = GenerationTap {
-            student: names.student.clone(),
-            student_width,
-            teacher: names.teacher.clone(),
-            teacher_width,
-            projector: projector(arm, &method, teacher_width, recipe.seed)?,
-            student_normalizer,
-            teacher_normalizer,
-            together: true,
-            loss: match method.loss {
-                LossKind::KdDlgan => GenerationLoss::KdDlgan { texts: None },
-                _ => GenerationLoss::Feature(feature_loss(&method)?),
-            },
-            real_weight: arm.features * names.weight,
-            generated_weight: arm.generated.unwrap_or(arm.features) * names.weight,
-        };
-        GenerationDistiller::new(tap, store.builder().pp(DISCRIMINATOR).pp("projector"))
+        matching::distiller(recipe, arm, data, store, teacher)
     }
 
     fn teacher_task(
@@ -448,7 +315,8 @@ impl Workload for Generation {
                 })
             }
         };
-        let judge = Judge::new(&judge_model(recipe, data)?, data, vb.pp(JUDGE))?;
+        let judge =
+            Judge::new(&judge_model(recipe, data)?, data, recipe.criterion.samples, vb.pp(JUDGE))?;
         Ok(JudgedTeacher { teacher, judge })
     }
 
@@ -552,12 +420,4 @@ fn real(data: &Dataset, indices: &[usize]) -> Result<GenerationBatch> {
         labels: Tensor::from_vec(labels, count, &Device::Cpu)?,
         sample_ids: read.iter().map(|&i| i as u64).collect(),
     })
-}
-
-/// A picture of samples of a saved generator: a column for each of the first classes, ten rows.
-///
-/// # Errors
-/// Those of the network.
-pub fn generator_grid(student: GeneratorStudent, seed: u64) -> Result<crate::data::Image> {
-    Sampler::new(student.into_network(), seed).grid()
 }

@@ -1,0 +1,51 @@
+//! Generators that were loaded from their files.
+
+use super::judge::JUDGE;
+use super::matching::judge_model;
+use super::{Generation, Judge, Sampler};
+use crate::data::{Dataset, Image};
+use crate::folder::RunFolderOf;
+use crate::run::load_teacher;
+use crate::workload::Scores;
+use candle_core::{Result, bail};
+use vkd_models::GeneratorStudent;
+
+/// Scores of a saved generator against images `indices`, by the judge of the run that it comes from; and a picture of samples.
+///
+/// # Errors
+/// A generator of other images than the run's, a run whose teacher is not finished, and too few images.
+pub fn evaluate_generator(
+    student: GeneratorStudent,
+    run: &RunFolderOf<Generation>,
+    data: &Dataset,
+    indices: &[usize],
+) -> Result<Scores> {
+    let card = &student.card;
+    if card.model.channels != data.channels || card.class_names != data.class_names {
+        bail!(
+            "eval: expected a generator of {} channels and the classes of {}, got {} channels and {}",
+            data.channels,
+            data.name,
+            card.model.channels,
+            card.class_names.join(", ")
+        )
+    }
+    let recipe = run.recipe();
+    let store = load_teacher(run, data)?;
+    let judge = Judge::new(
+        &judge_model(recipe, data)?,
+        data,
+        recipe.criterion.samples,
+        store.frozen().pp(JUDGE),
+    )?;
+    let sampler = Sampler::new(student.into_network(), recipe.seed);
+    sampler.scores("samples.test", &judge, &judge.features(data, indices)?, &recipe.criterion)
+}
+
+/// A picture of samples of a saved generator: a column for each of the first classes, ten rows.
+///
+/// # Errors
+/// Those of the network.
+pub fn generator_grid(student: GeneratorStudent, seed: u64) -> Result<Image> {
+    Sampler::new(student.into_network(), seed).grid()
+}
