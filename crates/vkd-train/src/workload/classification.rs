@@ -144,8 +144,8 @@ impl Workload for Classification {
         _recipe: &Recipe,
         architecture: &Architecture,
         data: &Dataset,
-    ) -> Result<Option<usize>> {
-        Ok(Some(model(architecture, data).cost()?.multiply_adds))
+    ) -> Result<usize> {
+        Ok(model(architecture, data).cost()?.multiply_adds)
     }
 
     fn teacher_task(

@@ -337,10 +337,10 @@ impl Workload for Detection {
         recipe: &DetectionRecipe,
         architecture: &DetectorArchitecture,
         data: &DetectionDataset,
-    ) -> Result<Option<usize>> {
+    ) -> Result<usize> {
         let batch = plain_detection(data, &recipe.data, &data.test[..data.test.len().min(1)])?;
         let (.., height, width) = batch.images.dims4()?;
-        Ok(model(architecture, data).cost([height, width])?.map(|cost| cost.multiply_adds))
+        Ok(model(architecture, data).cost([height, width])?.multiply_adds)
     }
 
     fn fit(distiller: Distiller, recipe: &DetectionRecipe) -> Result<Distiller> {

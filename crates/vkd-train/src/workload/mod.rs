@@ -145,7 +145,7 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
         1
     }
 
-    /// Multiply-adds of a network for one image, where they are counted.
+    /// Multiply-adds of a network for one image.
     ///
     /// # Errors
     /// Sizes that don't fit.
@@ -153,7 +153,7 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
         recipe: &RecipeOf<Self>,
         model: &Self::Architecture,
         data: &Self::Data,
-    ) -> Result<Option<usize>>;
+    ) -> Result<usize>;
 
     /// A distiller as this task needs it.
     ///
