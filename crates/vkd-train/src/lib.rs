@@ -74,8 +74,8 @@ pub use recipe::{
     CacheConfig, CocoConfig, ComputeKind, CropConfig, DataConfig, DataKind, DetectionDataConfig,
     DetectionRecipe, DetectionSource, DistillConfig, EraseWith, InitConfig, LabelBudget,
     LogitLossKind, LossKind, OnCorrupt, OptimizerKind, Outside, PaddingKind, ProjectorKind,
-    RandAugmentConfig, Recipe, RecipeOf, ScenesConfig, ScheduleKind, TapNames, TaskKind,
-    TeacherConfig, TrainingConfig, ValidationPart,
+    QueryCriterionConfig, RandAugmentConfig, Recipe, RecipeOf, ScenesConfig, ScheduleKind,
+    TapNames, TaskKind, TeacherConfig, TrainingConfig, ValidationPart,
 };
 pub use report::{ArmReport, Report, TeacherReport};
 pub use result::{ArmResult, RunFacts};

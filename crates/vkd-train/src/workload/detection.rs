@@ -75,9 +75,10 @@ fn model(architecture: &DetectorArchitecture, data: &DetectionDataset) -> Detect
 
 /// How predictions are judged.
 fn config(recipe: &DetectionRecipe) -> DetectionConfig {
-    let BoxCriterionConfig { reach, radius } = recipe.criterion;
+    let BoxCriterionConfig { reach, radius, queries } = &recipe.criterion;
+    let (reach, radius) = (*reach, *radius);
     let dense = DenseCriterion { reach, radius, ..DenseCriterion::default() };
-    DetectionConfig { dense, ..DetectionConfig::default() }
+    DetectionConfig { dense, set: queries.criterion(), ..DetectionConfig::default() }
 }
 
 /// What a detector finds in images `indices`, `batch` at a time, in pixels of the stored images.
@@ -248,6 +249,11 @@ impl Workload for Detection {
     fn check(recipe: &DetectionRecipe) -> Result<()> {
         recipe.data.check()?;
         recipe.criterion.check()?;
+        let models = [&recipe.student, &recipe.teacher.model];
+        let of_queries = models.iter().any(|m| matches!(m, DetectorArchitecture::Vidt(_)));
+        if recipe.criterion.queries != Default::default() && !of_queries {
+            bail!("criterion.queries: expected none without a detector of queries, got weights")
+        }
         let (training, teacher) = (&recipe.training, &recipe.teacher);
         let mut refused = vec![
             ("training.labelled".to_owned(), training.labelled > 0),
