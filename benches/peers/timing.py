@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
 
 def start(req):
-    """Threads, seed and dtype of a request."""
+    """Threads, seed and dtype of a request to torch."""
+    import torch  # here, as peers without it share this module
+
     torch.set_num_threads(int(req.get("threads", 2)))
     torch.manual_seed(0)
     return {"f32": torch.float32, "f64": torch.float64}[req.get("dtype", "f32")]
@@ -27,9 +27,14 @@ def timed(once, untimed, budget, most):
     return statistics.median(times), len(times)
 
 
-def answer(name, median, repeats, residual=None):
+def answer(name, median, repeats, residual=None, library=None):
+    """The answer of a `library` with its version, by default torch."""
+    if library is None:
+        import torch
+
+        library = "torch " + torch.__version__.split("+")[0]
     return {
-        "peer": "torch " + torch.__version__.split("+")[0] + " " + name,
+        "peer": library + " " + name,
         "peer_median_s": median,
         "peer_repeats": repeats,
         "peer_residual": residual,

@@ -1,6 +1,6 @@
-//! Torch beside us: a long-lived Python process per script that answers a work's request with its times.
+//! Another library beside us: a long-lived Python process per script that answers a work's request with its times.
 //!
-//! Only used where `cargo xtask bench --against torch` names a Python; otherwise nothing is asked.
+//! Only used where `cargo xtask bench --against LIBRARY` names a Python and the script's name begins with the library's.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -18,12 +18,13 @@ use crate::shapes::PEERS;
 use crate::{Work, machine};
 
 const PYTHON: &str = "VKD_BENCH_PEER_PYTHON";
+const LIBRARY: &str = "VKD_BENCH_PEER_LIBRARY";
 
 /// Seconds of timed passes in one answer, unless one pass alone takes longer.
 const BUDGET_S: f64 = 2.0;
 
 /// One answer, set-up included, may take this long; then the work has no peer.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What the peer measured: the keys of a row.
 #[derive(Debug, Deserialize, PartialEq)]
@@ -59,6 +60,10 @@ impl Peer {
         let (Some(peer), Some(python)) = (&work.peer, std::env::var_os(PYTHON)) else {
             return Ok(None);
         };
+        let library = std::env::var(LIBRARY).unwrap_or_default();
+        if !peer.script.starts_with(&format!("{library}_")) {
+            return Ok(None);
+        }
         let mut question = peer.request.clone();
         if let [n, k] = work.shape[..] {
             question.extend([("n".to_owned(), json!(n)), ("k".to_owned(), json!(k))]);

@@ -13,13 +13,18 @@ pub(crate) const COMMAND: Command = Command {
     summary: "Measure the works of benches/shapes.toml beside their floors",
     details: "Prints a table. A floor is the same FLOPs and bytes as candle matmuls and plain\n\
               copies, timed in the same run; median and spread (the median absolute deviation,\n\
-              scaled to a standard deviation) are criterion's. --against torch uses the Python\n\
-              in VKD_PYTHON, or makes an environment in the target folder and installs torch.",
+              scaled to a standard deviation) are criterion's. --against also asks the peers of a\n\
+              library, torch, scipy or pycocotools, with the Python in VKD_PYTHON, or with that of\n\
+              an environment that is made in the target folder and gets the library from pip.",
     flags: &[
         Flag { name: "--quick", value: None, help: "few samples: does it run, not how fast" },
         Flag { name: "--json", value: Some("FILE"), help: "also write the rows" },
         Flag { name: "--filter", value: Some("S"), help: "only works whose name contains S" },
-        Flag { name: "--against", value: Some("torch"), help: "also measure torch, interleaved" },
+        Flag {
+            name: "--against",
+            value: Some("LIBRARY"),
+            help: "also measure torch, scipy or pycocotools, interleaved",
+        },
         Flag {
             name: "--baseline",
             value: Some("FILE"),
@@ -38,8 +43,13 @@ pub(crate) const COMMAND: Command = Command {
     },
 };
 
-/// Tells the benches which Python measures the peer.
+/// Tells the benches which Python measures the peer, and of which library: scripts of others are not asked.
 const PEER_PYTHON: &str = "VKD_BENCH_PEER_PYTHON";
+const PEER_LIBRARY: &str = "VKD_BENCH_PEER_LIBRARY";
+
+/// The libraries with scripts in benches/peers, each with what pip installs beside numpy.
+const LIBRARIES: [(&str, &str); 3] =
+    [("torch", "torch==2.15.*"), ("scipy", "scipy==1.*"), ("pycocotools", "pycocotools==2.0.*")];
 
 /// Bytes below which glibc's allocator neither maps nor returns memory; other allocators ignore it.
 const KEEP_MEMORY: &str = "4294967296";
@@ -71,8 +81,13 @@ pub(crate) fn measure(root: &Path, request: &Request) -> Result<()> {
 
     let python = match request.against.as_deref() {
         None => None,
-        Some("torch") => Some(torch_python(&folder)?),
-        Some(other) => return Err(format!("--against: expected torch, got {other}")),
+        Some(name) => match LIBRARIES.into_iter().find(|(library, _)| *library == name) {
+            Some((library, package)) => Some((peer_python(&folder, library, package)?, library)),
+            None => {
+                let known = LIBRARIES.map(|(library, _)| library).join(", ");
+                return Err(format!("--against: expected one of {known}, got {name}"));
+            }
+        },
     };
 
     let mut command = shell::cargo(root);
@@ -92,8 +107,8 @@ pub(crate) fn measure(root: &Path, request: &Request) -> Result<()> {
     // By environment, so that the printed line names no folder of this machine.
     command.env("VKD_BENCH_FOLDER", &folder);
     command.env_remove(PEER_PYTHON);
-    if let Some(python) = python {
-        command.env(PEER_PYTHON, python);
+    if let Some((python, library)) = python {
+        command.env(PEER_PYTHON, python).env(PEER_LIBRARY, library);
     }
     // As `vkd distill` runs its workers: freed memory is kept, so that no step faults its pages in again. The benches start
     // the peer, which inherits it.
@@ -132,11 +147,11 @@ pub(crate) fn measure(root: &Path, request: &Request) -> Result<()> {
     }
 }
 
-/// A Python with torch: VKD_PYTHON, or that of an environment which is made once.
-fn torch_python(folder: &Path) -> Result<PathBuf> {
-    let has_torch = |python: &Path| {
+/// A Python with a library: VKD_PYTHON, or that of an environment which is made once.
+fn peer_python(folder: &Path, library: &str, package: &str) -> Result<PathBuf> {
+    let has_it = |python: &Path| {
         let mut import = std::process::Command::new(python);
-        shell::run(import.args(["-c", "import torch, numpy, scipy"]))
+        shell::run(import.args(["-c", &format!("import {library}, numpy, scipy")]))
     };
     if let Some(python) = std::env::var_os("VKD_PYTHON").map(PathBuf::from) {
         // The benches run in another folder. Links stay: an environment's python is one.
@@ -144,25 +159,24 @@ fn torch_python(folder: &Path) -> Result<PathBuf> {
             0 | 1 => python,
             _ => std::path::absolute(&python).map_err(|error| format!("VKD_PYTHON: {error}"))?,
         };
-        has_torch(&python)
-            .map_err(|error| format!("VKD_PYTHON has no torch, numpy and scipy: {error}"))?;
+        has_it(&python).map_err(|error| format!("VKD_PYTHON has no {library}: {error}"))?;
         return Ok(python);
     }
     let venv = folder.join("venv");
     let python = venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
-    if !python.is_file() || has_torch(&python).is_err() {
+    if !python.is_file() || has_it(&python).is_err() {
         let wrong = |error| {
             format!(
-                "--against torch: no environment, set VKD_PYTHON to a Python with torch: {error}"
+                "--against {library}: no environment, set VKD_PYTHON to a Python with {library}: {error}"
             )
         };
         // Run inside the folder, so that the printed line names no folder of this machine.
         let mut make = std::process::Command::new("python3");
         shell::run(make.current_dir(folder).args(["-m", "venv", "venv"])).map_err(wrong)?;
         let mut install = std::process::Command::new(&python);
-        shell::run(install.args(["-m", "pip", "install", "torch==2.15.*", "numpy", "scipy"]))
+        shell::run(install.args(["-m", "pip", "install", package, "numpy", "scipy"]))
             .map_err(wrong)?;
-        has_torch(&python).map_err(wrong)?;
+        has_it(&python).map_err(wrong)?;
     }
     Ok(python)
 }

@@ -11,10 +11,13 @@ pub(crate) const COMMAND: Command = Command {
     summary: "Run every check, cheapest first, and stop at the first that fails",
     details: "fmt, tidy, docs --check, typos, deny, clippy, tests, examples, rustdoc.\n\
               typos and cargo-deny are optional: where they are absent the step prints SKIPPED.\n\
-              With --full: also standalone, the largest shapes of vkd-ortho, cuda check, and bench --quick.",
+              With --full: also standalone, the tests that take minutes, cuda check, and bench --quick.",
     flags: &[Flag { name: "--full", value: None, help: "also what takes long" }],
     run,
 };
+
+/// The targets that hold tests of minutes, which are `#[ignore]`d.
+const LONG: [&str; 6] = ["--test", "large", "--test", "vidt_long", "--example", "gan_digits"];
 
 fn run(args: &Args) -> Result<()> {
     let root = &shell::root()?;
@@ -45,8 +48,8 @@ fn run(args: &Args) -> Result<()> {
     if args.has("--full") {
         steps.step("standalone", || crate::standalone::check(root).map(|()| Outcome::Passed))?;
         steps.step("long tests", || {
-            let test = ["test", "--release", "--workspace", "--test", "large", "--", "--ignored"];
-            passed(cargo(root).args(test))
+            let test = ["test", "--release", "--workspace"];
+            passed(cargo(root).args(test).args(LONG).args(["--", "--ignored"]))
         })?;
         steps.step("cuda check", || match crate::cuda::is_set_up(root) {
             true => crate::cuda::check(root, false).map(|()| Outcome::Passed),

@@ -9,12 +9,12 @@ use crate::missing::Missing;
 use crate::recipe_args::RecipeArgs;
 use crate::report::grid::{html, picture};
 use crate::report::markdown::markdown;
-use crate::shown::for_task;
+use crate::shown::{Shown, for_task};
 use candle_core::{Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use vkd_models::write_atomically;
-use vkd_train::{ArmResult, RecipeOf, Workload, fingerprint};
+use vkd_train::{ArmResult, RecipeOf, fingerprint};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for_task!(args.recipe.load_with(&set)?, recipe => of_task(args, recipe))
 }
 
-fn of_task<W: Workload>(args: &Args, recipe: RecipeOf<W>) -> Result<()> {
+fn of_task<W: Shown>(args: &Args, recipe: RecipeOf<W>) -> Result<()> {
     let data = W::open(&recipe.data)?;
     vkd_train::check(&recipe, &data)?;
     let named = || PathBuf::from("runs").join(format!("{}-compare", recipe.name));
@@ -87,7 +87,9 @@ fn of_task<W: Workload>(args: &Args, recipe: RecipeOf<W>) -> Result<()> {
     command.push(format!("--arms {} --seeds {}", recipe.arms.join(","), args.seeds));
     command.extend(args.reference.iter().map(|name| format!("--reference {name}")));
     let command = command.join(" ");
-    write(&grid, &out, &recipe.name, &recipe.to_toml()?, &command)?;
+    let pictures = W::pictures(&recipe, &missing.students(&seeds)?, &data)?;
+    let page = html(&grid, &recipe.name, &recipe.to_toml()?, &command, &pictures);
+    write(&grid, &out, &recipe.name, &page)?;
     plot(args, &grid)?;
     crate::print(&format!(
         "\n{}\nthe report is {}, the results are in {}\n{}",
@@ -156,7 +158,7 @@ fn report_only(args: &Args, folder: &Path) -> Result<()> {
     };
     if let Some(out) = &args.out {
         let name = grid.first().map_or_else(String::new, |r| r.recipe.clone());
-        write(&grid, out, &name, "", "")?;
+        write(&grid, out, &name, &html(&grid, &name, "", "", ""))?;
     }
     plot(args, &grid)?;
     crate::print(&markdown(&grid))
@@ -177,8 +179,7 @@ fn plot(args: &Args, grid: &Grid) -> Result<()> {
     Ok(write_atomically(path, picture.as_bytes())?)
 }
 
-fn write(grid: &Grid, out: &Path, title: &str, recipe: &str, command: &str) -> Result<()> {
-    let page = html(grid, title, recipe, command);
+fn write(grid: &Grid, out: &Path, title: &str, page: &str) -> Result<()> {
     std::fs::create_dir_all(out)?;
     write_atomically(&out.join("report.html"), page.as_bytes())?;
     let text = format!("# Comparison: {title}\n\n{}", markdown(grid));

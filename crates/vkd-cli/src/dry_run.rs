@@ -21,17 +21,17 @@ pub(crate) fn run<W: Workload>(
     let [train, validation, test] = data.counts();
     let mut text = format!(
         "{}: {train} training, {validation} validation, {test} test images, {} classes\n\
-         teacher: {} parameters, {}{}\n\
-         student: {}{} steps of {} images, {images} in all, {:.1} times the training images\n",
+         teacher: {} parameters, {} multiply-adds an image, {}\n\
+         student: {} multiply-adds an image; {} steps of {} images, {images} in all, {:.1} times the training images\n",
         data.name(),
         data.class_names().len(),
         plan.teacher_parameters,
-        multiply_adds(plan.teacher_multiply_adds, ", "),
+        count(plan.teacher_multiply_adds as f64),
         match &recipe.teacher.checkpoint {
             Some(path) => format!("from {}, which fits", path.display()),
             None => format!("{} steps of {} images", recipe.teacher.steps, recipe.teacher.batch),
         },
-        multiply_adds(plan.student_multiply_adds, "; "),
+        count(plan.student_multiply_adds as f64),
         training.steps,
         batch,
         images as f64 / train as f64,
@@ -117,11 +117,6 @@ fn place(out: &Path, reused: bool) -> String {
         (false, true) => format!("output: {name}, whose run would be started anew"),
         (false, false) => format!("output: {name}, a new folder"),
     }
-}
-
-/// Multiply-adds for people, where they were counted.
-fn multiply_adds(n: Option<usize>, end: &str) -> String {
-    n.map_or_else(String::new, |n| format!("{} multiply-adds an image{end}", count(n as f64)))
 }
 
 /// A large number for people.

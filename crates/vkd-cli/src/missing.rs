@@ -112,6 +112,29 @@ impl<W: Workload> Missing<'_, W> {
         }
     }
 
+    /// The students of the seed that has left most of them here, each with what it is called: results may lie in a folder of
+    /// their own, without the runs that made them.
+    pub(crate) fn students(&self, seeds: &[u64]) -> Result<Vec<(String, PathBuf)>> {
+        let mut most = Vec::new();
+        for &seed in seeds {
+            let mut students = Vec::new();
+            for (arm, fingerprint) in self.fingerprints {
+                let dir = self.run_dir(arm, seed, fingerprint);
+                if !dir.join("recipe.toml").exists() {
+                    continue;
+                }
+                let path = RunFolderOf::<W>::open(&dir)?.arm_path(arm, "student.safetensors");
+                if path.is_file() {
+                    students.push((format!("{arm}, seed {seed}"), path));
+                }
+            }
+            if students.len() > most.len() {
+                most = students;
+            }
+        }
+        Ok(most)
+    }
+
     fn of_seed(&self, seed: u64) -> RecipeOf<W> {
         RecipeOf { seed, ..self.recipe.clone() }
     }
@@ -121,8 +144,11 @@ impl<W: Workload> Missing<'_, W> {
     }
 
     fn arm_dir(&self, place: &Place) -> PathBuf {
-        let name = ArmResult::name(&place.arm, place.seed, &place.fingerprint);
-        self.out.join("runs").join(name)
+        self.run_dir(&place.arm, place.seed, &place.fingerprint)
+    }
+
+    fn run_dir(&self, arm: &str, seed: u64, fingerprint: &str) -> PathBuf {
+        self.out.join("runs").join(ArmResult::name(arm, seed, fingerprint))
     }
 }
 

@@ -35,7 +35,11 @@ pub(crate) fn write<W: Shown>(run: &RunFolderOf<W>, report: &Report, data: &W::D
     let events = run.events()?;
     write_atomically(&run.path("metrics.csv"), csv(&events).as_bytes())?;
     let mut page = Page::new(run.recipe(), report, &events, data.counts())?;
-    page.pictures = W::pictures(run, data)?;
+    let students = run.recipe().arms.iter().map(|arm| {
+        let path = run.arm_path(arm, "student.safetensors");
+        (arm.clone(), path)
+    });
+    page.pictures = W::pictures(run.recipe(), &students.collect::<Vec<_>>(), data)?;
     Ok(write_atomically(&run.path("report.html"), page.html().as_bytes())?)
 }
 

@@ -5,10 +5,11 @@ use crate::doctor::{self, Findings};
 use crate::report::escape;
 use crate::report::scenes::{SURE, row, samples};
 use candle_core::{Device, Result};
+use std::path::PathBuf;
 use vkd_models::{DetectorStudent, GeneratorStudent};
 use vkd_train::{
     Classification, Detection, DetectionRecipe, Generation, GenerationRecipe, Recipe, RecipeOf,
-    RunFolderOf, Workload, generator_grid,
+    Workload, generator_grid,
 };
 
 /// Test images of a report.
@@ -36,11 +37,15 @@ pub(crate) trait Shown: Workload {
     /// Looks at the data set for the doctor; `None` where it can't be opened.
     fn look_at(recipe: &RecipeOf<Self>, decode: bool, found: &mut Findings) -> Option<Self::Data>;
 
-    /// A section of a run's report; empty for none.
+    /// A section of a report about saved students, each with what it is called there; empty for none.
     ///
     /// # Errors
     /// A student that can't be loaded.
-    fn pictures(_run: &RunFolderOf<Self>, _data: &Self::Data) -> Result<String> {
+    fn pictures(
+        _recipe: &RecipeOf<Self>,
+        _students: &[(String, PathBuf)],
+        _data: &Self::Data,
+    ) -> Result<String> {
         Ok(String::new())
     }
 }
@@ -70,23 +75,29 @@ impl Shown for Generation {
         Self::open(&recipe.data).ok()
     }
 
-    /// Samples of each arm's generator.
-    fn pictures(run: &RunFolderOf<Self>, _data: &Self::Data) -> Result<String> {
+    /// Samples of each generator.
+    fn pictures(
+        recipe: &GenerationRecipe,
+        students: &[(String, PathBuf)],
+        _data: &Self::Data,
+    ) -> Result<String> {
+        if students.is_empty() {
+            return Ok(String::new());
+        }
         let mut figures = String::new();
-        for arm in &run.recipe().arms {
-            let path = run.arm_path(arm, "student.safetensors");
-            let student = GeneratorStudent::load(&path, &Device::Cpu)?;
-            let grid = generator_grid(student, run.recipe().seed)?;
+        for (name, path) in students {
+            let student = GeneratorStudent::load(path, &Device::Cpu)?;
+            let grid = generator_grid(student, recipe.seed)?;
             figures += &format!(
                 "<figure>\n<figcaption>{}</figcaption>\n{}</figure>\n",
-                escape(arm),
+                escape(name),
                 samples(&grid)
             );
         }
         Ok(format!(
             "<section>\n<h2>Samples</h2>\n<div class=\"figures\">\n{figures}</div>\n<ul class=\"notes\">\n<li>The first samples of \
-             each generator, unchosen: a column for each of the first ten classes. The same noise for every arm. Grids of every \
-             validation lie in the arms' folders.</li>\n</ul>\n</section>\n"
+             each generator, unchosen: a column for each of the first ten classes. The same noise for all. Grids of every validation lie \
+             in the arms' folders.</li>\n</ul>\n</section>\n"
         ))
     }
 }
@@ -96,17 +107,23 @@ impl Shown for Detection {
         doctor::objects(recipe, decode, found)
     }
 
-    /// The first test images, with what each arm's student finds.
-    fn pictures(run: &RunFolderOf<Self>, data: &Self::Data) -> Result<String> {
+    /// The first test images, with what each student finds.
+    fn pictures(
+        recipe: &DetectionRecipe,
+        students: &[(String, PathBuf)],
+        data: &Self::Data,
+    ) -> Result<String> {
+        if students.is_empty() {
+            return Ok(String::new());
+        }
         let first = &data.test[..data.test.len().min(PICTURES)];
         let mut rows = String::new();
-        for arm in &run.recipe().arms {
-            let path = run.arm_path(arm, "student.safetensors");
-            let student = DetectorStudent::load(&path, &Device::Cpu)?;
-            let scenes = detections::of_student(&student, data, &run.recipe().data, first)?;
+        for (name, path) in students {
+            let student = DetectorStudent::load(path, &Device::Cpu)?;
+            let scenes = detections::of_student(&student, data, &recipe.data, first)?;
             rows += &format!(
                 "<h3>{}</h3>\n<div class=\"scroll\">{}</div>\n",
-                escape(arm),
+                escape(name),
                 row(&scenes)
             );
         }

@@ -89,7 +89,16 @@ fn arms_are_compared_over_seeds_and_never_twice() {
     for part in ["Task detection", "test AP (%), mean ± sd", "| vkd − none ", "AP50 (%)"] {
         assert!(table.contains(part), "{part}: {table}");
     }
+    let page = || std::fs::read_to_string(at.join("runs/scenes-compare/report.html")).unwrap();
+    let drawn = page();
+    for part in ["<h3>none, seed 0</h3>", "<h3>vkd, seed 0</h3>", "data:image/png;base64,"] {
+        assert!(drawn.contains(part), "{part}");
+    }
+    assert!(!drawn.contains("seed 1</h3>"), "of one seed alone");
+    // Results without the runs that made them.
+    std::fs::remove_dir_all(at.join("runs/scenes-compare/runs")).unwrap();
     let again = vkd(at, &words);
+    assert!(!page().contains("data:image/png"));
     let log = String::from_utf8_lossy(&again.stderr).into_owned();
     assert!(log.contains("4 of 4 runs found in kept") && !log.contains("validation"), "{log}");
     let plot = good(at, &["compare", "--from", "kept", "--plot", "curves.svg"]);

@@ -74,6 +74,15 @@ impl ClipVisionConfig {
         }
     }
 
+    /// Multiply-adds of one image; norms, activations and softmaxes are not counted.
+    pub fn multiply_adds(&self) -> usize {
+        let Self { image_size, patch, width, depth, heads: _, hidden, projection } = *self;
+        let patches = (image_size / patch.max(1)).pow(2);
+        let tokens = patches + 1;
+        let block = tokens * (4 * width * width + 2 * width * hidden) + 2 * tokens * tokens * width;
+        patches * 3 * patch * patch * width + depth * block + width * projection
+    }
+
     /// Width of each tap: `embedding`, `class_token` and `tokens`.
     pub fn taps(&self) -> BTreeMap<String, usize> {
         let taps =

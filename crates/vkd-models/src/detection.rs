@@ -35,7 +35,7 @@ pub enum DetectorArchitecture {
 /// let images = Tensor::zeros((2, 1, 64, 64), DType::F32, &Device::Cpu)?;
 /// let DetectorOutput::Dense(output) = detector.forward(&images, None, &Context::eval())? else { unreachable!() };
 /// assert_eq!(output.levels[0].logits.dims(), [2, 10, 16, 16]);
-/// assert_eq!(config.cost([64, 64])?.map(|cost| cost.parameters), Some(store.parameter_count()));
+/// assert_eq!(config.cost([64, 64])?.parameters, store.parameter_count());
 /// # Ok(())
 /// # }
 /// ```
@@ -132,14 +132,14 @@ impl DetectorConfig {
         }
     }
 
-    /// Parameters and the multiply-adds of one image of `size` (height, width); `None` where they are not counted, as for ViDT.
+    /// Parameters and the multiply-adds of one image of `size` (height, width).
     ///
     /// # Errors
     /// Those of [`build`](Self::build).
-    pub fn cost(&self, size: [usize; 2]) -> Result<Option<ModelCost>> {
+    pub fn cost(&self, size: [usize; 2]) -> Result<ModelCost> {
         match &self.architecture {
-            DetectorArchitecture::Fcos(c) => c.cost(self.channels, self.classes, size).map(Some),
-            DetectorArchitecture::Vidt(_) => Ok(None),
+            DetectorArchitecture::Fcos(c) => c.cost(self.channels, self.classes, size),
+            DetectorArchitecture::Vidt(c) => c.cost(self.channels, self.classes, size),
         }
     }
 }

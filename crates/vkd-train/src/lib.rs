@@ -75,8 +75,8 @@ pub use recipe::{
     DataConfig, DataKind, DetectionDataConfig, DetectionRecipe, DetectionSource, DiffAugmentConfig,
     DistillConfig, EraseWith, GanCriterionConfig, GanTeacherModel, GenerationRecipe, InitConfig,
     LabelBudget, LecamTableConfig, LogitLossKind, LossKind, OnCorrupt, OptimizerKind, Outside,
-    PaddingKind, ProjectorKind, RandAugmentConfig, Recipe, RecipeOf, ScenesConfig, ScheduleKind,
-    TapNames, TaskKind, TeacherConfig, TrainingConfig, ValidationPart,
+    PaddingKind, ProjectorKind, QueryCriterionConfig, RandAugmentConfig, Recipe, RecipeOf,
+    ScenesConfig, ScheduleKind, TapNames, TaskKind, TeacherConfig, TrainingConfig, ValidationPart,
 };
 pub use report::{ArmReport, Report, TeacherReport};
 pub use result::{ArmResult, RunFacts};

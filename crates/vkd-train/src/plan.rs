@@ -24,10 +24,10 @@ pub struct Plan {
     pub teacher_parameters: usize,
     /// Bytes of its weights as its students ask it, in `teacher.compute`.
     pub teacher_bytes: usize,
-    /// Multiply-adds of the teacher for one image, where they are counted.
-    pub teacher_multiply_adds: Option<usize>,
-    /// Multiply-adds of the student for one image, where they are counted.
-    pub student_multiply_adds: Option<usize>,
+    /// Multiply-adds of the teacher for one image.
+    pub teacher_multiply_adds: usize,
+    /// Multiply-adds of the student for one image.
+    pub student_multiply_adds: usize,
     /// The arms in the recipe's order.
     pub arms: Vec<ArmPlan>,
     /// Images of a trial step.

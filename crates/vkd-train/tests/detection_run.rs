@@ -233,6 +233,15 @@ fn what_a_detector_does_not_know_is_refused_by_name() -> Result<()> {
         ("teacher.cache={}", "teacher.cache"),
         ("teacher.smoothing=0.1", "teacher.smoothing"),
         ("criterion.reach=0.0", "criterion.reach: expected a finite value above 0, got 0"),
+        (
+            "criterion.queries.auxiliary=0.0",
+            "criterion.queries.auxiliary: expected a finite value above 0, got 0",
+        ),
+        ("criterion.queries.l1=-1.0", "criterion.queries.l1: expected a finite value of at least"),
+        ("criterion.queries={ l1 = 0.0, giou = 0.0 }", "expected l1 or giou above 0"),
+        ("criterion.queries.alpha=1.5", "criterion.queries.alpha: expected a share in [0, 1]"),
+        ("criterion.queries.eos=0.1", "eos"),
+        ("criterion.queries.class=1.0", "criterion.queries: expected none without a detector of q"),
         ("student.kind=vit", "unknown variant `vit`"),
         ("data.source.sise=3", "sise"),
         (

@@ -190,7 +190,7 @@ fn every_arm_is_planned() -> Result<()> {
         assert_eq!(arm.projector_parameters > 0, projects, "{}", arm.name);
     }
     // The teacher alone, without the judge.
-    assert!(found.teacher_parameters > 0 && found.teacher_multiply_adds.is_some());
+    assert!(found.teacher_parameters > 0 && found.teacher_multiply_adds > 0);
     let less = plan(&self::recipe(&[arms, "criterion.judge.widths=[4, 4]"])?, &data)?;
     assert_eq!(found.teacher_parameters, less.teacher_parameters);
     Ok(())

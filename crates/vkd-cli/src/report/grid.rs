@@ -8,18 +8,26 @@ use crate::grid::{Grid, Pair};
 use crate::summary::Summary;
 use std::collections::BTreeSet;
 
-/// The whole page; `recipe` is the resolved TOML and `command` what makes it again.
-pub(crate) fn html(grid: &Grid, title: &str, recipe: &str, command: &str) -> String {
+/// The whole page; `recipe` is the resolved TOML and `command` what makes it again. `pictures` is a section of what the task has
+/// to show; empty for none.
+pub(crate) fn html(
+    grid: &Grid,
+    title: &str,
+    recipe: &str,
+    command: &str,
+    pictures: &str,
+) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n\
          <title>vkd: {0}, compared</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n\
-         <header>\n<h1>Comparison: {0}</h1>\n<p class=\"lead\">{1}</p>\n</header>\n{2}{3}{4}{5}{6}{7}</main>\n</body>\n</html>\n",
+         <header>\n<h1>Comparison: {0}</h1>\n<p class=\"lead\">{1}</p>\n</header>\n{2}{3}{4}{5}{6}{7}{8}</main>\n</body>\n</html>\n",
         escape(title),
         facts(grid).iter().map(|s| escape(s)).collect::<Vec<_>>().join("<br>\n"),
         arms(grid),
         pairs(grid),
+        pictures,
         curves(grid),
         geometry(grid),
         runs(grid),
@@ -283,7 +291,7 @@ mod tests {
 
     fn page(results: Vec<vkd_train::ArmResult>) -> String {
         let page =
-            html(&Grid::new(results, None, None).unwrap(), "d<i>gits", "a = 1", "vkd compare");
+            html(&Grid::new(results, None, None).unwrap(), "d<i>gits", "a = 1", "vkd compare", "");
         check(&page);
         page
     }

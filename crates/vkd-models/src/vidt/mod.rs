@@ -3,6 +3,7 @@
 mod attention;
 mod body;
 mod config;
+mod cost;
 mod decoder;
 mod merging;
 mod neck;

@@ -66,7 +66,7 @@ impl Default for SetWeights {
 /// the dearest stay without one.
 ///
 /// The defaults are those of ViDT, which the published V_kD code keeps.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SetCriterion {
     /// Of the class loss and the class cost.
     pub focal: FocalConfig,
@@ -74,6 +74,15 @@ pub struct SetCriterion {
     pub costs: SetWeights,
     /// Factors of the terms.
     pub weights: SetWeights,
+    /// One more factor of the terms of all levels but the last; 1.
+    pub auxiliary: f64,
+}
+
+impl Default for SetCriterion {
+    fn default() -> Self {
+        let (costs, weights) = (SetWeights::default(), SetWeights::default());
+        Self { focal: FocalConfig::default(), costs, weights, auxiliary: 1. }
+    }
 }
 
 /// One object as the matcher sees it.
@@ -102,13 +111,17 @@ impl SetCriterion {
         let wanted = wanted(objects, sizes, classes)?;
         let mut terms = Vec::new();
         for level in std::iter::once(levels - 1).chain(0..levels - 1) {
-            let end = if level + 1 == levels { String::new() } else { format!(".{level}") };
+            let (end, factor) = match level + 1 == levels {
+                true => (String::new(), 1.),
+                false => (format!(".{level}"), self.auxiliary),
+            };
             let (logits, boxes) = (predictions.logits.get(level)?, predictions.boxes.get(level)?);
             let values = self.level(&logits, &boxes, &wanted)?;
             let weights = [self.weights.class, self.weights.l1, self.weights.giou];
             for ((name, weight), value) in
                 ["class", "l1", "giou"].into_iter().zip(weights).zip(values)
             {
+                let weight = factor * weight;
                 terms.push(Term { name: format!("{name}{end}"), weight, value });
             }
         }
@@ -157,18 +170,35 @@ impl SetCriterion {
     /// Costs of every query (row) and object (column) of one image.
     fn costs(&self, logits: &[Vec<f64>], boxes: &[Vec<f64>], wanted: &[Wanted]) -> Vec<f64> {
         let FocalConfig { alpha, gamma } = self.focal;
+        // The usual power without a call for a general one.
+        let power = |p: f64| if gamma == 2. { p * p } else { p.powf(gamma) };
         let class = |logit: f64| {
             let p = 1. / (1. + (-logit).exp());
-            let positive = alpha * (1. - p).powf(gamma) * -(p + 1e-8).ln();
-            positive - (1. - alpha) * p.powf(gamma) * -(1. - p + 1e-8).ln()
+            let positive = alpha * power(1. - p) * -(p + 1e-8).ln();
+            positive - (1. - alpha) * power(p) * -(1. - p + 1e-8).ln()
         };
+        let placed: Vec<[f64; 4]> = wanted.iter().map(|object| corners(object.center)).collect();
+        // Of each class once: objects of the same class share it.
+        let mut classes: Vec<u32> = wanted.iter().map(|object| object.class).collect();
+        classes.sort_unstable();
+        classes.dedup();
+        let which: Vec<usize> = wanted
+            .iter()
+            .map(|object| classes.partition_point(|class| *class < object.class))
+            .collect();
+        let mut of_classes = vec![0.; classes.len()];
         let mut costs = Vec::with_capacity(logits.len() * wanted.len());
         for (logits, found) in logits.iter().zip(boxes) {
+            for (cost, index) in of_classes.iter_mut().zip(&classes) {
+                *cost = self.costs.class * class(logits[*index as usize]);
+            }
             let found: [f64; 4] = std::array::from_fn(|i| found[i]);
-            costs.extend(wanted.iter().map(|Wanted { class: index, center }| {
+            let around = corners(found);
+            let objects = wanted.iter().zip(&placed).zip(&which);
+            costs.extend(objects.map(|((Wanted { center, .. }, placed), which)| {
                 let distance: f64 = found.iter().zip(center).map(|(a, b)| (a - b).abs()).sum();
-                self.costs.class * class(logits[*index as usize]) + self.costs.l1 * distance
-                    - self.costs.giou * generalized_iou(corners(found), corners(*center))
+                of_classes[*which] + self.costs.l1 * distance
+                    - self.costs.giou * generalized_iou(around, *placed)
             }));
         }
         costs
@@ -345,6 +375,16 @@ mod tests {
             let want = of("loss.total")?;
             assert!((total - want).abs() < 1e-6 * want, "{total} {want}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn auxiliary_terms_have_a_factor_of_their_own() -> Result<()> {
+        let Recorded { predictions, objects, sizes, .. } = recorded(DType::F32)?;
+        let criterion = SetCriterion { auxiliary: 0.5, ..SetCriterion::default() };
+        let terms = criterion.terms(&predictions, &objects, &sizes)?;
+        let weights: Vec<f64> = terms.iter().map(|term| term.weight).collect();
+        assert_eq!(weights, [2., 5., 2., 1., 2.5, 1., 1., 2.5, 1.]);
         Ok(())
     }
 

@@ -5,7 +5,6 @@ use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use vkd_models::Resize;
-use vkd_tasks::DenseCriterion;
 
 /// Most images of a part of scenes: an index of each is held.
 const MOST_IMAGES: u64 = 10_000_000;
@@ -289,39 +288,6 @@ pub struct BoxCropConfig {
     pub least: usize,
     /// Largest height and width of the crop in pixels.
     pub most: usize,
-}
-
-/// Which places of a detector of maps learn which object: `[criterion]`. Detectors of queries have no such choice.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct BoxCriterionConfig {
-    /// The farthest side of a box that a level learns lies within so many of its strides; default 8, FCOS's on COCO. Images with
-    /// objects that are small beside the coarsest stride need less, or its level learns nothing.
-    pub reach: f64,
-    /// Places within so many strides of an object's middle learn it; default 1.5.
-    pub radius: f64,
-}
-
-impl Default for BoxCriterionConfig {
-    fn default() -> Self {
-        let DenseCriterion { reach, radius, .. } = DenseCriterion::default();
-        Self { reach, radius }
-    }
-}
-
-impl BoxCriterionConfig {
-    /// Refuses values that are none.
-    ///
-    /// # Errors
-    /// The key with what was expected and what came.
-    pub fn check(&self) -> Result<()> {
-        for (key, value) in [("reach", self.reach), ("radius", self.radius)] {
-            if !(value > 0. && value.is_finite()) {
-                bail!("criterion.{key}: expected a finite value above 0, got {value}")
-            }
-        }
-        Ok(())
-    }
 }
 
 impl DetectionDataConfig {

@@ -3,6 +3,7 @@
 mod any;
 mod arms;
 mod augment;
+mod criterion;
 mod data;
 mod detection;
 mod generation;
@@ -17,10 +18,11 @@ pub use arms::{
     ProjectorKind, TapNames,
 };
 pub use augment::{AugmentConfig, CropConfig, EraseWith, RandAugmentConfig};
+pub use criterion::{BoxCriterionConfig, QueryCriterionConfig};
 pub use data::{DataConfig, DataKind, OnCorrupt};
 pub use detection::{
-    BoxAugmentConfig, BoxCriterionConfig, BoxCropConfig, CocoConfig, DetectionDataConfig,
-    DetectionSource, Outside, ScenesConfig, ValidationPart,
+    BoxAugmentConfig, BoxCropConfig, CocoConfig, DetectionDataConfig, DetectionSource, Outside,
+    ScenesConfig, ValidationPart,
 };
 pub use generation::{
     ClipTeacherConfig, DiffAugmentConfig, GanCriterionConfig, GanTeacherModel, LecamTableConfig,

@@ -146,10 +146,9 @@ impl Workload for Classification {
         model(&recipe.teacher.model, data).build(vb).map(|_| ())
     }
 
-    fn multiply_adds(recipe: &Recipe, data: &Dataset) -> Result<[Option<usize>; 2]> {
-        let of = |architecture| -> Result<Option<usize>> {
-            Ok(Some(model(architecture, data).cost()?.multiply_adds))
-        };
+    fn multiply_adds(recipe: &Recipe, data: &Dataset) -> Result<[usize; 2]> {
+        let of =
+            |architecture| -> Result<usize> { Ok(model(architecture, data).cost()?.multiply_adds) };
         Ok([of(&recipe.teacher.model)?, of(&recipe.student)?])
     }
 

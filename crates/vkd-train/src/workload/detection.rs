@@ -75,9 +75,10 @@ fn model(architecture: &DetectorArchitecture, data: &DetectionDataset) -> Detect
 
 /// How predictions are judged.
 fn config(recipe: &DetectionRecipe) -> DetectionConfig {
-    let BoxCriterionConfig { reach, radius } = recipe.criterion;
+    let BoxCriterionConfig { reach, radius, queries } = &recipe.criterion;
+    let (reach, radius) = (*reach, *radius);
     let dense = DenseCriterion { reach, radius, ..DenseCriterion::default() };
-    DetectionConfig { dense, ..DetectionConfig::default() }
+    DetectionConfig { dense, set: queries.criterion(), ..DetectionConfig::default() }
 }
 
 /// What a detector finds in images `indices`, `batch` at a time, in pixels of the stored images.
@@ -253,6 +254,11 @@ impl Workload for Detection {
     fn check(recipe: &DetectionRecipe) -> Result<()> {
         recipe.data.check()?;
         recipe.criterion.check()?;
+        let models = [&recipe.student, &recipe.teacher.model];
+        let of_queries = models.iter().any(|m| matches!(m, DetectorArchitecture::Vidt(_)));
+        if recipe.criterion.queries != Default::default() && !of_queries {
+            bail!("criterion.queries: expected none without a detector of queries, got weights")
+        }
         let (training, teacher) = (&recipe.training, &recipe.teacher);
         let mut refused = vec![
             ("training.labelled".to_owned(), training.labelled > 0),
@@ -325,14 +331,11 @@ impl Workload for Detection {
         model(&recipe.teacher.model, data).build(vb).map(|_| ())
     }
 
-    fn multiply_adds(
-        recipe: &DetectionRecipe,
-        data: &DetectionDataset,
-    ) -> Result<[Option<usize>; 2]> {
+    fn multiply_adds(recipe: &DetectionRecipe, data: &DetectionDataset) -> Result<[usize; 2]> {
         let batch = plain_detection(data, &recipe.data, &data.test[..data.test.len().min(1)])?;
         let (.., height, width) = batch.images.dims4()?;
-        let of = |architecture| -> Result<Option<usize>> {
-            Ok(model(architecture, data).cost([height, width])?.map(|cost| cost.multiply_adds))
+        let of = |architecture| -> Result<usize> {
+            Ok(model(architecture, data).cost([height, width])?.multiply_adds)
         };
         Ok([of(&recipe.teacher.model)?, of(&recipe.student)?])
     }

@@ -186,11 +186,11 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// A size that is zero or does not fit the others.
     fn declare_teacher(recipe: &RecipeOf<Self>, data: &Self::Data, vb: VarBuilder) -> Result<()>;
 
-    /// Multiply-adds of teacher and student for one image, where they are counted.
+    /// Multiply-adds of teacher and student for one image.
     ///
     /// # Errors
     /// Sizes that don't fit.
-    fn multiply_adds(recipe: &RecipeOf<Self>, data: &Self::Data) -> Result<[Option<usize>; 2]>;
+    fn multiply_adds(recipe: &RecipeOf<Self>, data: &Self::Data) -> Result<[usize; 2]>;
 
     /// Whether an arm needs the teacher.
     fn wants_teacher(arm: &ArmConfig) -> bool {

@@ -163,14 +163,14 @@ impl Workload for Generation {
         }
     }
 
-    fn multiply_adds(recipe: &GenerationRecipe, data: &Dataset) -> Result<[Option<usize>; 2]> {
+    fn multiply_adds(recipe: &GenerationRecipe, data: &Dataset) -> Result<[usize; 2]> {
         let teacher = match &recipe.teacher.model {
-            GanTeacherModel::Classifier(m) => Some(model(m, data).cost()?.multiply_adds),
-            GanTeacherModel::Clip(_) => None,
+            GanTeacherModel::Classifier(m) => model(m, data).cost()?.multiply_adds,
+            GanTeacherModel::Clip(clip) => clip.sizes.multiply_adds(),
         };
         let (channels, classes) = (data.channels, data.class_names.len());
         let generator = recipe.student.generator.cost(channels, classes)?;
-        Ok([teacher, Some(generator.multiply_adds)])
+        Ok([teacher, generator.multiply_adds])
     }
 
     fn wants_teacher(_arm: &ArmConfig) -> bool {
