@@ -244,6 +244,11 @@ impl DetectionDataset {
     pub fn preprocessing(&self) -> &Preprocessing {
         &self.preprocessing
     }
+
+    /// The same images as a network with other numbers sees them.
+    pub fn with_preprocessing(&self, preprocessing: Preprocessing) -> Self {
+        Self { preprocessing, ..self.clone() }
+    }
 }
 
 /// Height and width of an image.

@@ -101,15 +101,21 @@ fn found(
             let times =
                 |axis: usize| batch.original_sizes[i][axis] as f32 / batch.sizes[i][axis] as f32;
             let (down, across) = (times(0), times(1));
-            for mut detection in detections {
-                let [x0, y0, x1, y1] = detection.bbox;
-                detection.bbox = [x0 * across, y0 * down, x1 * across, y1 * down];
+            for detection in detections {
+                let detection = scaled(detection, across, down);
                 let category = data.category_id(detection.class)?;
                 all.push(ScoredBox::new(image_id, category, &detection));
             }
         }
     }
     Ok(all)
+}
+
+/// A detection in pixels of an image that is so many times as large.
+fn scaled(mut found: vkd_tasks::Detection, across: f32, down: f32) -> vkd_tasks::Detection {
+    let [x0, y0, x1, y1] = found.bbox;
+    found.bbox = [x0 * across, y0 * down, x1 * across, y1 * down];
+    found
 }
 
 /// What is to be found in images `indices`.
@@ -171,8 +177,8 @@ fn scores(
     Ok(values.into_iter().filter_map(|(name, v)| Some((name.to_owned(), v?))).collect())
 }
 
-/// Scores of a saved detector on images `indices`, resized and padded as `config` says, and all that it found, in the form of
-/// COCO's results.
+/// Scores of a saved detector on images `indices`, seen and resized as its card says and padded as `config` does, and all that it
+/// found, in the form of COCO's results.
 ///
 /// # Errors
 /// A student made for other channels or classes, no images, or an image that can't be read.
@@ -193,10 +199,19 @@ pub fn evaluate_detector(
             card.class_names.join(", ")
         )
     }
+    // Another data set has other numbers, and a recipe may ask for another size.
+    let seen = data.with_preprocessing(card.preprocessing.clone());
+    let resize = card.resize;
+    let config = DetectionDataConfig {
+        test_side: resize.map(|r| r.side),
+        longest: resize.and_then(|r| r.longest),
+        multiple: resize.map_or(1, |r| r.multiple),
+        ..config.clone()
+    };
     let network = crate::networks::saved_detector(student);
     let forward =
         |images: &Tensor, padding: &Tensor| network(images, padding, &vkd_nn::Context::eval());
-    let found = found(forward, data, config, indices, batch.max(1))?;
+    let found = found(forward, &seen, &config, indices, batch.max(1))?;
     Ok((average_precision(&truth(data, indices)?, &found)?, found))
 }
 
@@ -226,12 +241,7 @@ pub fn detect(student: &DetectorStudent, image: &Image) -> Result<Vec<vkd_tasks:
     let found = DetectionConfig::default().decode(&output.predictions, &sizes)?;
     let down = image.height() as f32 / height as f32;
     let across = image.width() as f32 / width as f32;
-    let placed = |mut one: vkd_tasks::Detection| {
-        let [x0, y0, x1, y1] = one.bbox;
-        one.bbox = [x0 * across, y0 * down, x1 * across, y1 * down];
-        one
-    };
-    Ok(found.into_iter().flatten().map(placed).collect())
+    Ok(found.into_iter().flatten().map(|one| scaled(one, across, down)).collect())
 }
 
 impl Workload for Detection {
@@ -255,6 +265,15 @@ impl Workload for Detection {
         recipe.data.check()?;
         recipe.criterion.check()?;
         let models = [&recipe.student, &recipe.teacher.model];
+        let of_maps = models.iter().any(|m| matches!(m, DetectorArchitecture::Fcos(_)));
+        let BoxCriterionConfig { reach, radius, .. } = BoxCriterionConfig::default();
+        for (key, own, default) in
+            [("reach", recipe.criterion.reach, reach), ("radius", recipe.criterion.radius, radius)]
+        {
+            if own != default && !of_maps {
+                bail!("criterion.{key}: expected none without a detector of maps, got {own}")
+            }
+        }
         let of_queries = models.iter().any(|m| matches!(m, DetectorArchitecture::Vidt(_)));
         if recipe.criterion.queries != Default::default() && !of_queries {
             bail!("criterion.queries: expected none without a detector of queries, got weights")
@@ -269,8 +288,9 @@ impl Workload for Detection {
             ("teacher.cache".to_owned(), teacher.cache.is_some()),
         ];
         for (name, arm) in &recipe.arm {
-            refused
-                .push((format!("arm.{name}.labels but \"all\""), arm.labels != LabelBudget::All));
+            if arm.labels != LabelBudget::All {
+                bail!("arm.{name}.labels: expected \"all\" with task = \"detection\"")
+            }
             refused.push((format!("arm.{name}.logits"), arm.logits > 0.));
             refused.push((format!("arm.{name}.logit_loss"), arm.logit_loss.is_some()));
         }
@@ -284,18 +304,34 @@ impl Workload for Detection {
         DetectionDataset::open(config)
     }
 
-    /// Validation images, which a run can't do without; more objects than queries can be found too.
+    /// Images and boxes in every part: without them there is nothing to learn or to score.
     fn check_data(_recipe: &DetectionRecipe, data: &DetectionDataset) -> Result<()> {
-        for (part, indices) in [("validation", &data.validation), ("test", &data.test)] {
+        for (part, indices) in
+            [("train", &data.train), ("validation", &data.validation), ("test", &data.test)]
+        {
             if indices.is_empty() {
                 bail!("data.source.{part}: expected images, got none in {}", data.name)
+            }
+            let mut boxes = false;
+            for index in indices {
+                boxes = data.annotations(*index)?.iter().any(|a| !a.crowd && a.area > 0.);
+                if boxes {
+                    break;
+                }
+            }
+            if !boxes {
+                bail!(
+                    "data.source.{part}: expected a box with an area that is no crowd in one of {} images of {}, got none",
+                    indices.len(),
+                    data.name
+                )
             }
         }
         Ok(())
     }
 
-    /// The hash of all annotations; of files also that of the classes' names and of some images, spread over all. What can't
-    /// be read counts as that.
+    /// The hash of all annotations; of files also that of the classes' names, of every image's id, size and number of boxes, and of
+    /// some images, spread over all. What can't be read counts as that.
     fn identify(
         recipe: &DetectionRecipe,
         data: &DetectionDataset,
@@ -314,6 +350,15 @@ impl Workload for Detection {
         }
         let mut images = Sha256::new();
         data.class_names.iter().for_each(|name| images.update(format!("{name},")));
+        for index in 0..data.len() {
+            // Whose boxes they are; of scenes the order says it.
+            images.update(
+                match (data.image_id(index), data.size(index), data.annotations(index)) {
+                    (Ok(id), Ok(size), Ok(boxes)) => format!("{id} {size:?} {},", boxes.len()),
+                    _ => "unreadable".to_owned(),
+                },
+            );
+        }
         for index in (0..data.len()).step_by(data.len().div_ceil(SAMPLED).max(1)) {
             match data.sample(index) {
                 Ok((image, _)) => images.update(image.pixels()),
