@@ -14,6 +14,9 @@ const SCENES: &str = include_str!("../../recipes/scenes.toml");
 const IMAGE: [u64; 2] = [640, 480];
 const CLASSES: u64 = 80;
 
+/// Queries and objects of each image.
+type Pairs = Vec<Vec<(usize, usize)>>;
+
 /// A number of the work's request to its peer: what both must find, so that both did the same.
 fn wanted(work: &Work, key: &str) -> Result<f64> {
     match work.peer.as_ref().and_then(|peer| peer.request.get(key)?.as_f64()) {
@@ -40,7 +43,7 @@ fn solver(work: &Work) -> Result<impl FnMut() -> Result<Vec<(usize, usize)>> + u
 }
 
 /// Costs of classes and boxes, and the assignment, of one image in one level of a decoder.
-fn matcher(work: &Work) -> Result<impl FnMut() -> Result<Vec<Vec<(usize, usize)>>> + use<>> {
+fn matcher(work: &Work) -> Result<impl FnMut() -> Result<Pairs> + use<>> {
     let (queries, count) = work.matrix()?;
     let size = ImageSize { width: IMAGE[0] as usize, height: IMAGE[1] as usize };
     let logits = data((1, queries, CLASSES as usize), 1)?.affine(4., -3.)?;
@@ -82,7 +85,7 @@ fn coco(images: u64, detections: u64) -> (GroundTruth, Vec<ScoredBox>) {
         let image_id = image + 1;
         for entry in 0..count {
             let (class, bbox) = drawn_box(image, entry);
-            let crowd = draw(image, entry, 5) % 100 == 0;
+            let crowd = draw(image, entry, 5).is_multiple_of(100);
             let area = bbox[2] * bbox[3];
             annotations.push(Annotation { image_id, category_id: class + 1, bbox, area, crowd });
         }
