@@ -10,8 +10,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // One .ptx a file into OUT_DIR, from where `cuda.rs` includes it.
         cudaforge::KernelBuilder::new()
             .source_glob("src/ops/*/*.cu")
-            .watch(["src/ops/inverse.cuh", "src/ops/matrices.cuh", "src/ops/tiles.cuh"])
-            .watch([format!("{include}/common.cuh")])
+            .watch(["src/ops/inverse.cuh", "src/ops/matrices.cuh"])
+            .watch([format!("{include}/common.cuh"), format!("{include}/tiles.cuh")])
             .include_path(include)
             .args(["-std=c++17", "-O3"])
             .build_ptx()?;

@@ -41,21 +41,6 @@ __device__ __forceinline__ Quarter inverse_of_tile(Quarter q) {
     return q;
 }
 
-// Entry (i, j) of a k x k matrix that goes on as the identity.
-template <typename At>
-__device__ __forceinline__ double padded(At at, unsigned i, unsigned j, unsigned k) {
-    if (i < k && j < k) return at(i, j);
-    return i == j ? 1.0 : 0.0;
-}
-
-__device__ __forceinline__ void store_pivot(double* pivot, Quarter q) {
-    const unsigned x = tile_x(), y = tile_y();
-    pivot[y * TILE + x] = q.v00;
-    pivot[y * TILE + x + SIDE] = q.v01;
-    pivot[(y + SIDE) * TILE + x] = q.v10;
-    pivot[(y + SIDE) * TILE + x + SIDE] = q.v11;
-}
-
 // Writes the matrices whose entry is at(batch, i, j), and the inverse of the first pivot tile of each.
 template <typename At>
 __device__ __forceinline__ void inverse_start(At at, double* a, double* pivot, unsigned batch, unsigned k) {

@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 use vkd_norm::program::{Arg, Last, Program, Runner, Size, count, suffix};
 
-/// Rows, columns and pivots of a tile of the inverse; as in `tiles.cuh`.
+/// Rows, columns and pivots of a tile of the inverse; as in `tiles.cuh` of vkd-norm.
 pub(super) const TILE: usize = 32;
 
 /// `batch` parameters of `n x k` of a type.

@@ -3,7 +3,7 @@
 // With L the strict lower part: K = U Wᵀ, U = [L, -sE], W = [E, L/s], N = WᵀU of size m = 2k, and Q = E + U φ₁(N) WᵀE. How
 // often the argument is halved is decided for each matrix on the device: `state` holds 2^-d and d of every matrix.
 #include "../matrices.cuh"
-#include "../tiles.cuh"
+#include "tiles.cuh"
 
 namespace vkd {
 

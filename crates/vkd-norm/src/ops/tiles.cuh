@@ -58,4 +58,20 @@ __device__ __forceinline__ void store(double* a, Quarter q, unsigned tile_i, uns
     if (i + SIDE < k && j + SIDE < k) a[size_t(i + SIDE) * k + j + SIDE] = q.v11;
 }
 
+// Entry (i, j) of a k x k matrix that goes on as the identity.
+template <typename At>
+__device__ __forceinline__ double padded(At at, unsigned i, unsigned j, unsigned k) {
+    if (i < k && j < k) return at(i, j);
+    return i == j ? 1.0 : 0.0;
+}
+
+// Writes a whole tile, row after row.
+__device__ __forceinline__ void store_pivot(double* pivot, Quarter q) {
+    const unsigned x = tile_x(), y = tile_y();
+    pivot[y * TILE + x] = q.v00;
+    pivot[y * TILE + x + SIDE] = q.v01;
+    pivot[(y + SIDE) * TILE + x] = q.v10;
+    pivot[(y + SIDE) * TILE + x + SIDE] = q.v11;
+}
+
 }  // namespace vkd
