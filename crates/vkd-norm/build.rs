@@ -10,7 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // One .ptx a file into OUT_DIR, from where `cuda.rs` includes it.
         cudaforge::KernelBuilder::new()
             .source_glob("src/ops/*/*.cu")
-            .watch(["src/ops/common.cuh", "src/ops/moments.cuh"])
+            .watch(["src/ops/common.cuh", "src/ops/moments.cuh", "src/ops/tiles.cuh"])
             .include_path("src/ops")
             .args(["-std=c++17", "-O3"])
             .build_ptx()?;

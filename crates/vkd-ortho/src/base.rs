@@ -25,6 +25,8 @@ pub(crate) struct Base {
     v: Tensor,
     t: Tensor,
     signs: Tensor,
+    /// Off the CPU: the stored tensor as it was and the identity's columns in f64, so that no step carries them there.
+    resident: Option<[Tensor; 2]>,
 }
 
 impl Base {
@@ -56,11 +58,21 @@ impl Base {
         let padded = Mat::from_fn(n, 1, |i, _| if i < k { signs[i] } else { 1. });
         let (v_tensor, t_tensor) = (tensor(&v, device)?, tensor(&t, device)?);
         let h = Wy::new(v, t, signs);
-        Ok(Self { source, h, exact, v: v_tensor, t: t_tensor, signs: tensor(&padded, device)? })
+        let signs = tensor(&padded, device)?;
+        let resident = match device.is_cpu() {
+            true => None,
+            false => Some([base.detach().copy()?, unit_columns(n, k, DType::F64, device)?]),
+        };
+        Ok(Self { source, h, exact, v: v_tensor, t: t_tensor, signs, resident })
     }
 
-    /// Whether the stored tensor still is the one that this was made from.
+    /// Whether the stored tensor still is the one that this was made from. Off the CPU one number comes to the host.
     pub(crate) fn made_from(&self, base: &Tensor) -> Result<bool> {
+        if let Some([stored, _]) = &self.resident {
+            // NaN differs from all.
+            let differs = base.detach().ne(stored)?.to_dtype(DType::F32)?.flatten_all()?.max(0)?;
+            return Ok(differs.to_scalar::<f32>()? == 0.);
+        }
         let (storage, layout) = base.storage_and_layout();
         let same = match (&*storage, layout.contiguous_offsets()) {
             (Storage::Cpu(CpuStorage::F32(now)), Some((start, end))) => {
@@ -100,8 +112,13 @@ impl Base {
             return self.apply(&y)?.to_dtype(dtype);
         }
         let (n, k) = y.dims2()?;
-        let stored = Tensor::from_slice(&self.source, (n, k), y.device())?;
-        let unit = unit_columns(n, k, DType::F64, y.device())?;
+        let [stored, unit] = match &self.resident {
+            Some([stored, unit]) => [stored.to_dtype(DType::F64)?, unit.clone()],
+            None => [
+                Tensor::from_slice(&self.source, (n, k), y.device())?,
+                unit_columns(n, k, DType::F64, y.device())?,
+            ],
+        };
         (stored + self.apply(&(y - unit)?)?)?.to_dtype(dtype)
     }
 

@@ -58,7 +58,7 @@
 //! - A parameter that is not finite is an error that names its place, never a poisoned weight.
 //! - Backward passes are analytic; a factor is kept for the first one and freed by it; second derivatives are out of scope, because
 //!   candle detaches the gradients that it hands to custom ops.
-//! - Kernels are for the CPU; elsewhere the maps are made of products of matrices. Equal inputs give equal bits from run to run on one machine; across processors results agree to rounding.
+//! - Kernels are for the CPU and, with the feature `cuda`, for NVIDIA's devices, where nothing is copied to the host for them and so nothing is measured; elsewhere the maps are made of products of matrices. Equal inputs give equal bits from run to run on one machine; across processors results agree to rounding.
 //!
 //! # References
 //!

@@ -1,4 +1,4 @@
-//! The three maps off the CPU, from plain tensor ops alone: products of matrices, and nothing `n x n`.
+//! The three maps where there are no kernels, from plain tensor ops alone: products of matrices, and nothing `n x n`.
 //!
 //! All is in f64, so that the laws hold as they do on the CPU. The `k x k` cores are inverted by products too, without a
 //! factorisation. How many of them it takes is decided by a norm, the one number that a pass copies to the host. The tape

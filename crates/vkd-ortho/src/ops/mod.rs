@@ -1,11 +1,15 @@
-//! One folder per op: `mod.rs` (checks, tape), `cpu.rs` (the arithmetic), `reference.rs` (the slow twin). `device.rs`: the maps off the
-//! CPU.
+//! One folder per op: `mod.rs` (checks, tape), `cpu.rs` (the arithmetic), `reference.rs` (the slow twin). `launch.rs`: the
+//! steps on a CUDA device. `device.rs`: the maps on others.
 
 mod base_product;
 mod cayley;
 mod common;
 mod device;
 mod householder;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod kernels;
 mod matrix_exp;
 
 pub(crate) use base_product::{base_product, cpu::Wy};

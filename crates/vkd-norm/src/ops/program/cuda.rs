@@ -1,14 +1,16 @@
 //! Programs on a CUDA device: the one place of this crate that launches kernels.
 #![allow(unsafe_code, reason = "a launch takes addresses; what it relies on stands beside it")]
 
-use super::{Arg, Launch, Program};
+use super::{Arg, Last, Launch, Program, Runner};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop,
 };
 use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, WrapErr};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaStorage, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, bail,
+};
 
 /// Compiled kernels of one file. The name is the full path of the op: a device keeps modules by it.
 #[derive(Clone, Copy)]
@@ -82,6 +84,61 @@ pub fn run_on_tensors(
         whole.narrow(0, 0, *len)
     };
     buffers.into_iter().zip(&program.buffers).map(tensor).collect()
+}
+
+impl Runner for Source {
+    fn run(&self, program: &Program, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        run_on_tensors(*self, program, inputs)
+    }
+}
+
+/// An op of several kernels and products on the tape: all but its last program have run already.
+pub struct Recorded<B> {
+    /// Name on the tape.
+    pub name: &'static str,
+    /// Where the kernels are.
+    pub source: Source,
+    /// What is left to run.
+    pub last: Last,
+    /// The gradient of the input, from the input and the gradient of the result, which is dense.
+    pub backward: B,
+}
+
+impl<B: Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync + 'static> Recorded<B> {
+    /// The result, of the shape of `arg`, as a function of it.
+    ///
+    /// # Errors
+    /// Those of [`run`].
+    pub fn of(self, arg: &Tensor) -> Result<Tensor> {
+        arg.apply_op1(self)
+    }
+}
+
+impl<B: Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync> CustomOp1 for Recorded<B> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        bail!("{}: expected a tensor on a CUDA device, got one on the CPU", self.name)
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let guards: Vec<_> = self.last.inputs.iter().map(|t| t.storage_and_layout()).collect();
+        let mut storages = Vec::with_capacity(guards.len());
+        for (storage, layout) in &guards {
+            match &**storage {
+                Storage::Cuda(storage) => storages.push((storage, *layout)),
+                _ => bail!("{}: expected every tensor on one CUDA device", self.name),
+            }
+        }
+        let mut buffers = run(self.source, &self.last.program, &storages)?;
+        Ok((buffers.swap_remove(0), layout.shape().clone()))
+    }
+
+    fn bwd(&self, arg: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        (self.backward)(arg, &grad.contiguous()?).map(Some)
+    }
 }
 
 /// Puts one launch on the device's stream.

@@ -9,7 +9,7 @@ mod cuda;
 
 use candle_core::{DType, Error, Result, Tensor, bail};
 #[cfg(feature = "cuda")]
-pub use cuda::{Source, run, run_on_tensors};
+pub use cuda::{Recorded, Source, run, run_on_tensors};
 
 /// Threads of a warp.
 const WARP: usize = 32;
@@ -141,6 +141,12 @@ impl Program {
         Ok(())
     }
 
+    /// Number, type and length of every buffer, as the host's emulator in vkd-testkit hands them out.
+    pub fn outputs(&self) -> Vec<(usize, DType, Vec<usize>)> {
+        let output = |(at, (dtype, len)): (usize, &(DType, usize))| (at, *dtype, vec![*len]);
+        self.buffers.iter().enumerate().map(output).collect()
+    }
+
     /// The program as the host's emulator in vkd-testkit reads it.
     pub fn script(&self) -> String {
         let mut text = String::new();
@@ -161,6 +167,37 @@ impl Program {
             text.push('\n');
         }
         text
+    }
+}
+
+/// Carries out programs between products of candle's own: a device, or in tests the host.
+///
+/// An op that needs both is written against this, so that the same steps are proved on the host and run on a device.
+pub trait Runner {
+    /// The buffers of `program`, each of one dimension, off the tape.
+    ///
+    /// # Errors
+    /// Whatever the device or the emulator found.
+    fn run(&self, program: &Program, inputs: &[&Tensor]) -> Result<Vec<Tensor>>;
+}
+
+/// The last program of an op, whose first buffer is the result, and the tensors that it reads.
+#[derive(Debug)]
+pub struct Last {
+    /// One launch or more.
+    pub program: Program,
+    /// Dense, and none of them the op's own input.
+    pub inputs: Vec<Tensor>,
+}
+
+impl Last {
+    /// The result, flat and off the tape.
+    ///
+    /// # Errors
+    /// Those of the runner.
+    pub fn run(&self, runner: &dyn Runner) -> Result<Tensor> {
+        let inputs: Vec<&Tensor> = self.inputs.iter().collect();
+        Ok(runner.run(&self.program, &inputs)?.swap_remove(0))
     }
 }
 

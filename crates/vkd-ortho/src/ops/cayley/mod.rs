@@ -1,6 +1,12 @@
 //! Thin Cayley transform.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
 pub(super) mod reference;
 
 use super::common;
@@ -33,8 +39,10 @@ const NAME: &str = "cayley";
 /// values, so the result is measured: an f32 result that is off by 5e-7 is computed again in f64, and where f64 is off by
 /// 1e-8 (2e-14 for an f64 tensor) the transform comes from the eigenvalues of a `2k x 2k` skew matrix, several times slower and orthonormal at every
 /// scale, with digits of `Q` lost in proportion to the norm of A. Zero gives the identity exactly.
-/// Off the CPU all is in f64, by products of matrices; the inverse is iterated, the result is not measured, and one norm is
-/// copied to the host.
+/// On a CUDA device the inverse is an elimination over tiles and all but reading `raw` and writing Q is in f64; nothing is
+/// copied to the host, so the result is not measured and NaN gives NaN. An f64 result is polished by one step of Newton's
+/// iteration instead. The laws hold there for entries up to about 3e4. On other devices the inverse is iterated by products,
+/// and one norm is copied to the host.
 ///
 /// # Errors
 /// Fewer than two dimensions, `n < k`, `k = 0`, a dtype that is no float, or an entry below the diagonal that is not
@@ -53,5 +61,10 @@ const NAME: &str = "cayley";
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn cayley(raw: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if raw.device().is_cuda() && raw.elem_count() > 0 {
+        common::check(NAME, raw)?;
+        return cuda::cayley(raw);
+    }
     common::apply::<cpu::Cayley>(raw)
 }

@@ -1,6 +1,12 @@
 //! Product of Householder reflectors.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
 pub(super) mod reference;
 
 use super::common;
@@ -29,7 +35,8 @@ const NAME: &str = "householder_product";
 /// `stiefel_residual(Q)` is at most 1e-6 in f32 and 1e-13 in f64 at every size and for every finite `v`; half types add their
 /// own rounding. The result is measured: where reflectors so nearly parallel were met that it is off by 5e-7 (2e-14 in f64), it is computed
 /// again in f64 by blocks of 32 reflectors. `v = 0` gives minus the identity exactly.
-/// Off the CPU all is in f64, by products of matrices; the result is not measured, and `v` not looked at: NaN gives NaN.
+/// Off the CPU all but reading `v` and writing Q is in f64; the result is not measured, and `v` not looked at: NaN gives NaN.
+/// On a CUDA device the triangle is inverted by tiles, and an f64 result is polished by one step of Newton's iteration.
 ///
 /// # Errors
 /// Fewer than two dimensions, `n < k`, `k = 0`, a dtype that is no float, or an entry below the diagonal that is not
@@ -48,5 +55,10 @@ const NAME: &str = "householder_product";
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn householder_product(v: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if v.device().is_cuda() && v.elem_count() > 0 {
+        common::check(NAME, v)?;
+        return cuda::householder_product(v);
+    }
     common::apply::<cpu::Householder>(v)
 }
