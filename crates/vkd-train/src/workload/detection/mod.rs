@@ -1,20 +1,23 @@
 //! Objects in images.
 
+mod scored;
+
+pub use scored::{detect, evaluate_detector};
+
 use super::classification::SAMPLED;
 use super::{Goal, Samples, Scores, Stream, Workload};
-use crate::augment::boxes;
 use crate::build::{self, STUDENT};
-use crate::data::{DetectionDataset, Image, normalization};
+use crate::data::DetectionDataset;
 use crate::detection_batches::{DetectionBatches, plain_detection};
 use crate::fingerprint::hex;
-use crate::metrics::{Annotation, AveragePrecision, GroundTruth, ScoredBox, average_precision};
 use crate::networks::detector;
 use crate::recipe::{
     ArmConfig, BoxCriterionConfig, ComputeKind, DetectionDataConfig, DetectionRecipe,
     DetectionSource, LabelBudget, PaddingKind, TapNames, TaskKind, not_with,
 };
-use candle_core::{DType, Device, Error, Result, Tensor, bail};
+use candle_core::{Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
+use scored::{known, precision, scores};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -23,7 +26,7 @@ use vkd_models::{DetectorArchitecture, DetectorCard, DetectorConfig, DetectorStu
 use vkd_nn::VarStore;
 use vkd_tasks::{
     DenseCriterion, DetectionAdapter, DetectionBatch, DetectionConfig, DetectionTask,
-    DetectorOutput, DetectorTeacher, Distiller, ImageSize, Objects, Padding,
+    DetectorTeacher, Distiller, Padding,
 };
 
 /// Images with boxes; scores are COCO's average precisions.
@@ -79,169 +82,6 @@ fn config(recipe: &DetectionRecipe) -> DetectionConfig {
     let (reach, radius) = (*reach, *radius);
     let dense = DenseCriterion { reach, radius, ..DenseCriterion::default() };
     DetectionConfig { dense, set: queries.criterion(), ..DetectionConfig::default() }
-}
-
-/// What a detector finds in images `indices`, `batch` at a time, in pixels of the stored images.
-fn found(
-    forward: impl Fn(&Tensor, &Tensor) -> Result<DetectorOutput>,
-    data: &DetectionDataset,
-    config: &DetectionDataConfig,
-    indices: &[usize],
-    batch: usize,
-) -> Result<Vec<ScoredBox>> {
-    let mut all = Vec::new();
-    for chunk in indices.chunks(batch) {
-        let batch = plain_detection(data, config, chunk)?;
-        let size = |&[height, width]: &[usize; 2]| ImageSize { height, width };
-        let sizes: Vec<ImageSize> = batch.sizes.iter().map(size).collect();
-        let output = forward(&batch.images, &batch.padding)?;
-        let detections = DetectionConfig::default().decode(&output.predictions, &sizes)?;
-        for (i, detections) in detections.into_iter().enumerate() {
-            let image_id = data.image_id(chunk[i])?;
-            let times =
-                |axis: usize| batch.original_sizes[i][axis] as f32 / batch.sizes[i][axis] as f32;
-            let (down, across) = (times(0), times(1));
-            for detection in detections {
-                let detection = scaled(detection, across, down);
-                let category = data.category_id(detection.class)?;
-                all.push(ScoredBox::new(image_id, category, &detection));
-            }
-        }
-    }
-    Ok(all)
-}
-
-/// A detection in pixels of an image that is so many times as large.
-fn scaled(mut found: vkd_tasks::Detection, across: f32, down: f32) -> vkd_tasks::Detection {
-    let [x0, y0, x1, y1] = found.bbox;
-    found.bbox = [x0 * across, y0 * down, x1 * across, y1 * down];
-    found
-}
-
-/// What is to be found in images `indices`.
-fn truth(data: &DetectionDataset, indices: &[usize]) -> Result<GroundTruth> {
-    let classes = 0..data.class_names.len() as u32;
-    let mut truth = GroundTruth {
-        images: indices.iter().map(|i| data.image_id(*i)).collect::<Result<_>>()?,
-        categories: classes.map(|class| data.category_id(class)).collect::<Result<_>>()?,
-        annotations: Vec::new(),
-    };
-    for index in indices {
-        let image_id = data.image_id(*index)?;
-        for a in data.annotations(*index)? {
-            let (bbox, area, crowd) = (a.bbox, a.area, a.crowd);
-            let category_id = data.category_id(a.class)?;
-            truth.annotations.push(Annotation { image_id, category_id, bbox, area, crowd });
-        }
-    }
-    Ok(truth)
-}
-
-fn precision(
-    forward: impl Fn(&Tensor, &Tensor) -> Result<DetectorOutput>,
-    recipe: &DetectionRecipe,
-    data: &DetectionDataset,
-    indices: &[usize],
-) -> Result<AveragePrecision> {
-    let found = found(forward, data, &recipe.data, indices, recipe.training.batch)?;
-    average_precision(&truth(data, indices)?, &found)
-}
-
-/// NaN where there was nothing to find.
-fn known(score: Option<f64>) -> f64 {
-    score.unwrap_or(f64::NAN)
-}
-
-fn scores(
-    forward: impl Fn(&Tensor, &Tensor) -> Result<DetectorOutput>,
-    recipe: &DetectionRecipe,
-    data: &DetectionDataset,
-) -> Result<Scores> {
-    let test = precision(&forward, recipe, data, &data.test)?;
-    let validation = precision(&forward, recipe, data, &data.validation)?;
-    let values = [
-        ("ap", test.ap),
-        ("ap50", test.ap50),
-        ("ap75", test.ap75),
-        ("ap_small", test.ap_small),
-        ("ap_medium", test.ap_medium),
-        ("ap_large", test.ap_large),
-        ("ar1", test.ar1),
-        ("ar10", test.ar10),
-        ("ar100", test.ar100),
-        ("ar_small", test.ar_small),
-        ("ar_medium", test.ar_medium),
-        ("ar_large", test.ar_large),
-        ("validation_ap", validation.ap),
-    ];
-    Ok(values.into_iter().filter_map(|(name, v)| Some((name.to_owned(), v?))).collect())
-}
-
-/// Scores of a saved detector on images `indices`, seen and resized as its card says and padded as `config` does, and all that it
-/// found, in the form of COCO's results.
-///
-/// # Errors
-/// A student made for other channels or classes, no images, or an image that can't be read.
-pub fn evaluate_detector(
-    student: &DetectorStudent,
-    data: &DetectionDataset,
-    config: &DetectionDataConfig,
-    indices: &[usize],
-    batch: usize,
-) -> Result<(AveragePrecision, Vec<ScoredBox>)> {
-    let card = &student.card;
-    if card.model.channels != data.channels || card.class_names != data.class_names {
-        bail!(
-            "eval: expected a student for images of {} channels of {}, got one for {} channels and the classes {}",
-            data.channels,
-            data.name,
-            card.model.channels,
-            card.class_names.join(", ")
-        )
-    }
-    // Another data set has other numbers, and a recipe may ask for another size.
-    let seen = data.with_preprocessing(card.preprocessing.clone());
-    let resize = card.resize;
-    let config = DetectionDataConfig {
-        test_side: resize.map(|r| r.side),
-        longest: resize.and_then(|r| r.longest),
-        multiple: resize.map_or(1, |r| r.multiple),
-        ..config.clone()
-    };
-    let network = crate::networks::saved_detector(student);
-    let forward =
-        |images: &Tensor, padding: &Tensor| network(images, padding, &vkd_nn::Context::eval());
-    let found = found(forward, &seen, &config, indices, batch.max(1))?;
-    Ok((average_precision(&truth(data, indices)?, &found)?, found))
-}
-
-/// What a saved detector finds in one image, the surest first, in pixels of the image.
-///
-/// # Errors
-/// An image of other channels, and whatever the network refuses.
-pub fn detect(student: &DetectorStudent, image: &Image) -> Result<Vec<vkd_tasks::Detection>> {
-    let card = &student.card;
-    let channels = card.model.channels;
-    if image.channels() != channels {
-        bail!("detect: expected an image of {channels} channels, got {}", image.channels())
-    }
-    let (seen, _) = boxes::plain((image.clone(), Objects::default()), card.resize)?;
-    let (height, width) = (seen.height(), seen.width());
-    let mut values = Vec::with_capacity(seen.pixels().len());
-    for channel in 0..channels {
-        let table = normalization::table(&card.preprocessing, channel);
-        let plane = seen.pixels().iter().skip(channel).step_by(channels);
-        values.extend(plane.map(|raw| table[usize::from(*raw)]));
-    }
-    let images = Tensor::from_vec(values, (1, channels, height, width), &Device::Cpu)?;
-    let padding = Tensor::zeros((1, height, width), DType::U8, &Device::Cpu)?;
-    let network = crate::networks::saved_detector(student);
-    let output = network(&images, &padding, &vkd_nn::Context::eval())?;
-    let sizes = [ImageSize { height, width }];
-    let found = DetectionConfig::default().decode(&output.predictions, &sizes)?;
-    let down = image.height() as f32 / height as f32;
-    let across = image.width() as f32 / width as f32;
-    Ok(found.into_iter().flatten().map(|one| scaled(one, across, down)).collect())
 }
 
 impl Workload for Detection {
