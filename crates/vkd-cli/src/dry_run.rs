@@ -17,7 +17,8 @@ pub(crate) fn run<W: Workload>(
     let before = peak();
     let plan = plan(recipe, data)?;
     let (training, after) = (&recipe.training, peak());
-    let (batch, images) = (training.effective_batch(), training.images());
+    let (batch, images) =
+        (training.effective_batch(), training.images().saturating_mul(plan.rounds));
     let [train, validation, test] = data.counts();
     let mut text = format!(
         "{}: {train} training, {validation} validation, {test} test images, {} classes\n\

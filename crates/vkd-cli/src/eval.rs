@@ -70,6 +70,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// A generator is scored by the judge of the run that it lies in.
 fn generator(args: &Args, run: Option<&Path>) -> Result<()> {
     not_of_detectors(args, "generator")?;
+    if args.recipe.is_given() {
+        bail!(
+            "eval: expected no RECIPE, --set or --seed for a generator, which is scored as its run's own recipe says"
+        )
+    }
     let Some(run) = run else {
         bail!(
             "eval: {}: expected a generator in the folder of its run, whose judge scores it, got one elsewhere",

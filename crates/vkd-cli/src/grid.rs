@@ -23,7 +23,7 @@ pub(crate) struct Pair {
     pub(crate) left: String,
     pub(crate) right: String,
     pub(crate) difference: Summary,
-    /// Seeds where the left one is higher, equal, lower.
+    /// Seeds where the left one is better, equal, worse; of a metric of which more is better before it is known which.
     pub(crate) counts: [usize; 3],
 }
 
@@ -178,7 +178,7 @@ impl Grid {
         })
     }
 
-    /// The arm's validation accuracies over the steps, summed up over seeds; steps that not all of its seeds have are left
+    /// The arm's validation scores over the steps, summed up over seeds; steps that not all of its seeds have are left
     /// out.
     pub(crate) fn curve(&self, arm: &str) -> Vec<(u64, Summary)> {
         let mut by_step: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
@@ -207,7 +207,7 @@ fn apart(a: &ArmResult, b: &ArmResult) -> String {
     let known = !a.settings.is_empty() && !b.settings.is_empty();
     let teachers = is_taught(a) && is_taught(b);
     differing(a, b, |key| {
-        let shared = ["task", "data.", "student.", "training."];
+        let shared = ["task", "data.", "student.", "training.", "criterion."];
         known
             && (shared.iter().any(|table| key.starts_with(table))
                 || teachers && key.starts_with("teacher."))
@@ -239,7 +239,8 @@ const PAPER_OF_GANS: [&str; 4] = ["none", "fitnet", "vkd-layernorm", "vkd-whiten
 
 /// Those of the paper first, in its order, then what takes parts away from vkd, then the rest by name.
 fn usual(known: &BTreeSet<&String>) -> Vec<String> {
-    let first = PAPER.into_iter().chain(["vkd-no-norm", "vkd-as-published"]);
+    let gans = PAPER_OF_GANS.into_iter().filter(|name| !PAPER.contains(name));
+    let first = PAPER.into_iter().chain(gans).chain(["vkd-no-norm", "vkd-as-published"]);
     let mut arms: Vec<String> = first.map(str::to_owned).filter(|a| known.contains(a)).collect();
     let rest: Vec<String> =
         known.iter().filter(|a| !arms.contains(a)).map(|a| (*a).clone()).collect();

@@ -25,6 +25,11 @@ impl RecipeArgs {
         self.load_with(&[])
     }
 
+    /// Whether any of them was given.
+    pub(crate) fn is_given(&self) -> bool {
+        self.recipe.is_some() || !self.set.is_empty() || self.seed.is_some()
+    }
+
     /// With further overrides.
     pub(crate) fn load_with(&self, more: &[String]) -> Result<AnyRecipe> {
         let overrides = [self.overrides().as_slice(), more].concat();

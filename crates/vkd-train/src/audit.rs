@@ -85,6 +85,9 @@ impl FirstSteps {
             if zero.is_empty() || terms.len() < 2 {
                 break;
             }
+            if term.weight == 0. {
+                continue;
+            }
             let grads = term.value.backward()?;
             let mut still = Vec::new();
             for (name, var) in zero {

@@ -32,6 +32,8 @@ pub struct Plan {
     pub arms: Vec<ArmPlan>,
     /// Images of a trial step.
     pub trial_images: usize,
+    /// Batches of a step: one but for a GAN.
+    pub rounds: u64,
     /// What the teacher's remembered answers take, where it remembers them.
     pub cache: Option<CachePlan>,
 }
@@ -58,6 +60,8 @@ pub struct ArmPlan {
     pub trial_seconds: f64,
     /// The loss of the trial step.
     pub loss: f64,
+    /// Batches of a step.
+    rounds: u64,
 }
 
 /// Builds everything, takes one step of a few images an arm with a teacher as it begins (or the given one), audits its
@@ -85,8 +89,9 @@ pub fn plan<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) -> Result<Plan> {
         teacher_bytes,
         teacher_multiply_adds,
         student_multiply_adds,
-        arms,
         trial_images: trial,
+        rounds: arms.first().map_or(1, |arm| arm.rounds),
+        arms,
         cache: W::cache_plan(recipe, data)?,
     })
 }
@@ -105,7 +110,8 @@ fn arm<W: Workload>(
     start_student(recipe, &store)?;
     let student_parameters = store.parameter_count();
     let distiller = match config.uses_teacher() {
-        true => Some(W::distiller(recipe, config, data, &store, Some(&teacher))?),
+        // Without the teacher: what would be gathered from it over the data is the batch's here.
+        true => Some(W::distiller(recipe, config, data, &store, None)?),
         false => None,
     };
     let teacher = W::wants_teacher(config).then_some(teacher);
@@ -155,6 +161,7 @@ fn arm<W: Workload>(
         },
         trial_seconds: fastest,
         loss,
+        rounds: task.rounds(),
     })
 }
 

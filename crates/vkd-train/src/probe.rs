@@ -23,17 +23,18 @@ impl<W: Workload> Probe<'_, W> {
         let geometry = W::geometry(self.task, self.recipe, self.data)?;
         let mut found: BTreeMap<String, f64> = geometry.into_iter().collect();
         if let Some(batches) = &mut self.batches {
-            // The last batch that the step before the validation was made of.
-            let batches_a_step = self.recipe.training.accumulate * self.task.rounds();
-            let step = (done * batches_a_step).saturating_sub(1);
-            let batch = batches.get(step)?;
-            let ctx = Context::train(self.recipe.seed, step, W::Task::sample_ids(&batch));
             // A pass in training moves running statistics; they go back to where they were.
             let mut before = HashMap::new();
             for (name, tensor) in self.store.tensors() {
                 before.insert(name, tensor.copy()?);
             }
+            let (step, each) = (done.saturating_sub(1), self.recipe.training.accumulate);
             for phase in self.task.phases() {
+                // The last batch that the phase's last update before the validation was made of.
+                let round = step * self.task.rounds() + self.task.repeats(phase).saturating_sub(1);
+                let number = ((round + 1) * each).saturating_sub(1);
+                let batch = batches.get(number)?;
+                let ctx = Context::train(self.recipe.seed, number, W::Task::sample_ids(&batch));
                 for term in self.task.step(&batch, phase, &ctx)?.terms {
                     let grads = (&term.value * term.weight)?.backward()?;
                     let mut squares = 0.;

@@ -33,8 +33,7 @@ pub fn train_teacher<W: Workload>(
     };
     // Written whole; the states on the way there have no further use.
     run.remove_checkpoints(TEACHER)?;
-    let score = format!("validation_{}", W::TEACHER_METRIC);
-    let got = report.metrics.get(&score).copied().unwrap_or(f64::NAN);
+    let got = W::floor_score(&report.metrics);
     // Negated so that NaN stops the run.
     if !(got >= config.floor) {
         bail!(

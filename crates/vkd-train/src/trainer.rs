@@ -40,12 +40,12 @@ pub struct Outcome {
 /// against the frame's parameter), nor biases, norms, tokens and positions, as in DeiT and the published V_kD code. The
 /// published code's own projector decays, as it did there: that is its flaw.
 pub fn decays(name: &str, rank: usize) -> bool {
-    if name.starts_with("projector.") && name.ends_with(PUBLISHED_PARAMETER) {
-        return true;
-    }
     // Most teachers' variables stand without a prefix.
     let parts = ["student.", "teacher.", "judge.", "generator.", "discriminator."];
     let name = parts.iter().find_map(|part| name.strip_prefix(part)).unwrap_or(name);
+    if name.starts_with("projector.") && name.ends_with(PUBLISHED_PARAMETER) {
+        return true;
+    }
     let free = [
         "projector.",
         "cls_token",

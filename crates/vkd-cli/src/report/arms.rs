@@ -3,7 +3,7 @@
 use super::Page;
 use super::curves::LAW;
 use super::html::{Pen, count, escape, percent, scientific, seconds};
-use super::markdown::Metric;
+use super::markdown::{JUDGED, Metric};
 use std::collections::BTreeMap;
 use vkd_train::{ArmReport, LabelBudget, ProjectorKind};
 
@@ -106,8 +106,15 @@ fn teacher_tile(page: &Page) -> String {
         true => (with_error(page, score(page, &teacher.metrics)), own.unit()),
         false => (own.plain(own.value(&teacher.metrics)), own.unit()),
     };
+    let known = own.value(&teacher.metrics).is_finite();
     let what = if own.key == page.metric().key { "" } else { own.what };
     let validation = teacher.metrics.get(&own.validation()).copied().unwrap_or(f64::NAN);
+    if !known {
+        return format!(
+            "<div class=\"tile\"><h3>Teacher</h3><p class=\"big\">–</p><p>no classifier, so without a score; {} parameters</p></div>\n",
+            count(teacher.parameters)
+        );
+    }
     format!(
         "<div class=\"tile\"><h3>Teacher</h3><p class=\"big\">{test} {unit}</p><p>{what} on the test images, {} on the validation \
          images; {} parameters, {source}</p></div>\n",
@@ -302,6 +309,9 @@ fn notes(page: &Page, marked: bool) -> String {
             page.metric().what,
             if few(page) { " among those with few labels" } else { "" }
         ));
+    }
+    if page.report.task == "generation" {
+        notes.push(JUDGED.to_owned());
     }
     if page.metric().is_share() {
         notes.push("Bars run from 0 to 100 %; the upright mark is the teacher.".to_owned());

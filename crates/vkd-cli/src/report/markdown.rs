@@ -218,8 +218,16 @@ pub(crate) fn facts(grid: &Grid) -> Vec<String> {
             ran(&|f| f.commit.clone().unwrap_or_else(|| format!("of version {}", f.version)));
         facts.push(format!("Commit {commits}; {}.", ran(&|f| f.machine.clone())));
     }
+    if first.task == "generation" {
+        facts.push(JUDGED.to_owned());
+    }
     facts
 }
+
+/// What the scores of generators are of.
+pub(crate) const JUDGED: &str = "Distances, coverage, recall, precision and density are of the pooled features of the judge, a classifier of all \
+     training images that no generator and no discriminator sees, and recognised is the share of samples that it gives their class: they \
+     compare within this table, and with no published FID. Less is better of distances.";
 
 fn arms(grid: &Grid, metrics: &[Metric]) -> String {
     let spread = if grid.seeds().len() > 1 { ", mean ± sd" } else { "" };

@@ -169,6 +169,12 @@ impl<W: Workload> RunFolderOf<W> {
             for name in ARM_FILES {
                 remove(&self.arm_path(arm, name))?;
             }
+            for entry in std::fs::read_dir(self.arm_path(arm, "")).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name.starts_with("samples-") && name.ends_with(".png") {
+                    remove(&entry.path())?;
+                }
+            }
             // Stays where something else lies in it.
             std::fs::remove_dir(self.arm_path(arm, "")).ok();
         }

@@ -34,7 +34,8 @@ pub struct DistillConfig {
     /// Of generation: whose covariance whitens the teacher's features; by default each batch's.
     #[serde(default, skip_serializing_if = "is_default")]
     pub covariance: CovarianceKind,
-    /// Of generation: share of the mean variance that is added to each variance before whitening; by default 1e-4.
+    /// Of generation: how far the covariance is drawn to the mean variance times the identity before whitening, a share; by default
+    /// 1e-4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shrinkage: Option<f64>,
 }
@@ -48,7 +49,7 @@ impl DistillConfig {
             .collect();
         let weights: Vec<(&str, f64)> = weights.iter().map(|(key, w)| (key.as_str(), *w)).collect();
         not_negative(&weights)?;
-        not_negative(&[("distill.shrinkage", self.shrinkage.unwrap_or(0.))])
+        share("distill.shrinkage", self.shrinkage)
     }
 }
 
@@ -102,6 +103,16 @@ pub enum CovarianceKind {
     Running,
     /// That of the training images that the GAN may see, before any training.
     Data,
+}
+
+/// Refuses a value outside `[0, 1]`.
+fn share(key: &str, value: Option<f64>) -> Result<()> {
+    match value {
+        Some(value) if !(0. ..=1.).contains(&value) => {
+            bail!("{key}: expected a share in [0, 1], got {value}")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn usual_tap() -> Vec<TapNames> {
@@ -223,9 +234,9 @@ impl ArmConfig {
             (&format!("arm.{name}.features"), self.features),
             (&format!("arm.{name}.dkd_alpha"), self.dkd_alpha.unwrap_or(0.)),
             (&format!("arm.{name}.dkd_beta"), self.dkd_beta.unwrap_or(0.)),
-            (&format!("arm.{name}.shrinkage"), self.shrinkage.unwrap_or(0.)),
             (&format!("arm.{name}.generated"), self.generated.unwrap_or(0.)),
         ])?;
+        share(&format!("arm.{name}.shrinkage"), self.shrinkage)?;
         if let Some(temperature) = self.temperature
             && !(temperature > 0. && temperature.is_finite())
         {

@@ -192,6 +192,12 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// Sizes that don't fit.
     fn multiply_adds(recipe: &RecipeOf<Self>, data: &Self::Data) -> Result<[usize; 2]>;
 
+    /// The score of a report of the teacher that `teacher.floor` is about; NaN where it is not there.
+    fn floor_score(scores: &Scores) -> f64 {
+        let name = format!("validation_{}", Self::TEACHER_METRIC);
+        scores.get(&name).copied().unwrap_or(f64::NAN)
+    }
+
     /// Whether an arm needs the teacher.
     fn wants_teacher(arm: &ArmConfig) -> bool {
         arm.uses_teacher()

@@ -3,7 +3,7 @@
 use super::judge::Judge;
 use crate::data::{Dataset, Image};
 use crate::generation::sample_grid;
-use crate::metrics::{Features, GenerationScores, InceptionScore};
+use crate::metrics::{Features, GenerationScores, InceptionScore, frechet_distance};
 use crate::recipe::GanCriterionConfig;
 use crate::score::EVALUATION_BATCH;
 use crate::workload::Scores;
@@ -73,18 +73,13 @@ impl Sampler {
     /// A picture of samples: a column for each of the first classes.
     pub(super) fn grid(&self) -> Result<Image> {
         let columns = self.generator.classes().min(COLUMNS);
-        sample_grid(&self.images("samples.grid", &self.classes(0..columns * ROWS))?, columns)
+        let labels: Vec<u32> = (0..columns * ROWS).map(|i| (i % columns) as u32).collect();
+        sample_grid(&self.images("samples.grid", &labels)?, columns)
     }
 
-    /// How `criterion.samples` images compare with `real` ones, by the judge.
-    pub(super) fn scores(
-        &self,
-        name: &str,
-        judge: &Judge,
-        real: &Features,
-        criterion: &GanCriterionConfig,
-    ) -> Result<Scores> {
-        let (count, mut found) = (criterion.samples, judge.nothing()?);
+    /// Features of `count` images, how many of these the judge gives their class, and the Inception score's formula of its classes.
+    fn judged(&self, name: &str, judge: &Judge, count: usize) -> Result<(Features, usize, f64)> {
+        let mut found = judge.nothing()?;
         let (mut recognised, mut inception) = (0, InceptionScore::new(self.generator.classes()));
         // Parts of one size, as the statistics are the part's.
         let size = count.div_ceil(count.div_ceil(EVALUATION_BATCH));
@@ -98,6 +93,31 @@ impl Sampler {
             let classes = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
             recognised += classes.iter().zip(&labels).filter(|(a, b)| a == b).count();
         }
+        Ok((found, recognised, inception.finish()?))
+    }
+
+    /// The Fréchet distance of `count` images to `real` ones, by the judge.
+    pub(super) fn distance(
+        &self,
+        name: &str,
+        judge: &Judge,
+        real: &Features,
+        count: usize,
+    ) -> Result<f64> {
+        let (found, ..) = self.judged(name, judge, count)?;
+        frechet_distance(real.moments(), found.moments())
+    }
+
+    /// How `criterion.samples` images compare with `real` ones, by the judge.
+    pub(super) fn scores(
+        &self,
+        name: &str,
+        judge: &Judge,
+        real: &Features,
+        criterion: &GanCriterionConfig,
+    ) -> Result<Scores> {
+        let count = criterion.samples;
+        let (found, recognised, inception) = self.judged(name, judge, count)?;
         let scores = GenerationScores::between(real, &found, criterion.neighbours)?;
         let values = [
             ("frechet", scores.frechet),
@@ -107,7 +127,7 @@ impl Sampler {
             ("density", scores.manifold.density),
             ("coverage", scores.manifold.coverage),
             ("recognised", recognised as f64 / count as f64),
-            ("inception_score", inception.finish()?),
+            ("inception_score", inception),
         ];
         Ok(values.map(|(name, value)| (name.to_owned(), value)).into())
     }
@@ -131,8 +151,7 @@ impl JudgedGan {
                 self.validation.get_or_init(|| found)
             }
         };
-        let scores = self.sampler.scores("samples.validation", judge, real, &self.criterion)?;
-        Ok(scores.get("frechet").copied().unwrap_or(f64::NAN))
+        self.sampler.distance("samples.validation", judge, real, self.criterion.samples)
     }
 
     /// All scores against the test images.

@@ -35,7 +35,7 @@ use vkd_models::{
 use vkd_nn::{Context, VarStore};
 use vkd_tasks::{
     Batch, ClassificationTask, DISCRIMINATOR, GENERATOR, GenerationBatch, GenerationConfig,
-    GenerationDistiller, GenerationTask, Teacher,
+    GenerationDistiller, GenerationTask, NetworkOutput, Teacher,
 };
 
 /// Generated images; scores compare them with real ones by the features of a classifier.
@@ -91,6 +91,11 @@ impl Workload for Generation {
             ("training.compute = \"bf16\"".to_owned(), training.compute != ComputeKind::F32),
             ("teacher.cache".to_owned(), teacher.cache.is_some()),
             ("init".to_owned(), recipe.init.is_some()),
+            (
+                "teacher.compute = \"bf16\" of CLIP".to_owned(),
+                teacher.compute != ComputeKind::F32
+                    && matches!(teacher.model, GanTeacherModel::Clip(_)),
+            ),
             ("distill.padding".to_owned(), recipe.distill.padding != Default::default()),
         ];
         for (name, arm) in &recipe.arm {
@@ -101,6 +106,12 @@ impl Workload for Generation {
                 (format!("arm.{name}.logit_loss"), arm.logit_loss.is_some()),
                 (format!("arm.{name}: the loss token_matching"), loss.is_rooted()),
             ]);
+            let whitens = arm.method(&recipe.distill).teacher_normalizer.starts_with("whiten");
+            let own =
+                [("covariance", arm.covariance.is_some()), ("shrinkage", arm.shrinkage.is_some())];
+            if let Some((key, _)) = own.iter().find(|(_, given)| *given && !whitens) {
+                bail!("arm.{name}.{key}: expected it beside a teacher_normalizer that whitens")
+            }
             if arm.generated.is_some() && arm.features == 0. {
                 bail!("arm.{name}.generated: expected it beside features above 0, got no features")
             }
@@ -136,6 +147,12 @@ impl Workload for Generation {
             bail!(
                 "student.generator: expected bottom · 2^stages to be the data's {} pixels, got {made}",
                 data.size
+            )
+        }
+        let (samples, classes) = (recipe.criterion.samples, data.class_names.len());
+        if samples < classes {
+            bail!(
+                "criterion.samples: expected at least one for each of {classes} classes, got {samples}"
             )
         }
         let needed = recipe.criterion.neighbours + 1;
@@ -349,34 +366,36 @@ impl Workload for Generation {
         Ok(found)
     }
 
-    /// Those of a classifier; of CLIP only its judge's `validation_accuracy`. The judge must reach the floor too.
+    /// Those of a classifier, and the judge's accuracies, which alone there are beside CLIP.
     fn teacher_scores(
         teacher: &JudgedTeacher,
         recipe: &GenerationRecipe,
         data: &Dataset,
     ) -> Result<Scores> {
-        let judge = |images: &Tensor| -> Result<vkd_tasks::NetworkOutput> {
-            Ok(vkd_tasks::NetworkOutput::new(teacher.judge.look(images)?.1))
+        let judge = |images: &Tensor| -> Result<NetworkOutput> {
+            Ok(NetworkOutput::new(teacher.judge.look(images)?.1))
         };
-        let (of_judge, floor) = (scores(judge, data)?, recipe.teacher.floor);
-        let of = |key: &str| of_judge.get(key).copied().unwrap_or(f64::NAN);
-        // Negated so that NaN stops the run.
-        if !(of("validation_accuracy") >= floor) {
-            bail!(
-                "judge: expected a validation accuracy of at least {floor} (teacher.floor), got {:.4}; its features would measure little",
-                of("validation_accuracy")
-            )
-        }
+        let of_judge = scores(judge, data)?;
         let mut found = match &recipe.teacher.model {
             GanTeacherModel::Classifier(_) => {
                 scores(|images| teacher.teacher.forward(images), data)?
             }
-            GanTeacherModel::Clip(_) => {
-                Scores::from([("validation_accuracy".to_owned(), of("validation_accuracy"))])
-            }
+            GanTeacherModel::Clip(_) => Scores::new(),
         };
-        found.insert("judge_accuracy".to_owned(), of("accuracy"));
+        for (name, of) in
+            [("judge_accuracy", "accuracy"), ("judge_validation_accuracy", "validation_accuracy")]
+        {
+            found.extend(of_judge.get(of).map(|value| (name.to_owned(), *value)));
+        }
         Ok(found)
+    }
+
+    /// The lower of the accuracies of teacher and judge on the validation images; of CLIP only the judge's is known.
+    fn floor_score(scores: &Scores) -> f64 {
+        let known = ["validation_accuracy", "judge_validation_accuracy"];
+        let values = known.iter().filter_map(|name| scores.get(*name)).copied();
+        // A NaN stays one.
+        values.reduce(|a, b| if b < a || b.is_nan() { b } else { a }).unwrap_or(f64::NAN)
     }
 
     fn geometry(

@@ -21,11 +21,16 @@ pub fn evaluate_generator(
     indices: &[usize],
 ) -> Result<Scores> {
     let card = &student.card;
-    if card.model.channels != data.channels || card.class_names != data.class_names {
+    let made = card.model.generator.image_size();
+    if (card.model.channels, made) != (data.channels, data.size)
+        || card.class_names != data.class_names
+    {
         bail!(
-            "eval: expected a generator of {} channels and the classes of {}, got {} channels and {}",
+            "eval: expected a generator of {0}x{0}x{1} images of {2}, got one of {3}x{3}x{4} images of the classes {5}",
+            data.size,
             data.channels,
             data.name,
+            made,
             card.model.channels,
             card.class_names.join(", ")
         )
