@@ -75,6 +75,58 @@ fn arms_are_trained_and_a_saved_student_scores_as_reported() -> Result<()> {
     Ok(())
 }
 
+/// The same scenes as files, whose mean and deviation are taken to be ImageNet's and whose images would be resized.
+#[test]
+fn a_saved_detector_sees_another_data_set_as_its_own() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let longer = ["arms=[\"none\"]", "training.steps=80", "teacher.steps=8"];
+    let (run, data) = run(&folder.path().join("run"), &longer, None)?;
+    let vkd_train::DetectionSource::Scenes(scenes) = &run.recipe().data.source else {
+        bail!("expected scenes")
+    };
+    let files = folder.path().join("files");
+    vkd_train::write_scenes(&files, scenes)?;
+    let set = [
+        format!(
+            "data.source={{ kind = \"coco\", dir = {:?}, train = \"train\", validation = \"val\", test = \"test\", channels = 1 }}",
+            files.display().to_string()
+        ),
+        "data.test_side=48".to_owned(),
+    ];
+    let set: Vec<&str> = set.iter().map(String::as_str).collect();
+    let other = recipe(&set)?;
+    let read = DetectionDataset::open(&other.data)?;
+    assert_ne!(read.preprocessing(), data.preprocessing());
+    let path = run.arm_path("none", "student.safetensors");
+    let student = DetectorStudent::load(&path, &Device::Cpu)?;
+    let (want, _) = evaluate_detector(&student, &data, &run.recipe().data, &data.test, 4)?;
+    let (got, _) = evaluate_detector(&student, &read, &other.data, &read.test, 4)?;
+    assert!(want.ap.is_some_and(|ap| ap > 0.), "{want:?}");
+    assert_eq!((got.ap, got.ar100), (want.ap, want.ar100));
+
+    // A part without a box is refused before any training; other boxes of the same images are another data set.
+    let check_files = || -> Result<String> {
+        let data = DetectionDataset::open(&other.data)?;
+        check(&other, &data)?;
+        Ok(vkd_train::fingerprint(&other, "none", &data)?.1)
+    };
+    let before = check_files()?;
+    let path = files.join("annotations/instances_train.json");
+    let text = std::fs::read_to_string(&path)?;
+    let mut json: serde_json::Value =
+        serde_json::from_str(&text).map_err(candle_core::Error::wrap)?;
+    for annotation in json["annotations"].as_array_mut().into_iter().flatten() {
+        annotation["image_id"] = 1.into();
+    }
+    std::fs::write(&path, json.to_string())?;
+    assert_ne!(check_files()?, before);
+    json["annotations"] = serde_json::Value::Array(Vec::new());
+    std::fs::write(&path, json.to_string())?;
+    let e = check_files().map(|_| ()).unwrap_err().to_string();
+    assert!(e.contains("data.source.train: expected a box with an area"), "{e}");
+    Ok(())
+}
+
 #[test]
 fn a_stopped_training_goes_on_at_the_same_bits() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -223,10 +275,7 @@ fn cocos_recipes_fit_together_at_small_size() -> Result<()> {
 #[test]
 fn what_a_detector_does_not_know_is_refused_by_name() -> Result<()> {
     for (setting, part) in [
-        (
-            "arm.vkd.labels=few",
-            "arm.vkd.labels but \"all\": expected none with task = \"detection\"",
-        ),
+        ("arm.vkd.labels=few", "arm.vkd.labels: expected \"all\" with task = \"detection\""),
         ("arm.vkd.logits=1.0", "arm.vkd.logits: expected none"),
         ("training.labelled=2", "training.labelled: expected none"),
         ("training.compute=bf16", "training.compute"),
