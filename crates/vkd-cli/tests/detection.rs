@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
-use std::path::Path;
-use std::process::{Command, Output};
+mod common;
+
+use common::{bad, good, vkd};
 
 const SCENES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../vkd-train/tests/scenes.toml");
 /// Long enough that something is found.
@@ -15,24 +16,6 @@ const LONGER: [&str; 6] = [
     "--set",
     "teacher.steps=80",
 ];
-
-fn vkd(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_vkd")).current_dir(dir).args(args).output().unwrap()
-}
-
-fn good(dir: &Path, args: &[&str]) -> String {
-    let out = vkd(dir, args);
-    assert!(out.status.success(), "vkd {args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8_lossy(&out.stdout).into_owned()
-}
-
-fn bad(dir: &Path, args: &[&str]) -> String {
-    let out = vkd(dir, args);
-    let text = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(!out.status.success(), "vkd {args:?} must fail");
-    assert!(!text.contains("panicked") && !text.contains("internal fault"), "{text}");
-    text
-}
 
 #[test]
 fn a_detector_is_distilled_scored_drawn_and_used() {

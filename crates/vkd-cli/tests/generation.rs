@@ -2,28 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
-use std::path::Path;
-use std::process::{Command, Output};
+mod common;
+
+use common::{bad, good, vkd};
 
 const GAN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../vkd-train/tests/gan.toml");
-
-fn vkd(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_vkd")).current_dir(dir).args(args).output().unwrap()
-}
-
-fn good(dir: &Path, args: &[&str]) -> String {
-    let out = vkd(dir, args);
-    assert!(out.status.success(), "vkd {args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8_lossy(&out.stdout).into_owned()
-}
-
-fn bad(dir: &Path, args: &[&str]) -> String {
-    let out = vkd(dir, args);
-    let text = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(!out.status.success(), "vkd {args:?} must fail");
-    assert!(!text.contains("panicked") && !text.contains("internal fault"), "{text}");
-    text
-}
 
 #[test]
 fn a_generator_is_distilled_scored_and_drawn() {
@@ -114,7 +97,6 @@ fn gans_are_compared() {
     if counts[2] == 2 {
         assert!(mean >= 0., "{row}");
     }
-    let again = Command::new(env!("CARGO_BIN_EXE_vkd")).current_dir(at).args(args).output();
-    let again = String::from_utf8_lossy(&again.unwrap().stderr).into_owned();
+    let again = String::from_utf8_lossy(&vkd(at, &args).stderr).into_owned();
     assert!(again.contains("4 of 4 runs found"), "{again}");
 }

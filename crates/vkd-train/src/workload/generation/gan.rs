@@ -51,12 +51,8 @@ impl Sampler {
         if labels.is_empty() {
             bail!("sampler: expected classes, got none")
         }
-        let size = labels.len().div_ceil(labels.len().div_ceil(EVALUATION_BATCH));
-        let mut parts = Vec::new();
-        for (i, labels) in labels.chunks(size).enumerate() {
-            parts.push(self.part(name, i * size..i * size + labels.len(), labels)?);
-        }
-        Tensor::cat(&parts, 0)
+        let part = |numbers: Range<usize>| self.part(name, numbers.clone(), &labels[numbers]);
+        Tensor::cat(&parts(labels.len()).map(part).collect::<Result<Vec<_>>>()?, 0)
     }
 
     fn part(&self, name: &str, numbers: Range<usize>, labels: &[u32]) -> Result<Tensor> {
@@ -81,10 +77,7 @@ impl Sampler {
     fn judged(&self, name: &str, judge: &Judge, count: usize) -> Result<(Features, usize, f64)> {
         let mut found = judge.nothing()?;
         let (mut recognised, mut inception) = (0, InceptionScore::new(self.generator.classes()));
-        // Parts of one size, as the statistics are the part's.
-        let size = count.div_ceil(count.div_ceil(EVALUATION_BATCH));
-        for start in (0..count).step_by(size) {
-            let numbers = start..count.min(start + size);
+        for numbers in parts(count) {
             let labels = self.classes(numbers.clone());
             let images = self.part(name, numbers, &labels)?;
             let (features, logits) = judge.look(&images)?;
@@ -131,6 +124,12 @@ impl Sampler {
         ];
         Ok(values.map(|(name, value)| (name.to_owned(), value)).into())
     }
+}
+
+/// Images that are drawn together: nearly one size, as the statistics are the part's.
+fn parts(count: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = count.div_ceil(count.div_ceil(EVALUATION_BATCH).max(1)).max(1);
+    (0..count).step_by(size).map(move |start| start..count.min(start + size))
 }
 
 impl JudgedGan {
