@@ -141,9 +141,10 @@ impl<'a> Page<'a> {
             ),
             n => format!(
                 "{} ways of training the same student were compared, each with {steps} steps of {} images, which differ \
-                 in how many labels they know and in what they take from the teacher; {score}.",
+                 in {}what they take from the teacher; {score}.",
                 in_words(n),
-                self.training.effective_batch()
+                self.training.effective_batch(),
+                if arms::one_budget(self) { "" } else { "how many labels they know and in " }
             ),
         }
     }

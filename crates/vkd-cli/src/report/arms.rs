@@ -75,11 +75,18 @@ fn compared<'a>(page: &'a Page) -> Vec<&'a ArmReport> {
     arms.iter().filter(|arm| budget(arm) == Some(wanted)).filter(finite).collect()
 }
 
-/// Whether a choice is among arms with few labels.
+/// Whether all arms know the same labels.
+pub(super) fn one_budget(page: &Page) -> bool {
+    let mut budgets = page.report.arms.iter().map(|arm| page.arms.get(&arm.name).map(|a| a.labels));
+    let first = budgets.next();
+    budgets.all(|budget| Some(budget) == first)
+}
+
+/// Whether a choice is among arms with few labels, beside others.
 fn few(page: &Page) -> bool {
     let few =
         |arm: &ArmReport| page.arms.get(&arm.name).is_some_and(|a| a.labels == LabelBudget::Few);
-    page.report.arms.iter().any(few)
+    !one_budget(page) && page.report.arms.iter().any(few)
 }
 
 /// Those of `arms` with the best score: several where they tie.
@@ -248,9 +255,13 @@ fn bar(page: &Page, value: f64, pen: Pen) -> String {
 }
 
 fn loss(page: &Page, arm: &ArmReport) -> String {
-    let term = |(name, weight): (&String, &f64)| match weight {
-        1. => escape(name),
-        w => format!("{w}·{}", escape(name)),
+    // Long names may break behind a dot.
+    let term = |(name, weight): (&String, &f64)| {
+        let name = escape(name).replace('.', ".<wbr>");
+        match weight {
+            1. => name,
+            w => format!("{w}·{name}"),
+        }
     };
     // The label first, as in the plots.
     let mut terms: Vec<(&String, &f64)> = arm.terms.iter().collect();

@@ -48,7 +48,7 @@ pub(crate) fn picture(scenes: &[Scene]) -> String {
 /// A grid of samples as an image of a page, its pixels enlarged.
 pub(crate) fn samples(grid: &Image) -> String {
     format!(
-        "<img alt=\"samples\" width=\"100%\" style=\"image-rendering:pixelated;max-width:480px\" src=\"data:image/png;base64,{}\">\n",
+        "<img alt=\"samples\" style=\"image-rendering:pixelated;width:100%;max-width:480px\" src=\"data:image/png;base64,{}\">\n",
         png(grid)
     )
 }
