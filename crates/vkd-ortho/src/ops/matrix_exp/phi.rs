@@ -220,7 +220,7 @@ impl Steps<'_> {
         let size = Size { grid, block: [256, 1], shared: 0 };
         let mut from = filled(first);
         for turn in NEAR..MOST {
-            let to = if (turn - NEAR) % 2 == 0 { odd } else { even };
+            let to = if (turn - NEAR).is_multiple_of(2) { odd } else { even };
             let rest = [batches, rows, count(op, turn)?];
             let args = [&from[..], &[state], &to, &rest].concat();
             program.launch("matrix_exp_double_far".to_owned(), size, &args)?;

@@ -18,7 +18,7 @@ pub(super) const TEACHER: &str = "teacher";
 pub(super) const JUDGE: &str = "judge";
 
 /// Seed of everything random in the judge. No run's seed changes it, so that all are measured by the same.
-pub(super) const JUDGE_SEED: u64 = 0x6a75_6467_65;
+pub(super) const JUDGE_SEED: u64 = 0x006a_7564_6765;
 
 /// The tap that scores are of.
 const TAP: &str = "pooled";
