@@ -312,10 +312,7 @@ fn what_a_detector_does_not_know_is_refused_by_name() -> Result<()> {
             "distill.tap=[{ student = \"neck3\", teacher = \"neck1\" }]",
             "expected one of neck1, neck2",
         ),
-        (
-            "student.neck=6",
-            "neck1: token_l2: expected a teacher of the shape [256, 6], got [256, 8]",
-        ),
+        ("student.neck=6", "neck1: projector: expected one between features of width 6 and 8"),
         ("distill.tap=[{ student = \"neck1\", teacher = \"neck2\" }]", "without channels"),
     ] {
         let found = recipe(&[setting]).and_then(|recipe| {
