@@ -116,10 +116,14 @@ fn the_shipped_recipes_are_valid() -> Result<()> {
     }
     names.sort();
     let shipped = [
+        "cifar10-biggan-10pct",
         "cifar100",
+        "cifar100-biggan-10pct",
         "coco-vidt-nano",
         "coco-vidt-tiny",
         "digits",
+        "gan-digits",
+        "gan-mnist",
         "imagenet-deit-s-official-code",
         "imagenet-deit-s-paper",
         "imagenet-deit-ti-official-code",
