@@ -280,7 +280,8 @@ impl Workload for Generation {
         };
         let (generator, discriminator) = build(store.builder()).map_err(named)?;
         let (frozen_generator, frozen) = build(store.frozen()).map_err(named)?;
-        let (sampler, _) = build(store.frozen()).map_err(named)?;
+        let vb = store.frozen().pp(GENERATOR);
+        let sampler = Generator::new(&recipe.student.generator, channels, classes, vb)?;
         let (teacher, judge) = match teacher {
             Some(JudgedTeacher { teacher, judge }) => (Some(teacher), Some(judge)),
             None => (None, None),

@@ -10,7 +10,8 @@ use crate::workload::Scores;
 use candle_core::{Result, bail};
 use vkd_models::GeneratorStudent;
 
-/// Scores of a saved generator against images `indices`, by the judge of the run that it comes from; and a picture of samples.
+/// Scores of a saved generator against images `indices`, by the judge of the run that it comes from; the samples are those that the
+/// run's report is of, whatever the images.
 ///
 /// # Errors
 /// A generator of other images than the run's, a run whose teacher is not finished, and too few images.
