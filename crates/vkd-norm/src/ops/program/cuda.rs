@@ -11,6 +11,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, bail,
 };
+use std::sync::Mutex;
 
 /// Compiled kernels of one file. The name is the full path of the op: a device keeps modules by it.
 #[derive(Clone, Copy)]
@@ -92,26 +93,41 @@ impl Runner for Source {
     }
 }
 
-/// An op of several kernels and products on the tape: all but its last program have run already.
-pub struct Recorded<B> {
-    /// Name on the tape.
-    pub name: &'static str,
-    /// Where the kernels are.
-    pub source: Source,
-    /// What is left to run.
-    pub last: Last,
-    /// The gradient of the input, from the input and the gradient of the result, which is dense.
-    pub backward: B,
+/// An op of several kernels and products on the tape, under `name`: the result has the shape of `xs`.
+///
+/// `forward` hands over its last program, which is not run yet, and what `backward` needs. That is kept for the first backward pass
+/// and freed by it; a second one computes it again.
+///
+/// # Errors
+/// Those of the two, and of [`run`].
+pub fn recorded<K: Send + 'static>(
+    name: &'static str,
+    source: Source,
+    xs: &Tensor,
+    forward: impl Fn(&dyn Runner, &Tensor) -> Result<(Last, K)> + Send + Sync + 'static,
+    backward: impl Fn(&dyn Runner, &K, &Tensor) -> Result<Tensor> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    let xs = xs.contiguous()?;
+    let (last, kept) = forward(&source, &xs.detach())?;
+    let kept = Mutex::new(xs.track_op().then_some(kept));
+    let backward = move |xs: &Tensor, grad: &Tensor| {
+        // A lock is only poisoned by a panic.
+        let kept = match kept.lock().ok().and_then(|mut kept| kept.take()) {
+            Some(kept) => kept,
+            None => forward(&source, &xs.detach())?.1,
+        };
+        backward(&source, &kept, grad)
+    };
+    xs.apply_op1(Recorded { name, source, last, backward })
 }
 
-impl<B: Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync + 'static> Recorded<B> {
-    /// The result, of the shape of `arg`, as a function of it.
-    ///
-    /// # Errors
-    /// Those of [`run`].
-    pub fn of(self, arg: &Tensor) -> Result<Tensor> {
-        arg.apply_op1(self)
-    }
+/// All but the last program have run already.
+struct Recorded<B> {
+    name: &'static str,
+    source: Source,
+    last: Last,
+    /// The gradient of the input, from the input and the gradient of the result, which is dense.
+    backward: B,
 }
 
 impl<B: Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync> CustomOp1 for Recorded<B> {

@@ -9,7 +9,7 @@ mod cuda;
 
 use candle_core::{DType, Error, Result, Tensor, bail};
 #[cfg(feature = "cuda")]
-pub use cuda::{Recorded, Source, run, run_on_tensors};
+pub use cuda::{Source, recorded, run, run_on_tensors};
 
 /// Threads of a warp.
 const WARP: usize = 32;

@@ -2,8 +2,7 @@
 
 use super::launch;
 use candle_core::{Result, Tensor};
-use std::sync::Mutex;
-use vkd_norm::program::{Recorded, Source};
+use vkd_norm::program::{Source, recorded};
 
 const SOURCE: Source = Source {
     module: "vkd_ortho::matrix_exp",
@@ -11,16 +10,5 @@ const SOURCE: Source = Source {
 };
 
 pub(super) fn matrix_exp(raw: &Tensor) -> Result<Tensor> {
-    let raw = raw.contiguous()?;
-    let (last, kept) = launch::forward(&SOURCE, &raw.detach())?;
-    let kept = Mutex::new(raw.track_op().then_some(kept));
-    let backward = move |raw: &Tensor, grad: &Tensor| {
-        // A second backward pass computes it again; a lock is only poisoned by a panic.
-        let kept = match kept.lock().ok().and_then(|mut kept| kept.take()) {
-            Some(kept) => kept,
-            None => launch::forward(&SOURCE, &raw.detach())?.1,
-        };
-        launch::backward(&SOURCE, &kept, grad)
-    };
-    Recorded { name: super::NAME, source: SOURCE, last, backward }.of(&raw)
+    recorded(super::NAME, SOURCE, raw, launch::forward, launch::backward)
 }
