@@ -57,7 +57,7 @@ pub use norm::{
     batch_norm2d, conditional_batch_norm2d, group_norm, rms_norm,
 };
 pub use ops::{Activation, gelu, gelu_tanh, relu, relu6, silu};
-pub use ops::{Conv2dConfig, ConvTranspose2dConfig, Pool2dConfig, SumOverReplicas, gather_rows};
+pub use ops::{Conv2dConfig, ConvTranspose2dConfig, Pool2dConfig, gather_rows};
 pub use ops::{avg_pool2d, global_avg_pool2d, max_pool2d, pixel_shuffle, pixel_unshuffle};
 pub use ops::{cross_attention, deformable_attention, multi_head_attention};
 pub use ops::{upsample_bilinear2d, upsample_nearest2d};
@@ -69,4 +69,6 @@ pub use optim::{
 pub use residual::{residual_attention, residual_mlp};
 pub use spectral_norm::{SpectralNorm, spectral_norm};
 pub use var_store::{VarStore, is_buffer};
-pub use vkd_norm::{ChannelStats, Context, log_softmax, softmax, stream};
+pub use vkd_norm::{
+    ChannelStats, Context, Replicas, SumOverReplicas, log_softmax, softmax, stream,
+};

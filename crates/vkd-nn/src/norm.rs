@@ -95,11 +95,18 @@ impl BatchNorm2d {
         self
     }
 
-    /// `(.., C)` to `(.., C)`; in training the running statistics move.
+    /// `(.., C)` to `(.., C)`; in training the running statistics move. With [replicas](Context::replicas) in the context it is
+    /// [`forward_synchronised`](Self::forward_synchronised) with them.
     ///
     /// # Errors
     /// Another number of channels, and in training fewer than two values a channel or statistics that are not finite.
     pub fn forward(&self, xs: &Tensor, ctx: &Context) -> Result<Tensor> {
+        if let Some(replicas) = &ctx.replicas
+            && ctx.train
+            && !self.frozen
+        {
+            return self.forward_synchronised(xs, ctx, replicas.summing());
+        }
         let (ys, stats) = self.forward_with_stats(xs, ctx)?;
         if let Some(stats) = stats {
             self.update(&stats)?;

@@ -111,22 +111,22 @@ fn conditional_batch_norm_is_batch_norm_with_a_gain_of_each_sample() -> Result<(
     let want = |ys: Tensor| ys.broadcast_mul(&places(&gain)?)?.broadcast_add(&places(&bias)?);
     let tolerance = Tolerance::relative(1e-14);
     let train = want(reference.forward(&xs, &Context::train(0, 0, []))?)?;
-    let got = norm.forward(&xs, &gain, &bias, BatchStatistics::Batch)?;
+    let got = norm.forward(&xs, &gain, &bias, &BatchStatistics::Batch)?;
     assert_close("batch", &got, &train, tolerance)?;
     assert_eq!(to_f64(&own.tensors()["stored_mean"])?, [0.; 3]);
-    let got = norm.forward(&xs, &gain, &bias, BatchStatistics::Moving)?;
+    let got = norm.forward(&xs, &gain, &bias, &BatchStatistics::Moving)?;
     assert_close("moving", &got, &train, tolerance)?;
     for (a, b) in [("stored_mean", "running_mean"), ("stored_var", "running_var")] {
         assert_close(a, &own.tensors()[a], &plain.tensors()[b], Tolerance::EXACT)?;
     }
-    let stored = norm.forward(&xs, &gain, &bias, BatchStatistics::Stored)?;
+    let stored = norm.forward(&xs, &gain, &bias, &BatchStatistics::Stored)?;
     assert_close("stored", &stored, &want(reference.forward(&xs, &Context::eval())?)?, tolerance)?;
-    for statistics in [BatchStatistics::Batch, BatchStatistics::Stored] {
+    for statistics in [&BatchStatistics::Batch, &BatchStatistics::Stored] {
         let inputs = [xs.clone(), gain.clone(), bias.clone()];
         gradcheck(|x| norm.forward(&x[0], &x[1], &x[2], statistics), &inputs)?;
         let inputs = [xs.clone(), gain.get(0)?, bias.get(0)?];
         gradcheck(|x| norm.affine(&x[0], &x[1], &x[2], statistics), &inputs)?;
     }
-    assert!(norm.forward(&xs, &gain.t()?, &bias, BatchStatistics::Batch).is_err());
+    assert!(norm.forward(&xs, &gain.t()?, &bias, &BatchStatistics::Batch).is_err());
     Ok(())
 }

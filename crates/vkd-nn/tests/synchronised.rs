@@ -1,30 +1,11 @@
 //! Batch norm over replicas: two threads with a part of the batch each do what one does with all of it.
 
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::sync::Arc;
 use vkd_nn::{BatchNormConfig, Context, SumOverReplicas, VarStore, batch_norm2d};
-use vkd_testkit::{Tolerance, assert_close, normal};
+use vkd_testkit::{Tolerance, assert_close, normal, sums_among};
 
 const CHANNELS: usize = 3;
-
-/// A sum among `count` threads: all add, all read, and the last to read clears.
-fn sum_among(count: usize) -> SumOverReplicas {
-    let (barrier, sums) = (Barrier::new(count), Mutex::new(Vec::new()));
-    Arc::new(move |values| {
-        let lock = || sums.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all = lock();
-        all.resize(values.len(), 0.);
-        all.iter_mut().zip(&*values).for_each(|(sum, v)| *sum += *v);
-        drop(all);
-        barrier.wait();
-        values.copy_from_slice(&lock());
-        if barrier.wait().is_leader() {
-            lock().clear();
-        }
-        barrier.wait();
-        Ok(())
-    })
-}
 
 /// What a replica has: value of the loss, output, gradients of input, gain and bias, and both running statistics.
 type Results = (f64, Vec<Tensor>);
@@ -66,15 +47,15 @@ fn replica(
 
 /// Two replicas, with the rows before and after `at`.
 fn two(xs: &Tensor, cot: &Tensor, affine: &[Tensor; 2], at: usize) -> Result<[Results; 2]> {
-    let sum = sum_among(2);
+    let sums = sums_among(2);
     let rest = xs.dim(0)? - at;
-    let run = |start, len| -> Result<Results> {
+    let run = |rank: usize, start, len| -> Result<Results> {
         let part = |t: &Tensor| t.narrow(0, start, len);
-        replica(&part(xs)?, &part(cot)?, affine, Some(&sum))
+        replica(&part(xs)?, &part(cot)?, affine, Some(&sums[rank]))
     };
     std::thread::scope(|scope| {
-        let first = scope.spawn(|| run(0, at));
-        let second = run(at, rest)?;
+        let first = scope.spawn(|| run(0, 0, at));
+        let second = run(1, at, rest)?;
         match first.join() {
             Ok(first) => Ok([first?, second]),
             Err(_) => bail!("the first replica panicked"),
@@ -146,7 +127,7 @@ fn gradients_equal_differences_of_both_replicas_loss() -> Result<()> {
 fn bad_input_is_named() -> Result<()> {
     let store = VarStore::new(1, DType::F32, &Device::Cpu);
     let norm = batch_norm2d(CHANNELS, BatchNormConfig::default(), store.builder().pp("bn"))?;
-    let (ctx, alone) = (Context::train(0, 0, []), sum_among(1));
+    let (ctx, alone) = (Context::train(0, 0, []), sums_among(1).remove(0));
     for dims in [[2, 4], [1, 3]] {
         let xs = normal(&dims, DType::F32, 1)?;
         let message = norm.forward_synchronised(&xs, &ctx, &alone).unwrap_err().to_string();

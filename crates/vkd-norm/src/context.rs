@@ -1,5 +1,6 @@
 //! What a layer may know of the run: mode, seed, step and the samples of the batch.
 
+use crate::Replicas;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use std::sync::Arc;
@@ -18,17 +19,25 @@ pub struct Context {
     pub step: u64,
     /// Identity of each row of the batch in its data set; empty where nothing random is drawn per sample.
     pub sample_ids: Arc<[u64]>,
+    /// Where this batch is a part of one that replicas share: what is a function of the whole batch is then computed over all
+    /// of them. None for a model that trains alone.
+    pub replicas: Option<Replicas>,
 }
 
 impl Context {
     /// Context of one training step.
     pub fn train(seed: u64, step: u64, sample_ids: impl Into<Arc<[u64]>>) -> Self {
-        Self { train: true, seed, step, sample_ids: sample_ids.into() }
+        Self { train: true, seed, step, sample_ids: sample_ids.into(), replicas: None }
+    }
+
+    /// The same of one of the replicas that share the batch.
+    pub fn with_replicas(self, replicas: Option<Replicas>) -> Self {
+        Self { replicas, ..self }
     }
 
     /// Context of evaluation: nothing is drawn.
     pub fn eval() -> Self {
-        Self { train: false, seed: 0, step: 0, sample_ids: Arc::from([]) }
+        Self { train: false, seed: 0, step: 0, sample_ids: Arc::from([]), replicas: None }
     }
 
     /// The random stream of `name` for one sample at this step.

@@ -9,6 +9,9 @@
 //! [`whiten`] takes its covariance from the batch; [`Moments`] gathers one over a data set, over workers or as a running
 //! estimate, and a [`Whitener`] made of it whitens with [`whiten_with`].
 //!
+//! Where replicas share a batch, [`standardize_synchronised`] and [`whiten_synchronised`] take the statistics of all their rows;
+//! a [`Context`] with [`Replicas`] makes a [`Normalizer`] do so.
+//!
 //! Invariants: every function is differentiable and never cuts candle's tape; statistics are taken
 //! relative to a value near the mean; a result is the same bit for bit with any number of threads; whitening a finite batch
 //! never gives NaN, whatever its rank. Second derivatives are out of scope: candle detaches incoming
@@ -38,6 +41,7 @@ pub mod lanes;
 mod moments;
 mod normalizer;
 mod ops;
+mod replicas;
 #[doc(hidden)]
 pub mod row_stats;
 mod running;
@@ -54,10 +58,11 @@ pub use ops::layer_norm_rows;
 pub use ops::program;
 pub use ops::{
     ChannelStats, Variance, batch_norm, batch_norm_with, group_norm, layer_norm, layer_norm_affine,
-    log_softmax, rms_norm, softmax, standardize, standardize_masked, standardize_with, whiten,
-    whiten_cholesky,
+    log_softmax, rms_norm, softmax, standardize, standardize_masked, standardize_synchronised,
+    standardize_with, whiten, whiten_cholesky, whiten_synchronised,
 };
 #[doc(hidden)]
 pub use ops::{log_sum_exp, softmax_row};
+pub use replicas::{Replicas, SumOverReplicas};
 pub use running::RunningStats;
 pub use whiten::{Deficient, Shrinkage, WhitenConfig, WhitenMethod, Whitener, whiten_with};

@@ -3,8 +3,8 @@
 use crate::checks::{check_eps, check_relative_eps};
 use crate::ops::check_config;
 use crate::{
-    Context, Deficient, Shrinkage, WhitenConfig, WhitenMethod, Whitener, layer_norm, standardize,
-    whiten, whiten_with,
+    Context, Deficient, Shrinkage, Variance, WhitenConfig, WhitenMethod, Whitener, layer_norm,
+    standardize, standardize_synchronised, whiten, whiten_synchronised, whiten_with,
 };
 use candle_core::{Error, Result, Tensor, bail};
 use std::str::FromStr;
@@ -72,15 +72,25 @@ impl Normalizer {
 
     /// Normalises `xs` of shape `(M, C)`; the output has the same shape, and a gradient flows back to `xs`.
     ///
-    /// Statistics come from `xs` alone, in training and in evaluation, or were gathered before: no variant reads the
-    /// context yet.
+    /// Statistics come from `xs` alone, in training and in evaluation, or were gathered before; with
+    /// [`replicas`](Context::replicas) they come from the rows of all, which each has to normalise at the same time.
     ///
     /// # Errors
     /// A rank other than two, and those of the function behind the variant.
-    pub fn forward(&self, xs: &Tensor, _ctx: &Context) -> Result<Tensor> {
+    pub fn forward(&self, xs: &Tensor, ctx: &Context) -> Result<Tensor> {
         if xs.rank() != 2 {
             bail!("normalizer: expected (M, C), got {:?}", xs.dims())
         }
+        match (self, &ctx.replicas) {
+            (Self::Standardize { eps }, Some(replicas)) => {
+                standardize_synchronised(xs, Variance::Unbiased, *eps, replicas)
+            }
+            (Self::Whiten(config), Some(replicas)) => whiten_synchronised(xs, *config, replicas),
+            _ => self.alone(xs),
+        }
+    }
+
+    fn alone(&self, xs: &Tensor) -> Result<Tensor> {
         match self {
             Self::Identity => Ok(xs.clone()),
             Self::LayerNorm { eps } => layer_norm(xs, *eps),

@@ -8,7 +8,7 @@ use crate::{
 use candle_core::{DType, Device, Error, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use vkd_loss::{Reduction, baselines, geometry};
-use vkd_norm::{Context, Normalizer};
+use vkd_norm::{Context, Normalizer, Replicas};
 
 /// Distance between the projected student and the normalised teacher.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +39,23 @@ impl FeatureLoss {
         matches!(self, Self::SmoothL1 { .. } | Self::Mse | Self::TokenL2)
     }
 
+    /// [`between`](Self::between) the rows of all replicas, of which these are one's: their mean over replicas is the loss of all
+    /// rows. Relations within the batch are those of the whole batch; of entries each replica looks at its own.
+    pub(crate) fn among(
+        self,
+        student: &Tensor,
+        teacher: &Tensor,
+        replicas: Option<&Replicas>,
+    ) -> Result<Tensor> {
+        match replicas {
+            None => self.between(student, teacher),
+            Some(replicas) if self.is_entrywise() => {
+                own_mean(&self.between(student, teacher)?, student.dim(0)?, replicas)
+            }
+            Some(replicas) => self.between(&replicas.gather(student)?, &replicas.gather(teacher)?),
+        }
+    }
+
     pub(crate) fn between(self, student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
         match self {
             Self::SmoothL1 { beta } => vkd_loss::smooth_l1(student, teacher, beta, Reduction::Mean),
@@ -50,6 +67,13 @@ impl FeatureLoss {
             Self::RkdAngle => baselines::rkd_angle(student, teacher, Reduction::Mean),
         }
     }
+}
+
+/// A mean over this replica's rows, as its part of the mean over all rows.
+fn own_mean(mean: &Tensor, rows: usize, replicas: &Replicas) -> Result<Tensor> {
+    let rows = rows as f64;
+    // Exactly one where all have as many rows.
+    mean * (rows / replicas.divisor(rows, 1.)?)
 }
 
 /// One tap: which features are matched, and how.
@@ -290,7 +314,7 @@ impl Distiller {
         let mut terms = Vec::new();
         if let Some(LogitLoss { weight, temperature }) = self.logits {
             let distance =
-                |head: &Tensor| self.logit_loss(head, &teacher.logits, labels, temperature);
+                |head: &Tensor| self.logit_loss(head, &teacher.logits, labels, temperature, ctx);
             let none = labels.map(|l| l.dim(0)).transpose()? == Some(0);
             let value = match &student.distillation_logits {
                 Some(other) if none => ((distance(&student.logits)? + distance(other)?)? * 0.5)?,
@@ -316,13 +340,20 @@ impl Distiller {
         teacher: &Tensor,
         labels: Option<&Tensor>,
         temperature: f64,
+        ctx: &Context,
     ) -> Result<Tensor> {
         let mean = Reduction::Mean;
         match self.distance {
             LogitDistance::Kl => vkd_loss::kl(student, teacher, temperature, mean),
             LogitDistance::Dist => {
                 let config = baselines::DistConfig { temperature, ..Default::default() };
-                baselines::dist(student, teacher, config)
+                // It compares classes over the batch.
+                match &ctx.replicas {
+                    None => baselines::dist(student, teacher, config),
+                    Some(all) => {
+                        baselines::dist(&all.gather(student)?, &all.gather(teacher)?, config)
+                    }
+                }
             }
             LogitDistance::Standardized => {
                 baselines::logit_standardization(student, teacher, temperature, mean)
@@ -372,7 +403,13 @@ impl Distiller {
         match self.root {
             Some(weight) if !terms.is_empty() => {
                 // The guard keeps the slope finite where all taps agree, and vanishes beside any other sum.
-                let sum = (weighted_sum(&terms)? + f64::from(f32::MIN_POSITIVE))?;
+                let own = weighted_sum(&terms)?;
+                // The root of the whole batch's sum, of which each replica's terms are a part.
+                let sum = match &ctx.replicas {
+                    None => own,
+                    Some(replicas) => (replicas.sum(&own)? / replicas.size() as f64)?,
+                };
+                let sum = (sum + f64::from(f32::MIN_POSITIVE))?;
                 Ok(vec![Term { name: "feature".to_owned(), weight, value: sum.sqrt()? }])
             }
             _ => Ok(terms),
@@ -390,11 +427,15 @@ impl Distiller {
             FeatureLoss::SmoothL1 { beta },
         ) = (&c.student_normalizer, &c.teacher_normalizer, c.loss)
         {
-            return vkd_loss::smooth_l1_layer_norm(&projected, &target, beta, *eps);
+            let value = vkd_loss::smooth_l1_layer_norm(&projected, &target, beta, *eps)?;
+            return match &ctx.replicas {
+                None => Ok(value),
+                Some(replicas) => own_mean(&value, projected.dim(0)?, replicas),
+            };
         }
         let student = c.student_normalizer.forward(&projected, ctx)?;
         let target = c.teacher_normalizer.forward(&target, ctx)?;
-        c.loss.between(&student, &target)
+        c.loss.among(&student, &target, ctx.replicas.as_ref())
     }
 
     /// How the student's features lie and how like the teacher's they are, before any projector, for the log: `rank.TAP` and

@@ -75,7 +75,7 @@ struct Pass<'a> {
     /// Noise of the block and embedding, where it is shared.
     condition: Option<Tensor>,
     train: bool,
-    statistics: BatchStatistics,
+    statistics: &'a BatchStatistics,
 }
 
 impl Condition {
@@ -182,8 +182,12 @@ impl Generator {
     /// # Errors
     /// Another shape, a class beyond the classes, and those of the layers.
     pub fn forward(&self, noise: &Tensor, labels: &Tensor, ctx: &Context) -> Result<Tensor> {
-        let statistics = if ctx.train { BatchStatistics::Moving } else { BatchStatistics::Stored };
-        self.run(noise, labels, ctx.train, statistics)
+        let statistics = match (ctx.train, &ctx.replicas) {
+            (true, Some(replicas)) => BatchStatistics::Synchronised(replicas.clone()),
+            (true, None) => BatchStatistics::Moving,
+            (false, _) => BatchStatistics::Stored,
+        };
+        self.run(noise, labels, ctx.train, &statistics)
     }
 
     /// As [`forward`](Self::forward) with the batch's statistics, and nothing moves: how the published evaluations sample an averaged
@@ -192,7 +196,7 @@ impl Generator {
     /// # Errors
     /// Those of [`forward`](Self::forward).
     pub fn sample(&self, noise: &Tensor, labels: &Tensor) -> Result<Tensor> {
-        self.run(noise, labels, false, BatchStatistics::Batch)
+        self.run(noise, labels, false, &BatchStatistics::Batch)
     }
 
     /// Numbers of noise for each image.
@@ -210,7 +214,7 @@ impl Generator {
         noise: &Tensor,
         labels: &Tensor,
         train: bool,
-        statistics: BatchStatistics,
+        statistics: &BatchStatistics,
     ) -> Result<Tensor> {
         let (batch, width) = noise.dims2()?;
         if width != self.config.noise || labels.dims() != [batch] {

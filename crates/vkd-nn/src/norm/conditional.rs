@@ -1,15 +1,19 @@
 //! Batch norm whose gain and bias come from outside, sample by sample.
 
+use super::synchronised::synchronised;
 use super::{BatchNormConfig, check, move_statistics};
+use crate::Replicas;
 use crate::ops::native_dtype;
 use candle_core::{Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 
 /// Which statistics a [`ConditionalBatchNorm2d`] divides by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum BatchStatistics {
     /// The batch's, and the stored ones move towards them: training.
     Moving,
+    /// As [`Moving`](Self::Moving), with the statistics of all replicas' rows together.
+    Synchronised(Replicas),
     /// The batch's, and nothing is stored: how GANs are often sampled.
     Batch,
     /// The stored ones.
@@ -29,7 +33,7 @@ pub enum BatchStatistics {
 /// let norm = conditional_batch_norm2d(1, BatchNormConfig::default(), store.builder())?;
 /// let xs = Tensor::new(&[[[[1f32]]], [[[3.]]]], &Device::Cpu)?;
 /// let (gain, bias) = (Tensor::new(&[[1f32], [5.]], &Device::Cpu)?, Tensor::zeros((2, 1), DType::F32, &Device::Cpu)?);
-/// let ys = norm.forward(&xs, &gain, &bias, BatchStatistics::Batch)?.flatten_all()?.to_vec1::<f32>()?;
+/// let ys = norm.forward(&xs, &gain, &bias, &BatchStatistics::Batch)?.flatten_all()?.to_vec1::<f32>()?;
 /// assert!((ys[0] + 1.).abs() < 1e-4 && (ys[1] - 5.).abs() < 1e-3);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
@@ -87,7 +91,7 @@ impl ConditionalBatchNorm2d {
         xs: &Tensor,
         gain: &Tensor,
         bias: &Tensor,
-        statistics: BatchStatistics,
+        statistics: &BatchStatistics,
     ) -> Result<Tensor> {
         let (batch, _, _, channels) = xs.dims4()?;
         for (name, given) in [("gain", gain), ("bias", bias)] {
@@ -113,17 +117,24 @@ impl ConditionalBatchNorm2d {
         xs: &Tensor,
         gain: &Tensor,
         bias: &Tensor,
-        statistics: BatchStatistics,
+        statistics: &BatchStatistics,
     ) -> Result<Tensor> {
         let what = || format!("conditional_batch_norm2d {}", self.name);
         let named = |e: candle_core::Error| e.context(what());
         let eps = self.config.eps;
-        if statistics == BatchStatistics::Stored {
-            let (mean, variance) = (&self.mean, &self.variance);
-            return vkd_norm::batch_norm_with(xs, gain, bias, mean, variance, eps).map_err(named);
+        let (ys, stats) = match statistics {
+            BatchStatistics::Stored => {
+                let (mean, variance) = (&self.mean, &self.variance);
+                let ys = vkd_norm::batch_norm_with(xs, gain, bias, mean, variance, eps);
+                return ys.map_err(named);
+            }
+            BatchStatistics::Synchronised(replicas) => {
+                synchronised(xs, [gain, bias], eps, replicas.summing())
+            }
+            _ => vkd_norm::batch_norm(xs, gain, bias, eps),
         }
-        let (ys, stats) = vkd_norm::batch_norm(xs, gain, bias, eps).map_err(named)?;
-        if statistics == BatchStatistics::Moving {
+        .map_err(named)?;
+        if *statistics != BatchStatistics::Batch {
             let buffers = [&self.mean, &self.variance];
             move_statistics(what, buffers, self.config.momentum, &stats)?;
         }

@@ -2,9 +2,9 @@
 
 use super::BatchNorm2d;
 use crate::Context;
-use crate::ops::{SumOverReplicas, in_native, native, shared_statistics};
+use crate::ops::{in_native, native, shared_statistics};
 use candle_core::{Result, Tensor, bail};
-use vkd_norm::{ChannelStats, RunningStats, Variance};
+use vkd_norm::{ChannelStats, RunningStats, SumOverReplicas, Variance};
 
 impl BatchNorm2d {
     /// As [`forward`](Self::forward), with the statistics of all replicas' rows together, and a gradient that goes through
@@ -27,45 +27,54 @@ impl BatchNorm2d {
         if !ctx.train || self.frozen {
             return self.forward(xs, ctx);
         }
-        let stats = self.shared(xs, sum).map_err(named)?;
-        let ys = in_native(xs, |xs| {
-            let xs = shared_statistics(xs, &stats, self.config.eps, sum)?;
-            let (weight, bias) = (native(&self.weight, &xs)?, native(&self.bias, &xs)?);
-            let of = |values: &[f64]| Tensor::from_slice(values, values.len(), xs.device());
-            let (mean, variance) = (of(stats.mean())?, of(stats.biased())?);
-            vkd_norm::batch_norm_with(&xs, &weight, &bias, &mean, &variance, self.config.eps)
-        });
-        let ys = ys.map_err(named)?;
+        let (ys, stats) =
+            synchronised(xs, [&self.weight, &self.bias], self.config.eps, sum).map_err(named)?;
         self.update(&stats)?;
         Ok(ys)
     }
+}
 
-    /// Statistics of all replicas' rows.
-    fn shared(&self, xs: &Tensor, sum: &SumOverReplicas) -> Result<ChannelStats> {
-        let channels = self.weight.elem_count();
-        if xs.dims().last() != Some(&channels) {
-            bail!("expected (.., {channels}), got {:?}", xs.dims())
-        }
-        let rows = xs.elem_count() / channels;
-        let mut own = RunningStats::new(channels, Variance::Biased, None)?;
-        own.update(&xs.detach().contiguous()?.reshape((rows, channels))?, None)?;
-        let values = |t: Tensor| t.to_vec1::<f64>();
-        let (of_own, variance) =
-            (values(own.mean(xs.device())?)?, values(own.variance(xs.device())?)?);
-        // Means first: the squares are then about the mean of all, where no digits cancel.
-        let n = rows as f64;
-        let mut sums: Vec<f64> = of_own.iter().map(|mean| n * mean).chain([n]).collect();
-        sum(&mut sums)?;
-        let all = sums.pop().unwrap_or(n);
-        if all < 2. {
-            bail!("expected at least 2 values per channel of all replicas, got {all}")
-        }
-        let mean: Vec<f64> = sums.iter().map(|sum| sum / all).collect();
-        let apart = of_own.iter().zip(&mean).map(|(own, mean)| (own - mean).powi(2));
-        let mut squares: Vec<f64> =
-            variance.iter().zip(apart).map(|(variance, apart)| n * (variance + apart)).collect();
-        sum(&mut squares)?;
-        let variance = squares.iter().map(|squares| squares / all).collect();
-        ChannelStats::new(all as usize, mean, variance)
+/// Batch norm with gain and bias `(C)` by the statistics of all replicas' rows, and those.
+pub(super) fn synchronised(
+    xs: &Tensor,
+    [gain, bias]: [&Tensor; 2],
+    eps: f64,
+    sum: &SumOverReplicas,
+) -> Result<(Tensor, ChannelStats)> {
+    let stats = shared(xs, gain.elem_count(), sum)?;
+    let ys = in_native(xs, |xs| {
+        let xs = shared_statistics(xs, &stats, eps, sum)?;
+        let (gain, bias) = (native(gain, &xs)?, native(bias, &xs)?);
+        let of = |values: &[f64]| Tensor::from_slice(values, values.len(), xs.device());
+        let (mean, variance) = (of(stats.mean())?, of(stats.biased())?);
+        vkd_norm::batch_norm_with(&xs, &gain, &bias, &mean, &variance, eps)
+    })?;
+    Ok((ys, stats))
+}
+
+/// Statistics of all replicas' rows.
+fn shared(xs: &Tensor, channels: usize, sum: &SumOverReplicas) -> Result<ChannelStats> {
+    if xs.dims().last() != Some(&channels) {
+        bail!("expected (.., {channels}), got {:?}", xs.dims())
     }
+    let rows = xs.elem_count() / channels;
+    let mut own = RunningStats::new(channels, Variance::Biased, None)?;
+    own.update(&xs.detach().contiguous()?.reshape((rows, channels))?, None)?;
+    let values = |t: Tensor| t.to_vec1::<f64>();
+    let (of_own, variance) = (values(own.mean(xs.device())?)?, values(own.variance(xs.device())?)?);
+    // Means first: the squares are then about the mean of all, where no digits cancel.
+    let n = rows as f64;
+    let mut sums: Vec<f64> = of_own.iter().map(|mean| n * mean).chain([n]).collect();
+    sum(&mut sums)?;
+    let all = sums.pop().unwrap_or(n);
+    if all < 2. {
+        bail!("expected at least 2 values per channel of all replicas, got {all}")
+    }
+    let mean: Vec<f64> = sums.iter().map(|sum| sum / all).collect();
+    let apart = of_own.iter().zip(&mean).map(|(own, mean)| (own - mean).powi(2));
+    let mut squares: Vec<f64> =
+        variance.iter().zip(apart).map(|(variance, apart)| n * (variance + apart)).collect();
+    sum(&mut squares)?;
+    let variance = squares.iter().map(|squares| squares / all).collect();
+    ChannelStats::new(all as usize, mean, variance)
 }

@@ -35,7 +35,7 @@ pub use deformable_attention::deformable_attention;
 pub use linear::linear;
 pub use pixel_shuffle::{pixel_shuffle, pixel_unshuffle};
 pub use pool2d::{Pool2dConfig, avg_pool2d, global_avg_pool2d, max_pool2d};
-pub use shared_stats::{SumOverReplicas, shared_gradient, shared_statistics, shared_sums};
+pub use shared_stats::{shared_gradient, shared_statistics, shared_sums};
 pub use sublayer::{Body, sublayer};
 pub use upsample2d::{upsample_bilinear2d, upsample_nearest2d};
 

@@ -16,6 +16,8 @@ pub use layer_norm::{layer_norm, layer_norm_affine};
 pub use rms_norm::rms_norm;
 pub use softmax::{log_softmax, log_sum_exp, softmax, softmax_row};
 pub(crate) use standardize::{ChannelMoments, channel_moments};
-pub use standardize::{Variance, standardize, standardize_masked, standardize_with};
+pub use standardize::{
+    Variance, standardize, standardize_masked, standardize_synchronised, standardize_with,
+};
 pub(crate) use whiten::{Centred, Fit, apply, check_config};
-pub use whiten::{whiten, whiten_cholesky};
+pub use whiten::{whiten, whiten_cholesky, whiten_synchronised};

@@ -5,6 +5,7 @@ use super::locations::{LevelShape, assign, centerness, sides};
 use super::set::nothing;
 use candle_core::{D, DType, Result, Tensor, bail};
 use vkd_loss::{FocalConfig, Reduction, Term, bce_with_logits, giou, sigmoid_focal};
+use vkd_norm::Replicas;
 
 /// What a dense detector predicts on one level of its pyramid; the location `(x, y)` of a map is the pixel
 /// `((x + 0.5) · stride, (y + 0.5) · stride)`.
@@ -100,6 +101,20 @@ impl DenseCriterion {
     /// No level, strides that don't grow, shapes that differ, objects that are none ([`Objects::check`], with their image), a `reach`
     /// or `radius` that isn't above 0, or predictions that are not finite.
     pub fn terms(&self, levels: &[DenseLevel], objects: &[Objects]) -> Result<Vec<Term>> {
+        self.terms_among(levels, objects, None)
+    }
+
+    /// [`terms`](Self::terms) of a batch of which these images are one replica's part: what they are divided by counts the whole
+    /// batch, so that their mean over replicas is the whole batch's.
+    ///
+    /// # Errors
+    /// Those of [`terms`](Self::terms), and those of the way to the others.
+    pub fn terms_among(
+        &self,
+        levels: &[DenseLevel],
+        objects: &[Objects],
+        replicas: Option<&Replicas>,
+    ) -> Result<Vec<Term>> {
         let (shapes, classes) = shapes(levels, objects.len())?;
         for (name, value) in [("reach", self.reach), ("radius", self.radius)] {
             if !(value > 0. && value.is_finite()) {
@@ -111,11 +126,16 @@ impl DenseCriterion {
         let device = levels[0].logits.device();
         let targets = Tensor::from_vec(targets, (objects.len(), locations), device)?;
         let count = positives.rows.len();
+        let total: f64 = positives.centerness.iter().map(|c| f64::from(*c)).sum();
+        let (locations_found, total) = match replicas {
+            None => (count.max(1) as f64, total),
+            Some(all) => (all.divisor(count as f64, 1.)?, all.divisor(total, 0.)?),
+        };
 
         let logits = rows(levels, |l| &l.logits)?;
         let class = sigmoid_focal(&logits, &targets, self.focal, Reduction::Sum)?;
         let dtype = class.dtype();
-        let class = (class / count.max(1) as f64)?;
+        let class = (class / locations_found)?;
         let distances = rows(levels, |l| &l.distances)?;
         let nearness = rows(levels, |l| &l.centerness)?;
         let (overlap, near) = if count == 0 {
@@ -123,7 +143,6 @@ impl DenseCriterion {
             (none(&distances)?, none(&nearness)?)
         } else {
             let Positives { rows, pixels, boxes, centerness } = positives;
-            let total: f64 = centerness.iter().map(|c| f64::from(*c)).sum();
             let rows = Tensor::from_vec(rows, count, device)?;
             let pick = |xs: &Tensor, width: usize| {
                 xs.reshape((objects.len() * locations, width))?
@@ -139,7 +158,12 @@ impl DenseCriterion {
             let entries = giou(&found, &fixed(boxes, 4)?, Reduction::None)?;
             // A location inside its box has some centerness: the total is above zero.
             let overlap = ((entries * weights.squeeze(D::Minus1)?)?.sum_all()? / total)?;
-            (overlap, bce_with_logits(&pick(&nearness, 1)?, &weights, Reduction::Mean)?)
+            let near = bce_with_logits(&pick(&nearness, 1)?, &weights, Reduction::Mean)?;
+            let near = match replicas {
+                None => near,
+                Some(_) => (near * (count as f64 / locations_found))?,
+            };
+            (overlap, near)
         };
         let named = [("class", class), ("giou", overlap), ("centerness", near)];
         named.into_iter().map(|(name, value)| finite_term(name, value)).collect()

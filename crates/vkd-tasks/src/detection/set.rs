@@ -4,6 +4,7 @@ use super::{ImageSize, Objects, hungarian};
 use candle_core::{DType, Result, Tensor, bail};
 use vkd_loss::boxes::{cxcywh_to_xyxy, generalized_iou};
 use vkd_loss::{FocalConfig, Reduction, Term, giou, l1, sigmoid_focal};
+use vkd_norm::Replicas;
 
 /// What a detector with queries predicts, after each of L decoder levels; the last is the one that counts.
 #[derive(Clone, Debug)]
@@ -107,8 +108,28 @@ impl SetCriterion {
         objects: &[Objects],
         sizes: &[ImageSize],
     ) -> Result<Vec<Term>> {
+        self.terms_among(predictions, objects, sizes, None)
+    }
+
+    /// [`terms`](Self::terms) of a batch of which these images are one replica's part: the objects that they are divided by are the
+    /// whole batch's, so that their mean over replicas is the whole batch's.
+    ///
+    /// # Errors
+    /// Those of [`terms`](Self::terms), and those of the way to the others.
+    pub fn terms_among(
+        &self,
+        predictions: &QueryPredictions,
+        objects: &[Objects],
+        sizes: &[ImageSize],
+        replicas: Option<&Replicas>,
+    ) -> Result<Vec<Term>> {
         let (levels, _, _, classes) = predictions.dims(objects.len())?;
         let wanted = wanted(objects, sizes, classes)?;
+        let count = wanted.iter().map(Vec::len).sum::<usize>() as f64;
+        let count = match replicas {
+            None => count.max(1.),
+            Some(replicas) => replicas.divisor(count, 1.)?,
+        };
         let mut terms = Vec::new();
         for level in std::iter::once(levels - 1).chain(0..levels - 1) {
             let (end, factor) = match level + 1 == levels {
@@ -116,7 +137,7 @@ impl SetCriterion {
                 false => (format!(".{level}"), self.auxiliary),
             };
             let (logits, boxes) = (predictions.logits.get(level)?, predictions.boxes.get(level)?);
-            let values = self.level(&logits, &boxes, &wanted)?;
+            let values = self.level(&logits, &boxes, &wanted, count)?;
             let weights = [self.weights.class, self.weights.l1, self.weights.giou];
             for ((name, weight), value) in
                 ["class", "l1", "giou"].into_iter().zip(weights).zip(values)
@@ -204,12 +225,13 @@ impl SetCriterion {
         costs
     }
 
-    /// Values of the three terms.
+    /// Values of the three terms, over a number of `objects`.
     fn level(
         &self,
         logits: &Tensor,
         boxes: &Tensor,
         wanted: &[Vec<Wanted>],
+        objects: f64,
     ) -> Result<[Tensor; 3]> {
         let (batch, queries, classes) = logits.dims3()?;
         let mut targets = vec![classes as u32; batch * queries];
@@ -225,7 +247,6 @@ impl SetCriterion {
         }
         let device = logits.device();
         let targets = Tensor::from_vec(targets, (batch, queries), device)?;
-        let objects = wanted.iter().map(Vec::len).sum::<usize>().max(1) as f64;
         let class = (sigmoid_focal(logits, &targets, self.focal, Reduction::Sum)? / objects)?;
         if rows.is_empty() {
             let none = nothing(boxes)?.to_dtype(class.dtype())?;

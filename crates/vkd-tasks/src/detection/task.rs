@@ -237,12 +237,15 @@ impl DistillTask for DetectionTask {
 
     fn step(&self, batch: &DetectionBatch, _phase: &Phase, ctx: &Context) -> Result<StepOutput> {
         let student = self.student.forward(&batch.images, &batch.padding, ctx)?;
+        let replicas = ctx.replicas.as_ref();
         let mut terms = match &student.predictions {
-            Predictions::Dense(levels) => self.config.dense.terms(levels, &batch.objects)?,
+            Predictions::Dense(levels) => {
+                self.config.dense.terms_among(levels, &batch.objects, replicas)?
+            }
             Predictions::Queries(queries) => {
                 let size = |&[height, width]: &[usize; 2]| ImageSize { height, width };
                 let sizes: Vec<ImageSize> = batch.sizes.iter().map(size).collect();
-                self.config.set.terms(queries, &batch.objects, &sizes)?
+                self.config.set.terms_among(queries, &batch.objects, &sizes, replicas)?
             }
         };
         if let Some((teacher, distiller)) = &self.distillation {

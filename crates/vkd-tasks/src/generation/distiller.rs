@@ -9,7 +9,7 @@ use crate::{
 use candle_core::{DType, Device, Error, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use vkd_loss::baselines::{kd_dlgan_features, kd_dlgan_texts};
-use vkd_norm::{Context, Normalizer, WhitenConfig, whiten_with};
+use vkd_norm::{Context, Normalizer, Replicas, WhitenConfig, whiten_with};
 
 /// How the teacher's features are normalised.
 #[derive(Clone, Debug, PartialEq)]
@@ -291,8 +291,10 @@ impl GenerationDistiller {
         let names = ["real", "generated"].map(|side| format!("{side}.{}", t.student));
         match &t.loss {
             GenerationLoss::Feature(loss) => {
-                add(&names[0], real, loss.between(&student.real, &teacher.real)?);
-                add(&names[1], generated, loss.between(&student.generated, &teacher.generated)?);
+                let replicas = ctx.replicas.as_ref();
+                let of = |a: &Tensor, b: &Tensor| loss.among(a, b, replicas);
+                add(&names[0], real, of(&student.real, &teacher.real)?);
+                add(&names[1], generated, of(&student.generated, &teacher.generated)?);
             }
             GenerationLoss::KdDlgan { texts } => {
                 let (a, b) = (&student.real, &student.generated);
@@ -300,12 +302,13 @@ impl GenerationDistiller {
                 add(&names[1], generated, kd_dlgan_features(b, a, &teacher.generated)?);
                 if let Some(texts) = texts {
                     let texts = texts.to_dtype(a.dtype())?;
-                    add("real.texts", real, kd_dlgan_texts(a, &teacher.real, &texts)?);
-                    add(
-                        "generated.texts",
-                        generated,
-                        kd_dlgan_texts(b, &teacher.generated, &texts)?,
-                    );
+                    // A sum over the batch, of which a replica has its part; the trainer takes the mean.
+                    let parts = ctx.replicas.as_ref().map_or(1, Replicas::size) as f64;
+                    let of = |own: &Tensor, taught: &Tensor| {
+                        kd_dlgan_texts(own, taught, &texts)? * parts
+                    };
+                    add("real.texts", real, of(a, &teacher.real)?);
+                    add("generated.texts", generated, of(b, &teacher.generated)?);
                 }
             }
         }
@@ -319,7 +322,8 @@ impl GenerationDistiller {
             }
             (TeacherNormalizer::Running { .. }, Some(running)) => {
                 if ctx.train {
-                    running.update(&Tensor::cat(&[&teacher.real, &teacher.generated], 0)?)?;
+                    let rows = Tensor::cat(&[&teacher.real, &teacher.generated], 0)?;
+                    running.update_among(&rows, ctx.replicas.as_ref())?;
                 }
                 let whitener = running.whitener()?;
                 teacher.map(|rows| whiten_with(rows, &whitener))

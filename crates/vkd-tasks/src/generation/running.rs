@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
-use vkd_norm::{Moments, WhitenConfig, Whitener};
+use vkd_norm::{Moments, Replicas, WhitenConfig, Whitener};
 
 /// Mean and covariance of features over the last batches, whose state lies in the buffer `moments` of the builder that made it: a
 /// checkpoint with the other variables holds it to the bit.
@@ -55,9 +55,21 @@ impl RunningWhitening {
     /// # Errors
     /// Another width, or rows that are not finite; nothing is changed then.
     pub fn update(&self, rows: &Tensor) -> Result<()> {
+        self.update_among(rows, None)
+    }
+
+    /// Takes in the rows of all replicas, of which these are one's: each then holds the same.
+    ///
+    /// # Errors
+    /// Those of [`update`](Self::update), and those of the way to the others.
+    pub fn update_among(&self, rows: &Tensor, replicas: Option<&Replicas>) -> Result<()> {
         let batch = match rows.dtype() {
             DType::F16 | DType::BF16 => Moments::from_rows(&rows.to_dtype(DType::F32)?, None)?,
             _ => Moments::from_rows(rows, None)?,
+        };
+        let batch = match replicas {
+            None => batch,
+            Some(replicas) => joined(&batch, replicas)?,
         };
         let mut gathered = self.moments()?;
         let first = gathered.count() == 0.;
@@ -80,4 +92,16 @@ impl RunningWhitening {
     pub fn whitener(&self) -> Result<Whitener> {
         Whitener::new(&self.moments()?, self.config)
     }
+}
+
+/// The moments of the rows of all replicas: added up about their common mean, where no digits cancel.
+fn joined(own: &Moments, replicas: &Replicas) -> Result<Moments> {
+    let mut sums: Vec<f64> = own.mean().iter().map(|mean| own.count() * mean).collect();
+    sums.push(own.count());
+    replicas.sum_numbers(&mut sums)?;
+    let count = sums.pop().unwrap_or_default().max(1.);
+    let mean: Vec<f64> = sums.iter().map(|sum| sum / count).collect();
+    let mut sums = own.to_sums(&mean)?;
+    replicas.sum_numbers(&mut sums)?;
+    Moments::from_sums(&sums, &mean)
 }

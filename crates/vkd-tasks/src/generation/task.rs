@@ -7,6 +7,7 @@ use super::{
 use crate::{DistillTask, FeatureMap, Phase, StepOutput, Taps, Teacher, Term, weighted_sum};
 use candle_core::{DType, Error, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
+use std::ops::Range;
 use std::sync::Arc;
 use vkd_norm::Context;
 
@@ -21,9 +22,19 @@ const GENERATED: u64 = 1 << 63;
 const OF_GENERATOR: u64 = 1 << 62;
 
 /// Ids of generated rows in a phase.
-fn generated_ids(phase: &str, rows: usize) -> Arc<[u64]> {
+fn generated_ids(phase: &str, rows: Range<usize>) -> Arc<[u64]> {
     let bits = GENERATED | if phase == GENERATOR { OF_GENERATOR } else { 0 };
-    (0..rows as u64).map(|row| row | bits).collect()
+    numbers(rows).map(|row| row | bits).collect()
+}
+
+/// Which rows of the whole batch's generated images are made here, where as many as `rows` are: of replicas each has its own.
+fn made(rows: usize, ctx: &Context) -> Range<usize> {
+    let first = ctx.replicas.as_ref().map_or(0, |replicas| replicas.rank() * rows);
+    first..first + rows
+}
+
+fn numbers(rows: Range<usize>) -> impl Iterator<Item = u64> {
+    rows.map(|row| row as u64)
 }
 
 /// [`lecam`](vkd_loss::lecam) in the discriminator's loss.
@@ -239,15 +250,22 @@ impl GenerationTask {
     fn draw(
         &self,
         phase: &str,
-        rows: usize,
+        rows: Range<usize>,
         batch: &GenerationBatch,
         ctx: &Context,
     ) -> Result<(Tensor, Tensor)> {
         let GenerationConfig { noise, classes, .. } = self.config;
         let (seed, step, device) = (ctx.seed, ctx.step, batch.images.device());
-        let noise = white_noise(seed, &format!("noise.{phase}"), step, 0..rows, noise, device)?;
-        let labels =
-            uniform_classes(seed, &format!("classes.{phase}"), step, 0..rows, classes, device)?;
+        let noise =
+            white_noise(seed, &format!("noise.{phase}"), step, rows.clone(), noise, device)?;
+        let labels = uniform_classes(
+            seed,
+            &format!("classes.{phase}"),
+            step,
+            rows.clone(),
+            classes,
+            device,
+        )?;
         // Random layers of the generator draw by the number of the row.
         let ctx = Context { sample_ids: generated_ids(phase, rows), ..ctx.clone() };
         let noise = noise.to_dtype(batch.images.dtype())?;
@@ -275,20 +293,20 @@ impl GenerationTask {
 
     fn discriminator_step(&self, batch: &GenerationBatch, ctx: &Context) -> Result<StepOutput> {
         let rows = batch.images.dim(0)?;
-        let (generated, classes) = self.draw(DISCRIMINATOR, rows, batch, ctx)?;
+        let made = made(rows, ctx);
+        let (generated, classes) = self.draw(DISCRIMINATOR, made.clone(), batch, ctx)?;
         self.same_shape(&generated, batch)?;
         let augment = |images: &Tensor, side: &str, ids: Arc<[u64]>| {
             let ctx = Context { sample_ids: ids, ..ctx.clone() };
             self.config.augment.apply(images, &format!("{side}.{DISCRIMINATOR}"), &ctx)
         };
-        let numbers: Arc<[u64]> = (0..rows as u64).collect();
-        let generated = augment(&generated.detach(), "generated", numbers.clone())?;
+        let generated = augment(&generated.detach(), "generated", numbers(made.clone()).collect())?;
         let real = augment(&batch.images, "real", batch.sample_ids.clone())?;
         // One pass of both, so that spectral norm makes one step.
         let images = Tensor::cat(&[&real, &generated], 0)?;
         let labels = Tensor::cat(&[&batch.labels, &classes], 0)?;
         // Random layers draw by these: generated rows are no samples of the data set, and must not share a real one's stream.
-        let apart = generated_ids(DISCRIMINATOR, rows);
+        let apart = generated_ids(DISCRIMINATOR, made);
         let ids = batch.sample_ids.iter().chain(apart.iter()).copied().collect();
         let both = Context { sample_ids: ids, ..ctx.clone() };
         let judged = self.discriminator.judge(&images, &labels, &both)?;
@@ -302,7 +320,7 @@ impl GenerationTask {
             term("hinge.generated", 1., vkd_loss::hinge_generated(&scores.generated)?),
         ];
         if let (Some(lecam), Some(averages)) = (self.config.lecam, &self.averages) {
-            let ([real, generated], begun) = moved(averages, &scores, lecam, ctx.train)?;
+            let ([real, generated], begun) = moved(averages, &scores, lecam, ctx)?;
             let value = vkd_loss::lecam(&scores.real, &scores.generated, real, generated)?;
             // Logged from the first step on, so that the log has the same columns.
             terms.push(term("lecam", if begun { lecam.weight } else { 0. }, value));
@@ -317,13 +335,14 @@ impl GenerationTask {
 
     fn generator_step(&self, batch: &GenerationBatch, ctx: &Context) -> Result<StepOutput> {
         let rows = batch.images.dim(0)?;
-        let (generated, classes) = self.draw(GENERATOR, rows, batch, ctx)?;
+        let made = made(rows, ctx);
+        let (generated, classes) = self.draw(GENERATOR, made.clone(), batch, ctx)?;
         self.same_shape(&generated, batch)?;
         let seen = {
-            let ctx = Context { sample_ids: (0..rows as u64).collect(), ..ctx.clone() };
+            let ctx = Context { sample_ids: numbers(made.clone()).collect(), ..ctx.clone() };
             self.config.augment.apply(&generated, &format!("generated.{GENERATOR}"), &ctx)?
         };
-        let ctx = Context { sample_ids: generated_ids(GENERATOR, rows), ..ctx.clone() };
+        let ctx = Context { sample_ids: generated_ids(GENERATOR, made), ..ctx.clone() };
         let judge = self.frozen.as_ref().unwrap_or(&self.discriminator);
         let judged = judge.judge(&seen, &classes, &ctx)?;
         self.judged(&judged, rows)?;
@@ -415,12 +434,16 @@ fn moved(
     averages: &Tensor,
     scores: &Sides<Tensor>,
     config: LecamConfig,
-    train: bool,
+    ctx: &Context,
 ) -> Result<([f64; 2], bool)> {
     let decay = config.decay;
     let mean =
         |scores: &Tensor| scores.detach().to_dtype(DType::F64)?.mean_all()?.to_scalar::<f64>();
-    let now = [mean(&scores.real)?, mean(&scores.generated)?];
+    let mut now = [mean(&scores.real)?, mean(&scores.generated)?];
+    if let Some(replicas) = &ctx.replicas {
+        replicas.sum_numbers(&mut now)?;
+        now = now.map(|sum| sum / replicas.size() as f64);
+    }
     let [real, generated, updates] = averages.to_vec1::<f64>()?[..] else {
         bail!("generation: expected three numbers of LeCam, got {:?}", averages.dims())
     };
@@ -429,7 +452,7 @@ fn moved(
         true => [decay * real + (1. - decay) * now[0], decay * generated + (1. - decay) * now[1]],
         false => now,
     };
-    if train && moved.iter().all(|m| m.is_finite()) {
+    if ctx.train && moved.iter().all(|m| m.is_finite()) {
         let state = [moved[0], moved[1], updates + 1.];
         averages.slice_set(&Tensor::new(&state, averages.device())?, 0, 0)?;
     }

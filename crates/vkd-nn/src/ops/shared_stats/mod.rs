@@ -9,14 +9,10 @@ mod cpu;
 use crate::ops::{Real, dense, in_native, unsupported};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use cpu::Channels;
-use std::sync::Arc;
-use vkd_norm::ChannelStats;
 use vkd_norm::dense::with_slices;
+use vkd_norm::{ChannelStats, SumOverReplicas};
 
 const OP: &str = "shared_statistics";
-
-/// Replaces each number by its sum over all replicas; every replica calls it with as many numbers, and gets the same ones.
-pub type SumOverReplicas = Arc<dyn Fn(&mut [f64]) -> Result<()> + Send + Sync>;
 
 /// The values of `xs`, with a gradient that goes through `stats`, the statistics of all replicas' rows together.
 ///

@@ -9,6 +9,7 @@ mod kernel_tests;
 mod launch;
 pub(crate) mod reference;
 mod statistics;
+mod synchronised;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use cpu::{Channel, Turn};
 pub use statistics::Variance;
 pub(crate) use statistics::{ChannelMoments, Rows};
 use std::sync::OnceLock;
+pub use synchronised::standardize_synchronised;
 
 const OP: &str = "standardize";
 const OP_WITH: &str = "standardize_with";

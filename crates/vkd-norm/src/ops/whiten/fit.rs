@@ -1,6 +1,5 @@
 //! From statistics to the whitening matrix, and back.
 
-use super::cpu::Centred;
 use super::linalg::{dot, trace};
 use super::shrink::Shrunk;
 use super::transform::{Failure, Transform};
@@ -49,19 +48,17 @@ impl Fit {
         Ok(Self { op, count, covariance, shrunk, transform })
     }
 
-    pub(super) fn of_rows(
+    /// Of the scatter of `rows` rows and their `Σ ‖x‖⁴`, which only Ledoit and Wolf's shrinkage reads.
+    pub(super) fn of_sums(
         op: &'static str,
-        xs: &Centred,
+        scatter: Mat<f64>,
+        quartic: f64,
         rows: usize,
         config: WhitenConfig,
     ) -> Result<Self> {
-        let mut covariance = xs.scatter_matrix();
+        let mut covariance = scatter;
         // One row has no spread: its scatter is zero, whatever divides it.
         covariance *= faer::Scale(1. / (rows.max(2) - 1) as f64);
-        let quartic = match config.shrinkage {
-            Shrinkage::LedoitWolf => xs.higher().last().copied().unwrap_or(0.),
-            _ => 0.,
-        };
         let rank = covariance.nrows().min(rows - 1);
         Self::new(op, covariance, quartic, (rows as f64, rank), config)
     }

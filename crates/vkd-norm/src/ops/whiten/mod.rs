@@ -24,7 +24,7 @@ mod transform;
 
 #[cfg(feature = "cuda")]
 use crate::ops::program;
-use crate::{Shrinkage, WhitenConfig, WhitenMethod};
+use crate::{Replicas, Shrinkage, WhitenConfig, WhitenMethod};
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 
 pub(crate) use apply::apply;
@@ -127,6 +127,37 @@ pub fn whiten_cholesky(xs: &Tensor, eps: f64) -> Result<Tensor> {
         bail!("{op}: expected 0 <= eps < 1, got {eps:e}")
     }
     run(op, xs, WhitenConfig { shrinkage: Shrinkage::Absolute(eps), ..Default::default() })
+}
+
+/// [`whiten`] of the rows of all replicas together, of which `xs` are this one's.
+///
+/// Mean and covariance are those of all rows, with a gradient that goes through them: replicas that share a batch compute what
+/// one would with all of it, for every method, shrinkage and rank.
+///
+/// Replicas exchange `d + 1` numbers, then `d² + 1`; in the backward pass `d + 1`, `d`, then `d²`, and `d + 1` more where the
+/// shrinkage is Ledoit and Wolf's, which has one number more in the forward pass too. All are summed in f64.
+///
+/// # Shapes
+/// - `xs`: `(N, d)`, with an `N >= 1` of each replica's own; otherwise as [`whiten`]
+///
+/// # Errors
+/// Those of [`whiten`] for all rows together, on every replica alike, and those of the way to the others.
+pub fn whiten_synchronised(
+    xs: &Tensor,
+    config: WhitenConfig,
+    replicas: &Replicas,
+) -> Result<Tensor> {
+    let op = "whiten_synchronised";
+    check_config(op, config)?;
+    if matches!(xs.dtype(), DType::F16 | DType::BF16) {
+        let wide = whiten_synchronised(&xs.to_dtype(DType::F32)?, config, replicas)?;
+        return wide.to_dtype(xs.dtype());
+    }
+    check(op, xs)?;
+    let device = xs.device().clone();
+    let xs = xs.to_device(&Device::Cpu)?.contiguous()?;
+    let whiten = Whiten::new(op, config, xs.track_op()).over(replicas);
+    xs.apply_op1(whiten)?.to_device(&device)
 }
 
 fn run(op: &'static str, xs: &Tensor, config: WhitenConfig) -> Result<Tensor> {

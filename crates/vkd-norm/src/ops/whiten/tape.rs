@@ -3,9 +3,10 @@
 use super::cpu::{Centred, mean};
 use super::fit::Fit;
 use super::single::triangular_gradient;
-use crate::WhitenConfig;
 use crate::dense::{Real, dense, with_slices};
+use crate::{Replicas, Shrinkage, WhitenConfig};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use faer::Mat;
 use std::sync::{Arc, Mutex};
 
 /// What one forward pass found. Freed by the backward pass; a second one computes it again.
@@ -24,6 +25,8 @@ pub(super) struct Whiten {
     config: WhitenConfig,
     /// Absent where no backward pass can follow.
     kept: Option<Kept>,
+    /// Those whose rows count beside the input's.
+    replicas: Option<Replicas>,
 }
 
 impl CustomOp1 for Whiten {
@@ -47,8 +50,10 @@ impl CustomOp1 for Whiten {
         let dxs = match xs.dtype() {
             DType::F32 => {
                 let single = match &kept {
-                    Some(found) => single(self.op, found, [xs, ys, &grad])?,
-                    None => None,
+                    Some(found) if self.replicas.is_none() => {
+                        single(self.op, found, [xs, ys, &grad])?
+                    }
+                    _ => None,
                 };
                 match single {
                     Some(dxs) => Ok(dxs),
@@ -75,7 +80,58 @@ fn single(op: &'static str, found: &Found, tensors: [&Tensor; 3]) -> Result<Opti
 impl Whiten {
     /// `tracked`: a backward pass may follow.
     pub(super) fn new(op: &'static str, config: WhitenConfig, tracked: bool) -> Self {
-        Self { op, config, kept: tracked.then(Kept::default) }
+        Self { op, config, kept: tracked.then(Kept::default), replicas: None }
+    }
+
+    /// With the rows of all replicas in the statistics.
+    pub(super) fn over(self, replicas: &Replicas) -> Self {
+        Self { replicas: Some(replicas.clone()), ..self }
+    }
+
+    /// Sums over the replicas, where there are any.
+    fn summed(&self, values: &mut [f64]) -> Result<()> {
+        match &self.replicas {
+            Some(replicas) => replicas.sum_numbers(values),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`summed`](Self::summed), of a matrix.
+    fn summed_matrix(&self, matrix: &mut Mat<f64>) -> Result<()> {
+        if self.replicas.is_none() {
+            return Ok(());
+        }
+        let (rows, columns) = (matrix.nrows(), matrix.ncols());
+        let at = |i: usize| (i / columns, i % columns);
+        let mut values: Vec<f64> = (0..rows * columns).map(|i| matrix[at(i)]).collect();
+        self.summed(&mut values)?;
+        (0..).zip(values).for_each(|(i, value)| matrix[at(i)] = value);
+        Ok(())
+    }
+
+    /// The rows less the mean of all, and how many there are in all.
+    fn centred<T: Real>(&self, values: &[T], channels: usize) -> Result<(Centred, usize)> {
+        let (own, rows) = (Centred::new(values, channels), values.len() / channels);
+        if self.replicas.is_none() {
+            return Ok((own, rows));
+        }
+        let mut sums: Vec<f64> = own.mean.iter().map(|m| rows as f64 * m).collect();
+        sums.push(rows as f64);
+        self.summed(&mut sums)?;
+        let all = sums.pop().unwrap_or(rows as f64);
+        let mean: Vec<f64> = sums.iter().map(|sum| sum / all).collect();
+        Ok((Centred::about(values, &mean), all as usize))
+    }
+
+    fn fit(&self, xs: &Centred, rows: usize) -> Result<Fit> {
+        let mut scatter = xs.scatter_matrix();
+        self.summed_matrix(&mut scatter)?;
+        let mut quartic = [0.];
+        if self.config.shrinkage == Shrinkage::LedoitWolf {
+            quartic = [xs.higher().last().copied().unwrap_or(0.)];
+            self.summed(&mut quartic)?;
+        }
+        Fit::of_sums(self.op, scatter, quartic[0], rows, self.config)
     }
 
     fn forward<T: Real>(
@@ -85,8 +141,8 @@ impl Whiten {
         channels: usize,
     ) -> Result<CpuStorage> {
         let values = dense::<T>(self.op, storage, layout)?;
-        let xs = Centred::new(values, channels);
-        let fit = Fit::of_rows(self.op, &xs, values.len() / channels, self.config)?;
+        let (xs, rows) = self.centred(values, channels)?;
+        let fit = self.fit(&xs, rows)?;
         let ys = xs.through(fit.w(), fit.shape());
         if let Some(kept) = &self.kept
             && let Ok(mut kept) = kept.lock()
@@ -97,22 +153,34 @@ impl Whiten {
     }
 
     fn backward<T: Real>(&self, xs: &Tensor, grad: &Tensor, kept: Option<Found>) -> Result<Tensor> {
-        let (rows, channels) = xs.dims2()?;
+        let channels = xs.dims2()?.1;
         let dxs = with_slices::<T, _, 2>(self.op, [xs, grad], |[values, grad]| {
-            let xs = Centred::new(values, channels);
+            let (xs, rows) = self.centred(values, channels)?;
             let fit = match kept.filter(|found| found.fingerprint == fingerprint(values)) {
                 Some(found) => found.fit,
-                None => Fit::of_rows(self.op, &xs, rows, self.config)?,
+                None => self.fit(&xs, rows)?,
             };
             // The mean passes nothing on of what all rows have in common.
-            let common = mean(grad, channels, &vec![0.; channels]);
+            let mut common = mean(grad, channels, &vec![0.; channels]);
+            if self.replicas.is_some() {
+                let own = (grad.len() / channels) as f64;
+                common.iter_mut().for_each(|g| *g *= own / rows as f64);
+                self.summed(&mut common)?;
+            }
             let grad = Centred::about(grad, &common);
-            let (mut covariance, quartic) = fit.adjoint(&grad.beside(&xs, fit.shape()))?;
+            let mut of_w = grad.beside(&xs, fit.shape());
+            self.summed_matrix(&mut of_w)?;
+            let (mut covariance, quartic) = fit.adjoint(&of_w)?;
             covariance *= faer::Scale(2. / (rows.max(2) - 1) as f64);
-            let cubic = (quartic != 0.).then(|| {
-                let mean = xs.higher().into_iter().map(|c| c / rows as f64).collect();
-                (4. * quartic, mean)
-            });
+            let cubic = match quartic != 0. {
+                false => None,
+                true => {
+                    let mut mean = xs.higher();
+                    self.summed(&mut mean)?;
+                    mean.iter_mut().for_each(|c| *c /= rows as f64);
+                    Some((4. * quartic, mean))
+                }
+            };
             Ok(grad.back::<T>(fit.w(), fit.shape(), &xs, &covariance, cubic))
         })?;
         Tensor::from_vec(dxs, xs.shape(), xs.device())
