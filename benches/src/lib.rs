@@ -11,5 +11,12 @@ mod peer;
 mod shapes;
 mod suite;
 
+pub use machine::{commit, description as machine};
 pub use shapes::{PeerWork, Shapes, Work};
 pub use suite::{Suite, data, gradient, run};
+
+/// The middle of some numbers, which it sorts; NaN of none.
+pub fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

@@ -8,7 +8,7 @@ pub(crate) fn threads() -> usize {
 }
 
 /// The processor's model and how many hardware threads the process may use.
-pub(crate) fn description() -> String {
+pub fn description() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = model(&text).unwrap_or(std::env::consts::ARCH);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -21,7 +21,7 @@ fn model(cpuinfo: &str) -> Option<&str> {
 }
 
 /// The commit, `-dirty` where tracked files differ from it, `none` outside a repository.
-pub(crate) fn commit() -> String {
+pub fn commit() -> String {
     let git = |arguments: &[&str]| {
         let output = Command::new("git").args(arguments).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())

@@ -10,7 +10,8 @@ pub(crate) const COMMAND: Command = Command {
     name: "ci",
     summary: "Run every check, cheapest first, and stop at the first that fails",
     details: "fmt, tidy, docs --check, typos, deny, clippy, tests, examples, rustdoc.\n\
-              typos and cargo-deny are optional: where they are absent the step prints SKIPPED.\n\
+              typos and cargo-deny are optional: where they are absent the step prints SKIPPED; so are tests of several\n\
+              ranks, which the step `test` runs where there is MPI.\n\
               With --full: also standalone, the tests that take minutes, cuda check, and bench --quick.",
     flags: &[Flag { name: "--full", value: None, help: "also what takes long" }],
     run,
@@ -22,6 +23,7 @@ const LONG: [&str; 6] = ["--test", "large", "--test", "vidt_long", "--example", 
 fn run(args: &Args) -> Result<()> {
     let root = &shell::root()?;
     let mut steps = Steps::default();
+    let mpi = crate::scale::mpi();
     steps.step("fmt", || passed(cargo(root).args(["fmt", "--all", "--", "--check"])))?;
     steps.step("tidy", || crate::tidy::check(root).map(|()| Outcome::Passed))?;
     steps.step("docs --check", || crate::docs::check(root).map(|()| Outcome::Passed))?;
@@ -37,8 +39,18 @@ fn run(args: &Args) -> Result<()> {
     steps.step("test", || {
         // A red server must be red again at home; `cargo test` by hand draws a new seed each time.
         let seed = ("PROPTEST_RNG_SEED", "0");
-        passed(cargo(root).args(["test", "--workspace", "--release"]).env(seed.0, seed.1))
+        let mut test = cargo(root);
+        test.args(["test", "--workspace", "--release"]).env(seed.0, seed.1);
+        // Beside the other tests, so that nothing is compiled twice; clippy has seen the crates without.
+        if mpi {
+            test.args(["--features", "vkd-cli/mpi"]);
+        }
+        passed(&mut test)
     })?;
+    if !mpi {
+        let reason = "needs mpirun, mpicc and libclang";
+        steps.step("test of ranks", || Ok(Outcome::Skipped(reason.to_owned())))?;
+    }
     steps.step("examples", || examples(root))?;
     steps.step("doc", || {
         // Release, so that the metadata clippy made of the dependencies serves again.

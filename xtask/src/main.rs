@@ -9,6 +9,7 @@ mod ci;
 mod cuda;
 mod docs;
 mod rows;
+mod scale;
 mod shell;
 mod standalone;
 mod tidy;
@@ -20,10 +21,11 @@ use args::Command;
 /// An error is a sentence for the person at the terminal; nothing here recovers from one.
 pub(crate) type Result<T> = std::result::Result<T, String>;
 
-const COMMANDS: [&Command; 7] = [
+const COMMANDS: [&Command; 8] = [
     &ci::COMMAND,
     &tidy::COMMAND,
     &bench::COMMAND,
+    &scale::COMMAND,
     &docs::COMMAND,
     &standalone::COMMAND,
     &cuda::SETUP,

@@ -6,9 +6,9 @@ use crate::recipe_args::RecipeArgs;
 use crate::report::markdown::Metric;
 use crate::shown::{Shown, for_task};
 use crate::worker::{TEACHER, train_in_process};
-use crate::{dry_run, pool};
+use crate::{dry_run, launch, pool, together};
 use candle_core::{Error, Result, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 use vkd_train::{
     RecipeOf, Report, RunFolderOf, Samples, Scores, TeacherReport, TensorBoard, Workload,
@@ -24,7 +24,7 @@ pub(crate) struct Args {
     out: Option<PathBuf>,
     /// Start anew in a folder that holds another run
     #[arg(long)]
-    overwrite: bool,
+    pub(crate) overwrite: bool,
     /// Go on with the run in DIR, by its own recipe where none is named. Without this a run that was stopped goes on as
     /// well, when it is started again as before
     #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "overwrite"])]
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     jobs: Option<u64>,
     /// Build everything, take one small step in memory, say what a run costs, and write nothing
     #[arg(long)]
-    dry_run: bool,
+    pub(crate) dry_run: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -44,6 +44,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     {
         bail!("{}: expected a run to resume, got no recipe.toml there", dir.display())
     }
+    if launch::size() > 1 {
+        return launch::together(|ranks| {
+            let recipe = ranks.all_well(args.recipe.load_for(args.resume.as_deref()))?;
+            for_task!(recipe, recipe => together::distill(args, recipe, &ranks, started))
+        });
+    }
     let recipe = args.recipe.load_for(args.resume.as_deref())?;
     for_task!(recipe, recipe => of_task(args, recipe, started))
 }
@@ -51,17 +57,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn of_task<W: Shown>(args: &Args, recipe: RecipeOf<W>, started: Instant) -> Result<()> {
     let data = W::open(&recipe.data)?;
     vkd_train::check(&recipe, &data)?;
-    let out = match args.resume.as_ref().or(args.out.as_ref()) {
-        Some(out) => out.clone(),
-        None => PathBuf::from("runs").join(format!("{}-seed{}", recipe.name, recipe.seed)),
-    };
-    let reused = match args.overwrite {
-        true => false,
-        false => RunFolderOf::fits(&out, &recipe).map_err(|e| {
-            let e = vkd_train::plain(&e);
-            Error::Msg(format!("{e}; choose another --out or pass --overwrite"))
-        })?,
-    };
+    let out = args.folder(&recipe);
+    let reused = args.reuses(&out, &recipe)?;
     if args.dry_run {
         return dry_run::run(&recipe, &data, &out, reused);
     }
@@ -73,16 +70,46 @@ fn of_task<W: Shown>(args: &Args, recipe: RecipeOf<W>, started: Instant) -> Resu
     pool::for_each(&run.recipe().arms, jobs, |name| arm(&run, name, name, &progress))?;
     let report = run.finish(data.name(), started.elapsed().as_secs_f64())?;
     crate::report::write(&run, &report, &data)?;
+    close(&run, &report, &teacher)
+}
+
+impl Args {
+    /// Where the run goes.
+    pub(crate) fn folder<W: Workload>(&self, recipe: &RecipeOf<W>) -> PathBuf {
+        match self.resume.as_ref().or(self.out.as_ref()) {
+            Some(out) => out.clone(),
+            None => PathBuf::from("runs").join(format!("{}-seed{}", recipe.name, recipe.seed)),
+        }
+    }
+
+    /// Whether a run of this recipe lies there already, and may be gone on with.
+    pub(crate) fn reuses<W: Workload>(&self, out: &Path, recipe: &RecipeOf<W>) -> Result<bool> {
+        if self.overwrite {
+            return Ok(false);
+        }
+        RunFolderOf::fits(out, recipe).map_err(|e| {
+            let e = vkd_train::plain(&e);
+            Error::Msg(format!("{e}; choose another --out or pass --overwrite"))
+        })
+    }
+}
+
+/// The table at the end of a run, and where its files are.
+pub(crate) fn close<W: Workload>(
+    run: &RunFolderOf<W>,
+    report: &Report,
+    teacher: &TeacherReport,
+) -> Result<()> {
     crate::print(&format!(
         "{}\n{} s; the student is {}, the report {}\n",
-        table(&report, &teacher),
+        table(report, teacher),
         report.seconds.round(),
         run.path("student.safetensors").display(),
         run.path("report.html").display()
     ))
 }
 
-fn summary<W: Shown>(recipe: &RecipeOf<W>, data: &W::Data, out: &std::path::Path) -> String {
+pub(crate) fn summary<W: Shown>(recipe: &RecipeOf<W>, data: &W::Data, out: &Path) -> String {
     let [train, validation, test] = data.counts();
     format!(
         "{}: {train} training images{}, {validation} validation, {test} test; seed {}; writing to {}",
@@ -120,7 +147,7 @@ pub(crate) fn teacher<W: Workload>(
 }
 
 /// Says from which checkpoint a part goes on, and which ones can't be read.
-fn say_where_from<W: Workload>(
+pub(crate) fn say_where_from<W: Workload>(
     run: &RunFolderOf<W>,
     name: &str,
     label: &str,
@@ -187,7 +214,7 @@ pub(crate) fn arm<W: Workload>(
 }
 
 /// `test accuracy 0.9830`.
-fn test_score(metrics: &Scores) -> String {
+pub(crate) fn test_score(metrics: &Scores) -> String {
     let main = Metric::main(metrics);
     format!("test {} {:.4}", main.what, main.value(metrics))
 }

@@ -10,6 +10,7 @@ mod eval;
 mod grid;
 mod images;
 mod inspect;
+mod launch;
 mod machine;
 mod missing;
 mod pool;
@@ -22,6 +23,7 @@ mod scenes;
 mod shown;
 mod summary;
 mod tensor_file;
+mod together;
 mod worker;
 
 use clap::{Parser, Subcommand};
@@ -84,6 +86,8 @@ fn main() -> ExitCode {
     }));
     let run = || match Cli::parse().command {
         Command::Distill(args) => distill::run(&args),
+        // The others would do the same work several times over.
+        _ if launch::size() > 1 => launch::refused(),
         Command::Compare(args) => compare::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Eval(args) => eval::run(&args),

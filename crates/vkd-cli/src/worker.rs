@@ -25,6 +25,11 @@ pub(crate) struct Args {
     part: String,
 }
 
+/// A step allocates and frees the same large tensors over and over. glibc would hand each back to the kernel and have it zeroed
+/// anew; other allocators ignore the two.
+pub(crate) const KEEP_MEMORY: [(&str, &str); 2] =
+    [("MALLOC_MMAP_THRESHOLD_", "4294967296"), ("MALLOC_TRIM_THRESHOLD_", "4294967296")];
+
 /// One line of a worker's output.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -42,17 +47,21 @@ enum Message {
 /// The worker's side: trains and writes one message a line.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let work = || {
-        let waiting = |who: &str| {
+        let worker = this_process(|who| {
             // Where nobody listens any more, the first event will tell.
             send(&Message::Waiting(who.to_owned())).ok();
-        };
-        let worker = Worker { commit: machine::commit(), machine: machine::description(), waiting };
+        });
         for_task!(AnyRecipe::of_run(&args.folder)?, recipe => train(args, recipe, worker))
     };
     match work() {
         Ok(skipped) => send(&Message::Done { skipped }),
         Err(e) => send(&Message::Failed(vkd_train::plain(&e))),
     }
+}
+
+/// What this process says of itself, and to whom that it waits.
+pub(crate) fn this_process(waiting: fn(&str)) -> Worker {
+    Worker { commit: machine::commit(), machine: machine::description(), waiting }
 }
 
 /// Trains the part; the names of the images that were passed over.
@@ -87,10 +96,7 @@ pub(crate) fn train_in_process(
         .args([std::ffi::OsStr::new("worker"), folder.as_os_str(), std::ffi::OsStr::new(part)])
         .env("RAYON_NUM_THREADS", "1")
         .env("CANDLE_NUM_THREADS", "1")
-        // A step allocates and frees the same large tensors over and over. glibc would hand each back to the kernel and
-        // have it zeroed anew; other allocators ignore the two.
-        .env("MALLOC_MMAP_THRESHOLD_", "4294967296")
-        .env("MALLOC_TRIM_THRESHOLD_", "4294967296")
+        .envs(KEEP_MEMORY)
         .env_remove("RUST_BACKTRACE")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -58,6 +58,7 @@ pub fn iou(a: [f64; 4], b: [f64; 4]) -> f64 {
 /// assert_eq!(generalized_iou([0., 0., 1., 1.], [0., 0., 1., 1.]), 1.);
 /// assert_eq!(generalized_iou([0., 0., 1., 1.], [3., 0., 4., 1.]), -0.5);
 /// ```
+#[inline]
 pub fn generalized_iou(a: [f64; 4], b: [f64; 4]) -> f64 {
     let [intersection, union, hull] = areas(a, b);
     // Below zero is rounding. NaN passes.
@@ -66,6 +67,7 @@ pub fn generalized_iou(a: [f64; 4], b: [f64; 4]) -> f64 {
 }
 
 /// Areas of intersection, union and hull.
+#[inline]
 pub(crate) fn areas(a: [f64; 4], b: [f64; 4]) -> [f64; 3] {
     let area = |c: [f64; 4]| (c[2] - c[0]) * (c[3] - c[1]);
     let overlap = |k: usize| (a[k + 2].min(b[k + 2]) - a[k].max(b[k])).max(0.);
@@ -75,6 +77,7 @@ pub(crate) fn areas(a: [f64; 4], b: [f64; 4]) -> [f64; 3] {
 }
 
 /// `part / whole`, 0 of nothing.
+#[inline]
 fn share(part: f64, whole: f64) -> f64 {
     if whole == 0. { 0. } else { part / whole }
 }

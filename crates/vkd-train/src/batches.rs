@@ -5,6 +5,7 @@ use crate::augment::mix::{Mix, draw};
 use crate::data::Dataset;
 use crate::loader::{Prefetch, guarded};
 use crate::recipe::{AugmentConfig, DataConfig};
+use crate::share::Share;
 use candle_core::{Device, Result, Tensor, bail};
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -57,6 +58,8 @@ pub struct Batches {
     maker: Maker,
     /// None where the caller's thread does all.
     ahead: Option<Prefetch<Batch>>,
+    /// The recipe's table whose `batch` they are.
+    table: &'static str,
 }
 
 /// Makes the batch of a step.
@@ -74,13 +77,17 @@ struct Maker {
     threads: Option<Arc<ThreadPool>>,
     /// How many looks each image has, where they are counted.
     looks: Option<u64>,
+    share: Share,
 }
 
 /// One image's place in a batch.
 ///
 /// The id is `index + count · (look + looks · times)`, with the number of images `count`, and `times` for earlier
 /// appearances in this batch: it tells image and look. Without a number of looks it counts as one.
+#[derive(Clone, Copy)]
 struct Slot {
+    /// Among those of all ranks.
+    place: usize,
     index: usize,
     id: u64,
     labelled: bool,
@@ -124,8 +131,34 @@ impl Batches {
             data: data.clone(),
             threads: None,
             looks: config.looks().ok(),
+            share: Share::whole(),
         };
-        Ok(Self { maker, ahead: (workers > 0).then(|| Prefetch::new(workers)) })
+        let ahead = (workers > 0).then(|| Prefetch::new(workers));
+        Ok(Self { maker, ahead, table: "training" })
+    }
+
+    /// The teacher's: messages name `teacher.batch`.
+    pub(crate) fn of_teacher(self) -> Self {
+        Self { table: "teacher", ..self }
+    }
+
+    /// From now on only the part of every batch that `share` says: of the labelled images and of the others a block each, or,
+    /// where images are mixed, a block and its mirror image, so that partners stay together. A rank reads no image of another.
+    ///
+    /// # Errors
+    /// Numbers of images that can't be split evenly, by their keys in the recipe.
+    pub fn share(&mut self, share: Share) -> Result<()> {
+        let Maker { labelled_count, all_count, .. } = self.maker;
+        let mixes = self.maker.config.mixes();
+        if labelled_count > 0 && all_count > 0 {
+            share.check(&format!("{}.labelled", self.table), labelled_count, mixes)?;
+        }
+        share.check(&format!("{}.batch", self.table), labelled_count + all_count, mixes)?;
+        self.maker.share = share;
+        if let Some(ahead) = &mut self.ahead {
+            ahead.forget();
+        }
+        Ok(())
     }
 
     /// Threads that make batches ahead of the step; 0 where [`get`](Self::get) makes them.
@@ -133,9 +166,9 @@ impl Batches {
         self.ahead.as_ref().map_or(0, Prefetch::workers)
     }
 
-    /// The batch of one step: images `(B, C, H, W)` in f32, labelled ones first, their labels, and `B` sample ids.
-    /// Labels are classes `(L)`, or `(L, K)` shares of the classes where images are mixed; labelled images are mixed with
-    /// labelled ones, the others among themselves.
+    /// The batch of one step, or the [`share`](Self::share) of it: images `(B, C, H, W)` in f32, labelled ones first, their labels,
+    /// and `B` sample ids. Labels are classes `(L)`, or `(L, K)` shares of the classes where images are mixed; labelled images are
+    /// mixed with labelled ones, the others among themselves.
     ///
     /// Steps may be asked for in any order; the next one after the last is already being made.
     ///
@@ -160,19 +193,17 @@ impl Maker {
         let mut values = vec![0f32; slots.len() * length];
         match self.threads.clone() {
             None => {
-                for (place, (slot, out)) in
-                    slots.iter_mut().zip(values.chunks_exact_mut(length)).enumerate()
-                {
-                    self.fill(slot, place, step, out)?;
+                for (slot, out) in slots.iter_mut().zip(values.chunks_exact_mut(length)) {
+                    self.fill(slot, step, out)?;
                 }
             }
             Some(threads) => threads.install(|| {
                 let work = slots.par_iter_mut().zip(values.par_chunks_exact_mut(length));
-                work.enumerate().try_for_each(|(place, (slot, out))| {
+                work.try_for_each(|(slot, out)| {
                     if stop.load(Ordering::Relaxed) {
                         bail!("loader: expected to go on, got the end of the run")
                     }
-                    self.fill(slot, place, step, out)
+                    self.fill(slot, step, out)
                 })
             })?,
         }
@@ -201,7 +232,7 @@ impl Maker {
         Tensor::from_vec(rows, (labels.len(), classes), &Device::Cpu)
     }
 
-    /// Which images the step wants.
+    /// Which images of the step this rank makes.
     fn slots(&mut self, step: u64) -> Vec<Slot> {
         let repeats = self.config.repeats as u64;
         let (labelled, rest) = (self.labelled_count as u64, self.all_count as u64);
@@ -216,17 +247,20 @@ impl Maker {
             let look = (epoch * repeats + place % repeats) % looks;
             let times = seen.entry(index).or_default();
             let id = index as u64 + count * (look + looks * *times);
-            slots.push(Slot { index, id, labelled });
+            slots.push(Slot { place: slots.len(), index, id, labelled });
             *times += 1;
         };
         (0..labelled).for_each(|i| add(&mut self.labelled, step * labelled + i, true));
         (0..rest).for_each(|i| add(&mut self.all, step * rest + i, false));
-        slots
+        let mixes = self.config.mixes();
+        let labelled = self.share.places(self.labelled_count, mixes);
+        let rest = self.share.places(self.all_count, mixes).map(|i| self.labelled_count + i);
+        labelled.chain(rest).filter_map(|place| slots.get(place).copied()).collect()
     }
 
     /// Reads a slot's image and writes it as the network sees it; where it can't be read and the recipe says to skip,
     /// another of the same pool takes the slot, drawn from its step and sample.
-    fn fill(&self, slot: &mut Slot, place: usize, step: u64, out: &mut [f32]) -> Result<()> {
+    fn fill(&self, slot: &mut Slot, step: u64, out: &mut [f32]) -> Result<()> {
         let (pool, count) =
             (if slot.labelled { &self.labelled } else { &self.all }, self.data.len());
         let mut rng = None;
@@ -248,7 +282,7 @@ impl Maker {
             slot.index = pool.indices[rng.random_range(0..pool.indices.len())];
             // Beyond any appearance that was planned, and apart for each place and attempt.
             let batch = (self.labelled_count + self.all_count) as u64 * self.looks.unwrap_or(1);
-            slot.id = slot.index as u64 + count as u64 * (batch * attempt + place as u64);
+            slot.id = slot.index as u64 + count as u64 * (batch * attempt + slot.place as u64);
         }
         bail!(
             "{}: expected an image among {REPLACEMENTS} drawn, got none that can be read",
@@ -306,146 +340,4 @@ pub(crate) fn readable_images(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Recipe;
-
-    fn recipe(set: &[&str]) -> Result<DataConfig> {
-        let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
-        Ok(Recipe::parse(include_str!("../tests/tiny.toml"), "tiny.toml", &set)?.data)
-    }
-
-    fn values(batch: &Batch) -> Result<Vec<f32>> {
-        batch.images.flatten_all()?.to_vec1()
-    }
-
-    #[test]
-    fn a_batch_is_a_function_of_seed_and_step() -> Result<()> {
-        let config = recipe(&["data.augment.repeats=1"])?;
-        let data = Dataset::open(&config)?;
-        let few = data.labelled(20, 3)?;
-        let make = |seed| Batches::new(&data, few.clone(), 8, 24, &config, seed);
-        let (mut a, mut b) = (make(1)?, make(1)?);
-        a.get(0)?;
-        let (x, y) = (a.get(7)?, b.get(7)?);
-        assert_eq!(values(&x)?, values(&y)?);
-        assert_eq!(x.sample_ids, y.sample_ids);
-        assert_eq!((x.labels.dims(), x.images.dims()), (&[8][..], &[32, 1, 8, 8][..]));
-        assert_ne!(make(2)?.get(7)?.sample_ids, x.sample_ids);
-        Ok(())
-    }
-
-    #[test]
-    fn one_and_four_workers_and_none_give_the_same_bits() -> Result<()> {
-        let set = [
-            "data.augment.flip=0.5",
-            "data.augment.erase=0.5",
-            "data.augment.crop.scale=[0.3, 1.0]",
-            "data.augment.mixup=0.8",
-            "data.augment.cutmix=1.0",
-            "data.augment.repeats=3",
-        ];
-        let data = Dataset::open(&recipe(&set)?)?;
-        let few = data.labelled(20, 3)?;
-        let mut want = Vec::new();
-        for workers in ["data.workers=0", "data.workers=1", "data.workers=4"] {
-            let config = recipe(&[&set[..], &[workers]].concat())?;
-            let mut batches = Batches::new(&data, few.clone(), 7, 9, &config, 5)?;
-            let mut got = Vec::new();
-            // Not only in order: a jump starts anew.
-            for step in [0, 1, 2, 9, 10, 3] {
-                let batch = batches.get(step)?;
-                assert_eq!(batch.labels.dims(), [7, 10]);
-                let labels = batch.labels.flatten_all()?.to_vec1::<f32>()?;
-                got.push((values(&batch)?, labels, batch.sample_ids));
-            }
-            if want.is_empty() {
-                want = got;
-            } else {
-                assert!(want == got, "{workers}");
-            }
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn an_epoch_holds_each_image_once() -> Result<()> {
-        let config = recipe(&["data.shift=0"])?;
-        let data = Dataset::open(&config)?;
-        let mut batches = Batches::new(&data, vec![], 0, data.train.len() / 4, &config, 1)?;
-        let mut seen: Vec<u64> = Vec::new();
-        for step in 0..4 {
-            seen.extend(batches.get(step)?.sample_ids.iter());
-        }
-        seen.sort_unstable();
-        seen.dedup();
-        assert_eq!(seen.len(), data.train.len() / 4 * 4);
-        assert!(seen.iter().all(|id| data.train.contains(&(*id as usize))));
-        Ok(())
-    }
-
-    #[test]
-    fn repeats_within_a_batch_are_shifted_apart() -> Result<()> {
-        let config = recipe(&[])?;
-        let data = Dataset::open(&config)?;
-        let mut batches = Batches::new(&data, vec![data.train[0]], 40, 0, &config, 1)?;
-        let batch = batches.get(0)?;
-        let rows = batch.images.flatten_from(1)?.to_vec2::<f32>()?;
-        assert!(
-            rows.iter().any(|r| r != &rows[0]),
-            "forty draws of one image must not all be shifted alike"
-        );
-        Ok(())
-    }
-
-    #[test]
-    fn repeated_augmentation_shows_each_image_in_a_row() -> Result<()> {
-        let config = recipe(&["data.augment.repeats=3"])?;
-        let data = Dataset::open(&config)?;
-        let mut batches = Batches::new(&data, vec![], 0, 12, &config, 1)?;
-        let batch = batches.get(0)?;
-        let count = data.len() as u64;
-        for three in batch.sample_ids.chunks(3) {
-            assert_eq!([three[0] + count, three[0] + 2 * count], three[1..]);
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn the_looks_of_an_image_take_turns_and_stay() -> Result<()> {
-        let set =
-            ["data.augment.views=3", "data.augment.flip=0.5", "data.augment.crop.scale=[0.3, 1.0]"];
-        let config = recipe(&[&set[..], &["data.augment.repeats=2"]].concat())?;
-        let data = Dataset::open(&config)?;
-        let (count, few) = (data.len() as u64, data.labelled(20, 3)?);
-        let mut batches = Batches::new(&data, few, 10, 30, &config, 1)?;
-        let mut seen: HashMap<u64, Vec<f32>> = HashMap::new();
-        let mut again = 0;
-        for step in 0..60 {
-            let batch = batches.get(step)?;
-            let rows = batch.images.flatten_from(1)?.to_vec2::<f32>()?;
-            assert_eq!(batch.sample_ids.iter().collect::<std::collections::HashSet<_>>().len(), 40);
-            for (id, row) in batch.sample_ids.iter().zip(rows) {
-                match seen.get(&(id % (3 * count))) {
-                    Some(before) => again += usize::from(before == &row),
-                    None => drop(seen.insert(id % (3 * count), row)),
-                }
-            }
-        }
-        // 2,400 images of at most 600 looks; each of the 20 labelled ones has shown its three, which differ.
-        assert!(seen.len() <= 600 && again == 2400 - seen.len(), "{} {again}", seen.len());
-        let index = data.labelled(20, 3)?[0] as u64;
-        let looks = [0, 1, 2].map(|look| &seen[&(index + count * look)]);
-        assert!(looks[0] != looks[1] && looks[1] != looks[2] && looks[0] != looks[2]);
-        Ok(())
-    }
-
-    #[test]
-    fn changes_of_colour_need_bytes() -> Result<()> {
-        let config = recipe(&["data.augment.three_augment=true"])?;
-        let data = Dataset::open(&config)?;
-        let message = Batches::new(&data, vec![], 0, 4, &config, 1).err().map(|e| e.to_string());
-        assert!(message.is_some_and(|m| m.contains("expected images of 0 to 255, got 0 to 16")));
-        Ok(())
-    }
-}
+mod tests;

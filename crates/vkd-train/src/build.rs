@@ -1,11 +1,13 @@
 //! From a recipe to networks, distiller and batches.
 
+use crate::fingerprint::common;
 use crate::hub;
+use crate::ranks::Ranks;
 use crate::recipe::{
     ArmConfig, DistillConfig, LabelBudget, LogitLossKind, LossKind, ProjectorKind, RecipeOf,
     TapNames,
 };
-use crate::workload::Workload;
+use crate::workload::{Stream, Workload};
 use candle_core::{DType, Device, Error, Result, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -37,6 +39,26 @@ pub fn check<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) -> Result<()> {
         W::batches(recipe, data, arm)?;
     }
     Ok(())
+}
+
+/// Refuses ranks that can't train a recipe together: others on another program, recipe or data set, or batches that can't be shared out.
+///
+/// # Errors
+/// On every rank: what differs, with both values, or the key of the recipe with what was expected.
+pub fn check_ranks<W: Workload>(
+    recipe: &RecipeOf<W>,
+    data: &W::Data,
+    ranks: &Ranks,
+    commit: Option<&str>,
+) -> Result<()> {
+    ranks.agree(&common(recipe, data, commit)?)?;
+    let share = ranks.share()?;
+    let shared = || {
+        W::teacher_batches(recipe, data)?.share(share)?;
+        let of_arm = |name: &String| W::batches(recipe, data, recipe.arm(name)?)?.0.share(share);
+        recipe.arms.iter().try_for_each(of_arm)
+    };
+    ranks.all_well(shared())
 }
 
 /// The variables of the teacher as it begins.

@@ -121,6 +121,11 @@ impl Checkpoints {
         Ok((None, passed_over))
     }
 
+    /// The state after `step` updates.
+    pub(crate) fn of_step(&self, step: u64) -> Result<Saved> {
+        read(step, self.path(step))
+    }
+
     /// Removes all of them, and what killed writes left behind.
     ///
     /// # Errors

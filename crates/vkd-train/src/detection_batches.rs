@@ -1,11 +1,12 @@
 //! Batches of images with boxes: a function of the seed and the step alone.
 
-use crate::augment::boxes::{self, Marked};
+use crate::augment::boxes::{self, Look, Marked};
 use crate::batches::Pool;
 use crate::data::detection::{bytes, size};
 use crate::data::{DetectionDataset, normalization};
 use crate::loader::{Prefetch, guarded};
 use crate::recipe::DetectionDataConfig;
+use crate::share::Share;
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::ThreadPool;
 use rayon::prelude::*;
@@ -32,6 +33,8 @@ use vkd_tasks::DetectionBatch;
 pub struct DetectionBatches {
     maker: Maker,
     ahead: Option<Prefetch<DetectionBatch>>,
+    /// The recipe's table whose `batch` they are.
+    table: &'static str,
 }
 
 #[derive(Clone)]
@@ -42,6 +45,7 @@ struct Maker {
     pool: Pool,
     count: u64,
     threads: Option<Arc<ThreadPool>>,
+    share: Share,
 }
 
 impl DetectionBatches {
@@ -69,8 +73,29 @@ impl DetectionBatches {
             pool: Pool::new("batches.detection", data.train.clone(), seed),
             count: count as u64,
             threads: None,
+            share: Share::whole(),
         };
-        Ok(Self { maker, ahead: (config.workers > 0).then(|| Prefetch::new(config.workers)) })
+        let ahead = (config.workers > 0).then(|| Prefetch::new(config.workers));
+        Ok(Self { maker, ahead, table: "training" })
+    }
+
+    /// The teacher's: messages name `teacher.batch`.
+    pub(crate) fn of_teacher(self) -> Self {
+        Self { table: "teacher", ..self }
+    }
+
+    /// From now on only the block of every batch that `share` says, padded as the whole batch is. A rank reads no image of another:
+    /// an image's size in the batch is known without its pixels.
+    ///
+    /// # Errors
+    /// A number of images that can't be split evenly, by its key in the recipe.
+    pub fn share(&mut self, share: Share) -> Result<()> {
+        share.check(&format!("{}.batch", self.table), self.maker.count as usize, false)?;
+        self.maker.share = share;
+        if let Some(ahead) = &mut self.ahead {
+            ahead.forget();
+        }
+        Ok(())
     }
 
     /// Threads that make batches ahead of the step.
@@ -78,7 +103,8 @@ impl DetectionBatches {
         self.ahead.as_ref().map_or(0, Prefetch::workers)
     }
 
-    /// The batch of one step. Steps may be asked for in any order; the next one after the last is already being made.
+    /// The batch of one step, or the [`share`](Self::share) of it. Steps may be asked for in any order; the next one after the last
+    /// is already being made.
     ///
     /// # Errors
     /// An image that can't be read or is larger than `data.pad`, by its name.
@@ -95,16 +121,22 @@ impl DetectionBatches {
 
 impl Maker {
     fn batch(&mut self, step: u64, stop: &AtomicBool) -> Result<DetectionBatch> {
-        let length = self.data.train.len() as u64;
-        let drawn: Vec<(usize, u64)> = (step * self.count..(step + 1) * self.count)
-            .map(|at| (self.pool.get(at), at / length))
-            .collect();
         let (data, config, seed) = (&self.data, &self.config, self.seed);
-        collate(data, config, self.threads.as_deref(), drawn, |(index, epoch)| {
+        let length = data.train.len() as u64;
+        let mut looks = Vec::with_capacity(self.count as usize);
+        for at in step * self.count..(step + 1) * self.count {
+            let index = self.pool.get(at);
+            let size = data.size(index)?;
+            looks.push((index, Look::draw(size, config, seed, at / length, index as u64)?));
+        }
+        // Of the images of all ranks.
+        let canvas = config.pad.unwrap_or_else(|| largest(looks.iter().map(|(_, look)| look.size)));
+        let own = self.share.of(&looks).to_vec();
+        collate(data, Some(canvas), self.threads.as_deref(), own, |(index, look)| {
             if stop.load(Ordering::Relaxed) {
                 bail!("loader: expected to go on, got the end of the run")
             }
-            boxes::at_random(data.sample(index)?, config, seed, epoch, index as u64)
+            look.show(data.sample(index)?)
         })
     }
 }
@@ -118,25 +150,29 @@ pub fn plain_detection(
     config: &DetectionDataConfig,
     indices: &[usize],
 ) -> Result<DetectionBatch> {
-    let drawn = indices.iter().map(|index| (*index, 0)).collect();
+    let drawn = indices.iter().map(|index| (*index, ())).collect();
     let resize = config.resize();
-    collate(data, config, None, drawn, |(index, _)| boxes::plain(data.sample(index)?, resize))
+    collate(data, config.pad, None, drawn, |(index, ())| boxes::plain(data.sample(index)?, resize))
 }
 
-/// Makes each image, then one batch of them all.
-fn collate(
+/// Height and width that hold all of `sizes`.
+pub(crate) fn largest(sizes: impl Iterator<Item = [usize; 2]>) -> [usize; 2] {
+    sizes.fold([0, 0], |[height, width], [h, w]| [height.max(h), width.max(w)])
+}
+
+/// Makes each image, then one batch of them all, of the height and width `pad` or those that hold them.
+fn collate<L: Send>(
     data: &DetectionDataset,
-    config: &DetectionDataConfig,
+    pad: Option<[usize; 2]>,
     threads: Option<&ThreadPool>,
-    drawn: Vec<(usize, u64)>,
-    make: impl Fn((usize, u64)) -> Result<Marked> + Send + Sync,
+    drawn: Vec<(usize, L)>,
+    make: impl Fn((usize, L)) -> Result<Marked> + Send + Sync,
 ) -> Result<DetectionBatch> {
     let indices: Vec<usize> = drawn.iter().map(|(index, _)| *index).collect();
-    let one = |(index, epoch)| guarded(&data.image_name(index), || make((index, epoch)));
+    let one = |(index, look)| guarded(&data.image_name(index), || make((index, look)));
     let (images, objects): (Vec<_>, Vec<_>) = each(threads, drawn, one)?.into_iter().unzip();
     let sizes: Vec<[usize; 2]> = images.iter().map(size).collect();
-    let largest = |axis: usize| sizes.iter().map(|size| size[axis]).max().unwrap_or(0);
-    let [height, width] = config.pad.unwrap_or([largest(0), largest(1)]);
+    let [height, width] = pad.unwrap_or_else(|| largest(sizes.iter().copied()));
     if let Some(i) = sizes.iter().position(|[h, w]| *h > height || *w > width) {
         bail!(
             "{}: expected at most {width}x{height} pixels, data.pad, got {}x{}",

@@ -66,6 +66,22 @@ pub fn teacher_fingerprint<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) ->
     hash(&settings)
 }
 
+/// All that ranks which train together must have alike, by name: the program, the recipe and the data, wherever its files lie.
+pub(crate) fn common<W: Workload>(
+    recipe: &RecipeOf<W>,
+    data: &W::Data,
+    commit: Option<&str>,
+) -> Result<BTreeMap<String, Value>> {
+    let mut settings = BTreeMap::new();
+    flatten("recipe", &serde_json::to_value(recipe).map_err(Error::wrap)?, &mut settings);
+    for key in W::PATHS.iter().chain(&["data.workers"]) {
+        settings.remove(&format!("recipe.{key}"));
+    }
+    W::identify(recipe, data, &mut settings);
+    settings.insert("vkd".to_owned(), json!([env!("CARGO_PKG_VERSION"), commit]));
+    Ok(settings)
+}
+
 /// Removes what decides nothing.
 fn forget<W: Workload>(settings: &mut BTreeMap<String, Value>) {
     NEUTRAL.iter().chain(W::PATHS).for_each(|key| drop(settings.remove(*key)));

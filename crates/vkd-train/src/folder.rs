@@ -6,6 +6,7 @@ use crate::checkpoint;
 use crate::checkpoints::Checkpoints;
 use crate::event::Event;
 use crate::lock::{Lock, named_holder};
+use crate::ranks::Ranks;
 use crate::recipe::{RecipeOf, TEACHER};
 use crate::report::{ArmReport, Report, TeacherReport};
 use crate::result::RunFacts;
@@ -35,6 +36,7 @@ pub struct RunFolderOf<W: Workload> {
     dir: PathBuf,
     recipe: RecipeOf<W>,
     worker: Worker,
+    ranks: Ranks,
     /// While it lives nobody starts the run anew; only of who trains in the folder.
     _in_use: Option<Lock>,
 }
@@ -73,7 +75,22 @@ impl<W: Workload> RunFolderOf<W> {
         let path = dir.join("recipe.toml");
         let text = std::fs::read_to_string(&path).map_err(|e| named(&path, &e))?;
         let recipe = RecipeOf::parse(&text, &path.display().to_string(), &[])?;
-        Ok(Self { dir: dir.to_owned(), recipe, worker: Worker::default(), _in_use: None })
+        Ok(Self::of(dir, recipe))
+    }
+
+    fn of(dir: &Path, recipe: RecipeOf<W>) -> Self {
+        let (worker, ranks) = (Worker::default(), Ranks::alone());
+        Self { dir: dir.to_owned(), recipe, worker, ranks, _in_use: None }
+    }
+
+    /// The same run, trained by several ranks together: each calls [`train_teacher`](crate::train_teacher) and
+    /// [`train_arm`](crate::train_arm) for the same parts in the same order, on a folder that all of them see. The first one alone writes.
+    pub fn with_ranks(self, ranks: Ranks) -> Self {
+        Self { ranks, ..self }
+    }
+
+    pub(crate) fn ranks(&self) -> &Ranks {
+        &self.ranks
     }
 
     /// The same run with what this process says of itself; without it there is no commit, and waiting is silent.

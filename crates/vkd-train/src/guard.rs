@@ -1,6 +1,7 @@
 //! What ends a training: numbers that are not finite, with the place and what is left.
 
 use crate::checkpoints::Checkpoints;
+use crate::ranks::is_of_another_rank;
 use crate::state::State;
 use candle_core::{DType, Error, Result, Tensor};
 use std::collections::BTreeMap;
@@ -30,7 +31,9 @@ impl Guard<'_> {
 
     /// Adds the place to an error.
     pub(crate) fn at<T>(&self, step: u64, result: Result<T>) -> Result<T> {
-        result.map_err(|e| self.fault(step, crate::plain(&e)))
+        // What another rank has said it has placed.
+        let placed = |e: &Error| is_of_another_rank(&crate::plain(e));
+        result.map_err(|e| if placed(&e) { e } else { self.fault(step, crate::plain(&e)) })
     }
 
     /// The projectors' residual. A projector whose parameter broke refuses to give a weight.

@@ -43,11 +43,13 @@ mod networks;
 mod optimizer;
 mod plan;
 mod probe;
+mod ranks;
 mod recipe;
 mod report;
 mod result;
 mod run;
 mod score;
+mod share;
 mod state;
 mod tensorboard;
 mod trainer;
@@ -56,7 +58,7 @@ mod workload;
 pub use audit::gradient_audit;
 pub use augment::resize;
 pub use batches::{Batches, plain_images};
-pub use build::check;
+pub use build::{check, check_ranks};
 pub use cache::CachePlan;
 pub use checkpoints::{Checkpoints, Note, Saved};
 pub use data::{
@@ -69,6 +71,9 @@ pub use folder::{RunFolder, RunFolderOf, Worker};
 pub use generation::{discriminator_network, generator_network, sample_grid};
 pub use networks::{STUDENT_TAP, TEACHER_TAP, network};
 pub use plan::{ArmPlan, Plan, plan};
+pub use ranks::{Communicator, Ranks, Traffic, is_of_another_rank, thread_ranks};
+#[cfg(feature = "mpi")]
+pub use ranks::{MpiSession, mpi_ranks};
 pub use recipe::{
     AnyRecipe, ArmConfig, AugmentConfig, BoxAugmentConfig, BoxCriterionConfig, BoxCropConfig,
     CacheConfig, ClipTeacherConfig, CocoConfig, ComputeKind, CovarianceKind, CropConfig,
@@ -82,6 +87,7 @@ pub use report::{ArmReport, Report, TeacherReport};
 pub use result::{ArmResult, RunFacts};
 pub use run::{train_arm, train_teacher};
 pub use score::evaluate_student;
+pub use share::Share;
 pub use tensorboard::{TensorBoard, csv, scalars};
 pub use trainer::{Outcome, TrainerConfig, decays, train};
 pub use vkd_models::plain;

@@ -29,6 +29,11 @@ impl<T: Send + 'static> Prefetch<T> {
         self.workers
     }
 
+    /// Throws away what was made ahead: the next answer is of new work.
+    pub(crate) fn forget(&mut self) {
+        self.loader = None;
+    }
+
     /// The answer of a step; the next one after it is already being made. `work` gets the threads.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use crate::build::{fresh_teacher, start_student, starting_teacher, teacher_param
 use crate::checkpoint;
 use crate::checkpoints::{Checkpoints, Saved};
 use crate::event::{Event, EventKind, EventLog, Observer};
+use crate::fingerprint::common;
 use crate::folder::{RunFolderOf, named};
 use crate::probe::Probe;
 use crate::recipe::TEACHER;
@@ -26,13 +27,14 @@ pub fn train_teacher<W: Workload>(
     data: &W::Data,
     observer: &mut Observer,
 ) -> Result<TeacherReport> {
-    let config = &run.recipe().teacher;
-    let report = match run.teacher_report()? {
+    let (config, ranks) = (&run.recipe().teacher, run.ranks());
+    ranks.agree(&common(run.recipe(), data, run.worker().commit.as_deref())?)?;
+    let report = match ranks.from_first(|| run.teacher_report())? {
         Some(report) => report,
         None => fit_teacher(run, data, observer)?,
     };
     // Written whole; the states on the way there have no further use.
-    run.remove_checkpoints(TEACHER)?;
+    ranks.from_first(|| run.remove_checkpoints(TEACHER))?;
     let got = W::floor_score(&report.metrics);
     // Negated so that NaN stops the run.
     if !(got >= config.floor) {
@@ -51,48 +53,71 @@ fn fit_teacher<W: Workload>(
     data: &W::Data,
     observer: &mut Observer,
 ) -> Result<TeacherReport> {
-    let mut log = EventLog::open(run, TEACHER, observer)?;
+    let (recipe, ranks) = (run.recipe(), run.ranks());
+    let mut log = open_log(run, TEACHER, observer)?;
     // Finished while this one waited for the log.
-    if let Some(report) = run.teacher_report()? {
+    if let Some(report) = ranks.from_first(|| run.teacher_report())? {
         return Ok(report);
     }
-    let recipe = run.recipe();
     let (store, config) = (starting_teacher(recipe, data)?, &recipe.teacher);
     let Some(task) = W::teacher_task(recipe, data, &store)? else {
         return keep_teacher(run, data, &store, 0.);
     };
     let mut batches = W::teacher_batches(recipe, data)?;
+    batches.share(ranks.share()?)?;
     let training = &recipe.training.of_teacher(config);
-    let (checkpoints, newest) = take_up(run, TEACHER, &mut log)?;
+    let (checkpoints, newest) = take_up(run, TEACHER, log.as_mut())?;
     let trainer = TrainerConfig {
         arm: TEACHER,
         seed: recipe.seed,
         goal: Goal::more(W::TEACHER_METRIC),
         training,
         checkpoints: &checkpoints,
+        ranks,
     };
     let batch = |number| batches.get(number);
     let validate = || W::validate_teacher(&task, recipe, data);
-    let log = &mut |e: &Event| log.write(e);
+    let log = &mut |e: &Event| log.as_mut().map_or(Ok(()), |log| log.write(e));
     let outcome = train(&task, &store, &trainer, newest.as_ref(), batch, validate, log)?;
     keep_teacher(run, data, &store, outcome.seconds)
 }
 
+/// The log of a part, which the first rank alone has; the others wait until it does.
+fn open_log<'a, 'b, W: Workload>(
+    run: &RunFolderOf<W>,
+    name: &str,
+    observer: &'a mut Observer<'b>,
+) -> Result<Option<EventLog<'a, 'b>>> {
+    let mut log = None;
+    run.ranks().from_first(|| {
+        log = Some(EventLog::open(run, name, observer)?);
+        Ok(())
+    })?;
+    Ok(log)
+}
+
 /// The checkpoints of a part and the newest that can be read, with the log cut back to it. Needs the log, which nobody else
-/// has at the same time.
+/// has at the same time; the other ranks take the first one's state.
 fn take_up<W: Workload>(
     run: &RunFolderOf<W>,
     name: &str,
-    log: &mut EventLog,
+    log: Option<&mut EventLog>,
 ) -> Result<(Checkpoints, Option<Saved>)> {
     let checkpoints = run.checkpoints(name);
-    std::fs::create_dir_all(checkpoints.dir()).map_err(|e| named(checkpoints.dir(), &e))?;
-    checkpoints.sweep()?;
-    let (newest, _) = checkpoints.newest()?;
-    let step = newest.as_ref().map_or(0, |saved| saved.note.step);
-    // A kill may have come between a write and this.
-    checkpoints.prune(step)?;
-    log.cut(step)?;
+    let mut newest = None;
+    let step = run.ranks().from_first(|| {
+        std::fs::create_dir_all(checkpoints.dir()).map_err(|e| named(checkpoints.dir(), &e))?;
+        checkpoints.sweep()?;
+        newest = checkpoints.newest()?.0;
+        let step = newest.as_ref().map(|saved| saved.note.step);
+        // A kill may have come between a write and this.
+        checkpoints.prune(step.unwrap_or(0))?;
+        log.map_or(Ok(()), |log| log.cut(step.unwrap_or(0)))?;
+        Ok(step)
+    })?;
+    if let (None, Some(step)) = (&newest, step) {
+        newest = Some(checkpoints.of_step(step)?);
+    }
     Ok((checkpoints, newest))
 }
 
@@ -103,12 +128,14 @@ fn keep_teacher<W: Workload>(
     store: &VarStore,
     seconds: f64,
 ) -> Result<TeacherReport> {
-    let teacher = W::teacher(run.recipe(), data, store)?;
-    let metrics = W::teacher_scores(&teacher, run.recipe(), data)?;
-    let report = TeacherReport { metrics, parameters: teacher_parameters::<W>(store), seconds };
-    let note = serde_json::to_value(&report).map_err(candle_core::Error::wrap)?;
-    checkpoint::save(&run.teacher_path(), &store.tensors(), &note)?;
-    Ok(report)
+    run.ranks().from_first(|| {
+        let teacher = W::teacher(run.recipe(), data, store)?;
+        let metrics = W::teacher_scores(&teacher, run.recipe(), data)?;
+        let report = TeacherReport { metrics, parameters: teacher_parameters::<W>(store), seconds };
+        let note = serde_json::to_value(&report).map_err(candle_core::Error::wrap)?;
+        checkpoint::save(&run.teacher_path(), &store.tensors(), &note)?;
+        Ok(report)
+    })
 }
 
 /// What the folder holds of the teacher.
@@ -130,17 +157,18 @@ pub fn train_arm<W: Workload>(
     name: &str,
     observer: &mut Observer,
 ) -> Result<ArmReport> {
-    if let Some(report) = run.arm_report(name)? {
+    let (recipe, ranks) = (run.recipe(), run.ranks());
+    ranks.agree(&common(recipe, data, run.worker().commit.as_deref())?)?;
+    if let Some(report) = ranks.from_first(|| run.arm_report(name))? {
         return Ok(report);
     }
     let folder = run.arm_path(name, "");
-    std::fs::create_dir_all(&folder).map_err(|e| named(&folder, &e))?;
-    let mut log = EventLog::open(run, name, observer)?;
+    ranks.from_first(|| std::fs::create_dir_all(&folder).map_err(|e| named(&folder, &e)))?;
+    let mut log = open_log(run, name, observer)?;
     // Finished while this one waited for the log.
-    if let Some(report) = run.arm_report(name)? {
+    if let Some(report) = ranks.from_first(|| run.arm_report(name))? {
         return Ok(report);
     }
-    let recipe = run.recipe();
     let (arm, training) = (recipe.arm(name)?, &recipe.training);
     let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
     let (teacher, finish) = match W::wants_teacher(arm) {
@@ -158,25 +186,30 @@ pub fn train_arm<W: Workload>(
     start_student(recipe, &store)?;
     W::check_task(&task, recipe, data)?;
     let (mut batches, labels) = W::batches(recipe, data, arm)?;
-    let (checkpoints, newest) = take_up(run, name, &mut log)?;
+    batches.share(ranks.share()?)?;
+    let (checkpoints, newest) = take_up(run, name, log.as_mut())?;
     // Before any result, so that none is ever taken for another program's.
-    let earlier = if newest.is_some() { run.facts(name)? } else { None };
-    run.write_facts(name, &RunFacts::begun(run, batches.workers(), task.rounds(), earlier))?;
+    ranks.from_first(|| {
+        let earlier = if newest.is_some() { run.facts(name)? } else { None };
+        run.write_facts(name, &RunFacts::begun(run, batches.workers(), task.rounds(), earlier))
+    })?;
     let trainer = TrainerConfig {
         arm: name,
         seed: recipe.seed,
         goal: W::GOAL,
         training,
         checkpoints: &checkpoints,
+        ranks,
     };
     let batch = |number| batches.get(number);
     let validate = || W::validate(&task, recipe, data);
-    let again = match training.term_gradients {
+    let again = match training.term_gradients && ranks.leads() {
         true => Some(W::batches(recipe, data, arm)?.0),
         false => None,
     };
     let mut probe = Probe::<W> { task: &task, recipe, data, store: &store, batches: again };
     let observe = &mut |event: &Event| {
+        let Some(log) = &mut log else { return Ok(()) };
         log.write(event)?;
         if let EventKind::Validation(_) = event.kind {
             W::illustrate(&task, &folder, event.step)?;
@@ -198,16 +231,18 @@ pub fn train_arm<W: Workload>(
         .into_iter()
         .filter_map(|(n, t)| Some((n.strip_prefix(&prefix)?.to_owned(), t)))
         .collect();
-    W::save(&run.arm_path(name, "student.safetensors"), recipe, data, &tensors)?;
-    let report = ArmReport {
-        name: name.to_owned(),
-        terms: W::term_weights(recipe, arm),
-        labels,
-        metrics: W::scores(&task, recipe, data)?,
-        projector_residual_max: outcome.residual,
-        parameters: tensors.values().map(Tensor::elem_count).sum(),
-        seconds: outcome.seconds,
-    };
-    run.write_arm_report(&report)?;
-    Ok(report)
+    ranks.from_first(|| {
+        W::save(&run.arm_path(name, "student.safetensors"), recipe, data, &tensors)?;
+        let report = ArmReport {
+            name: name.to_owned(),
+            terms: W::term_weights(recipe, arm),
+            labels,
+            metrics: W::scores(&task, recipe, data)?,
+            projector_residual_max: outcome.residual,
+            parameters: tensors.values().map(Tensor::elem_count).sum(),
+            seconds: outcome.seconds,
+        };
+        run.write_arm_report(&report)?;
+        Ok(report)
+    })
 }

@@ -3,6 +3,7 @@
 use crate::checkpoints::{Checkpoints, Note, Saved};
 use crate::event::{Event, EventKind, Observer, Validation};
 use crate::guard::{Guard, scalar};
+use crate::ranks::Ranks;
 use crate::recipe::TrainingConfig;
 use crate::state::{PhaseState, State};
 use crate::workload::Goal;
@@ -25,6 +26,8 @@ pub struct TrainerConfig<'a> {
     pub training: &'a TrainingConfig,
     /// Where checkpoints go.
     pub checkpoints: &'a Checkpoints,
+    /// Those that train together; [`Ranks::alone`] for one process.
+    pub ranks: &'a Ranks,
 }
 
 /// What a training leaves beside its variables.
@@ -69,6 +72,10 @@ pub fn decays(name: &str, rank: usize) -> bool {
 /// the free parameter is averaged, not the weight: the map makes an orthonormal weight of every parameter, so the average's
 /// projector is orthonormal too.
 ///
+/// With several ranks each calls this with the same arguments, but `batch` gives its own part of each batch; statistics, losses and
+/// gradients are those of the whole batch, to rounding. The first rank alone validates, writes and calls `observer`, and
+/// whenever it does the ranks compare their variables.
+///
 /// # Errors
 /// A variable that does not learn ([`gradient_audit`](crate::gradient_audit), within its first three steps), a loss term or a variable that is not finite (the first
 /// term is named, and the last good checkpoint), a checkpoint that doesn't fit, and whatever the parts refuse.
@@ -81,7 +88,7 @@ pub fn train<T: DistillTask>(
     validate: impl Fn() -> Result<f64>,
     observer: &mut Observer,
 ) -> Result<Outcome> {
-    let TrainerConfig { arm, seed, goal, training, checkpoints } = *config;
+    let TrainerConfig { arm, seed, goal, training, checkpoints, ranks } = *config;
     let (started, before) = (Instant::now(), from.map_or(0., |s| s.note.seconds));
     let seconds = || before + started.elapsed().as_secs_f64();
     let mut state = State::new(task, store, training)?;
@@ -89,7 +96,11 @@ pub fn train<T: DistillTask>(
         state.load(saved, arm, seed)?;
     }
     let mut guard = Guard { arm, checkpoints, last: from.map(|s| s.note.step) };
-    let mut emit = |step, kind| observer(&Event { arm: arm.to_owned(), step, kind });
+    let mut emit = |step, kind| match ranks.leads() {
+        true => observer(&Event { arm: arm.to_owned(), step, kind }),
+        false => Ok(()),
+    };
+    let replicas = ranks.replicas();
     while state.step < training.steps {
         let step = state.step;
         let residual = guard.residual(task, step)?;
@@ -98,7 +109,7 @@ pub fn train<T: DistillTask>(
         let micro_batch = |number| {
             let data = batch(number)?;
             let ctx = Context::train(seed, number, T::sample_ids(&data));
-            Ok((data, ctx))
+            Ok((data, ctx.with_replicas(replicas.clone())))
         };
         let each = training.accumulate * task.rounds();
         let drawn: Vec<_> =
@@ -108,11 +119,12 @@ pub fn train<T: DistillTask>(
         for phase in &mut state.phases {
             let repeats = task.repeats(&phase.phase);
             for (round, micro_batches) in (0..repeats).zip(rounds()) {
-                let found = gradients(task, phase, micro_batches, &guard, step)?;
+                let mut found = gradients(task, phase, micro_batches, &guard, step)?;
+                guard.at(step, found.join(phase, training.bucket_bytes(), ranks))?;
                 let last = round + 1 == repeats;
                 if phase.audit.wants(step) && last {
                     let end = step + 1 == training.steps;
-                    match micro_batches.iter().any(|(data, _)| T::speaks(data)) {
+                    match ranks.any(micro_batches.iter().any(|(data, _)| T::speaks(data)))? {
                         true => {
                             let (parameters, grads) = (&phase.parameters, &found.grads);
                             phase.audit.look(parameters, grads, &found.output, end)?;
@@ -143,23 +155,29 @@ pub fn train<T: DistillTask>(
             continue;
         }
         guard.variables(&state, step)?;
+        guard.at(step, ranks.same_variables(store))?;
         let note = Note { arm: arm.to_owned(), seed, step: state.step, seconds: seconds() };
         if to_validate {
             // An observer that measures the variables sees what was validated.
-            let value = state.averaged(|| {
-                let value = validate()?;
-                let validation = Validation { metric: goal.name.to_owned(), value };
-                emit(state.step, EventKind::Validation(validation))?;
-                Ok(value)
-            })?;
+            // As bits: a score that is not finite has no other form in text.
+            let value = f64::from_bits(ranks.from_first(|| {
+                state.averaged(|| {
+                    let value = validate()?;
+                    let validation = Validation { metric: goal.name.to_owned(), value };
+                    emit(state.step, EventKind::Validation(validation))?;
+                    Ok(value.to_bits())
+                })
+            })?);
             if goal.improves(value, state.best) {
                 state.best = Some(value);
-                guard.at(step, checkpoints.save_best(&state.tensors()?, &note))?;
+                let save = || checkpoints.save_best(&state.tensors()?, &note);
+                guard.at(step, ranks.from_first(save))?;
             }
         }
         // Last, so that it holds all of the step.
         if to_save {
-            guard.at(step, checkpoints.save(&state.tensors()?, &note))?;
+            let save = || checkpoints.save(&state.tensors()?, &note);
+            guard.at(step, ranks.from_first(save))?;
             guard.last = Some(state.step);
         }
     }
@@ -178,6 +196,21 @@ struct Found {
     terms: BTreeMap<String, f64>,
     /// Those of the last micro-batch.
     output: Vec<Term>,
+}
+
+impl Found {
+    /// Makes of what each rank found the means over all.
+    fn join(&mut self, phase: &PhaseState, bucket: usize, ranks: &Ranks) -> Result<()> {
+        ranks.mean_gradients(&phase.parameters, &mut self.grads, bucket)?;
+        let size = ranks.size() as f64;
+        let mut numbers: Vec<f64> =
+            std::iter::once(self.loss).chain(self.terms.values().copied()).collect();
+        ranks.sum(&mut numbers)?;
+        let mut means = numbers.into_iter().map(|sum| sum / size);
+        let places = std::iter::once(&mut self.loss).chain(self.terms.values_mut());
+        places.zip(&mut means).for_each(|(place, mean)| *place = mean);
+        Ok(())
+    }
 }
 
 fn gradients<T: DistillTask>(

@@ -115,6 +115,7 @@ fn losses_gradients_and_update_of_a_deit_step_equal_pytorchs() -> Result<()> {
             goal: vkd_train::Goal::more("accuracy"),
             training: &training,
             checkpoints: &checkpoints,
+            ranks: &vkd_train::Ranks::alone(),
         };
         let mut logged = None;
         let next = |_| batch(&golden, dtype);

@@ -193,10 +193,21 @@ impl SetCriterion {
         let FocalConfig { alpha, gamma } = self.focal;
         // The usual power without a call for a general one.
         let power = |p: f64| if gamma == 2. { p * p } else { p.powf(gamma) };
+        // ln(1 + u) for the guard's share of a probability: nearly always too small to need a logarithm.
+        let guard = |u: f64| if u < 1e-5 { u * (1. - 0.5 * u) } else { u.ln_1p() };
         let class = |logit: f64| {
-            let p = 1. / (1. + (-logit).exp());
-            let positive = alpha * power(1. - p) * -(p + 1e-8).ln();
-            positive - (1. - alpha) * power(p) * -(1. - p + 1e-8).ln()
+            let e = (-logit).exp();
+            let p = 1. / (1. + e);
+            // -ln(p + 1e-8) and -ln(1 - p + 1e-8) by one logarithm: p is 1 / (1 + e), its rest e / (1 + e).
+            let (near, far) = match e.is_normal() && e < 1e300 {
+                true => {
+                    let log = (1. + e).ln();
+                    let share = 1e-8 * (1. + e);
+                    (log - guard(share), log + logit - guard(share / e))
+                }
+                false => (-(p + 1e-8).ln(), -(1. - p + 1e-8).ln()),
+            };
+            alpha * power(1. - p) * near - (1. - alpha) * power(p) * far
         };
         let placed: Vec<[f64; 4]> = wanted.iter().map(|object| corners(object.center)).collect();
         // Of each class once: objects of the same class share it.

@@ -4,7 +4,7 @@
 //! where DETR and ViDT take the bilinear filter.
 
 use super::flip;
-use super::resize::{Region, resize, resize_region};
+use super::resize::{self, Region, resize_region};
 use crate::data::Image;
 use crate::data::detection::size;
 use crate::recipe::{BoxCropConfig, DetectionDataConfig};
@@ -17,38 +17,66 @@ use vkd_tasks::Objects;
 /// An image and what is to be found in it.
 pub(crate) type Marked = (Image, Objects);
 
-/// A training image as epoch `epoch` shows it: flip, crop, scale.
-pub(crate) fn at_random(
-    (image, objects): Marked,
-    config: &DetectionDataConfig,
-    seed: u64,
-    epoch: u64,
-    id: u64,
-) -> Result<Marked> {
-    let mut marked = (image, objects);
-    let rng = |name: &str| stream(seed, name, epoch, id);
-    let augment = &config.augment;
-    if augment.flip > 0. && rng("boxes.flip").random_bool(augment.flip) {
-        marked = flipped(marked);
-    }
-    if let Some(crop) = &augment.crop {
-        let mut rng = rng("boxes.crop");
-        if rng.random_bool(crop.probability) {
-            if let Some(side) = pick(&crop.sides, &mut rng) {
-                let to = scaled(size(&marked.0), side, None, 1);
-                marked = resized(marked, to)?;
+/// How a training image is shown: flip, crop, scale. Drawn before the image is read, so that its size is known without it.
+#[derive(Clone, Copy)]
+pub(crate) struct Look {
+    flip: bool,
+    /// Height and width before the crop, and what is cut out.
+    crop: Option<([usize; 2], Region)>,
+    least_visible: f64,
+    /// Height and width in the end.
+    pub(crate) size: [usize; 2],
+}
+
+impl Look {
+    /// That of epoch `epoch` at image `id` of height and width `from`.
+    ///
+    /// # Errors
+    /// More pixels than a resize makes.
+    pub(crate) fn draw(
+        from: [usize; 2],
+        config: &DetectionDataConfig,
+        seed: u64,
+        epoch: u64,
+        id: u64,
+    ) -> Result<Self> {
+        let rng = |name: &str| stream(seed, name, epoch, id);
+        let augment = &config.augment;
+        let flip = augment.flip > 0. && rng("boxes.flip").random_bool(augment.flip);
+        let (mut size, mut crop) = (from, None);
+        if let Some(ranges) = &augment.crop {
+            let mut rng = rng("boxes.crop");
+            if rng.random_bool(ranges.probability) {
+                if let Some(side) = pick(&ranges.sides, &mut rng) {
+                    size = allowed(size, scaled(size, side, None, 1))?;
+                }
+                let region = draw(size, ranges, &mut rng);
+                crop = Some((size, region));
+                size = [region.height, region.width];
             }
-            let region = draw(size(&marked.0), crop, &mut rng);
-            marked = cropped(marked, region, augment.least_visible);
         }
-    }
-    match pick(&config.sides, &mut rng("boxes.side")) {
-        Some(side) => {
-            let to = scaled(size(&marked.0), side, config.longest, config.multiple);
-            resized(marked, to)
+        if let Some(side) = pick(&config.sides, &mut rng("boxes.side")) {
+            size = allowed(size, scaled(size, side, config.longest, config.multiple))?;
         }
-        None => Ok(marked),
+        Ok(Self { flip, crop, least_visible: augment.least_visible, size })
     }
+
+    /// The image and its objects, as they are stored, in this look.
+    pub(crate) fn show(&self, marked: Marked) -> Result<Marked> {
+        let mut marked = if self.flip { flipped(marked) } else { marked };
+        if let Some((before, region)) = self.crop {
+            marked = cropped(resized(marked, before)?, region, self.least_visible);
+        }
+        resized(marked, self.size)
+    }
+}
+
+/// `to`, where an image of `from` can be brought to it.
+fn allowed(from: [usize; 2], to: [usize; 2]) -> Result<[usize; 2]> {
+    if from != to {
+        resize::check(to[1], to[0])?;
+    }
+    Ok(to)
 }
 
 /// An image as evaluation sees it: nothing random.
@@ -113,7 +141,7 @@ fn resized((image, objects): Marked, to: [usize; 2]) -> Result<Marked> {
     let [down, across] = [0, 1].map(|i| to[i] as f32 / from[i] as f32);
     let objects =
         placed(objects, |[x0, y0, x1, y1]| [x0 * across, y0 * down, x1 * across, y1 * down]);
-    Ok((resize(&image, to[1], to[0])?, objects))
+    Ok((resize::resize(&image, to[1], to[0])?, objects))
 }
 
 /// Both sides uniform between `least` and `most` or what the image has, then the place.
@@ -184,6 +212,19 @@ mod tests {
 
     fn config() -> DetectionDataConfig {
         DetectionDataConfig::plain(DetectionSource::Scenes(ScenesConfig::default()))
+    }
+
+    fn at_random(
+        marked: Marked,
+        config: &DetectionDataConfig,
+        seed: u64,
+        epoch: u64,
+        id: u64,
+    ) -> Result<Marked> {
+        let look = Look::draw(size(&marked.0), config, seed, epoch, id)?;
+        let shown = look.show(marked)?;
+        assert_eq!(size(&shown.0), look.size);
+        Ok(shown)
     }
 
     #[test]

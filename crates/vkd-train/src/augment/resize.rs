@@ -69,6 +69,13 @@ fn byte(sum: i32) -> u8 {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn resize(image: &Image, width: usize, height: usize) -> Result<Image> {
+    check(width, height)?;
+    let whole = Region { left: 0, top: 0, width: image.width, height: image.height };
+    Ok(resize_region(image, whole, width, height))
+}
+
+/// Refuses sizes that [`resize`] refuses.
+pub(super) fn check(width: usize, height: usize) -> Result<()> {
     if width == 0 || height == 0 {
         bail!("resize: expected at least one pixel, got {width}x{height}")
     }
@@ -76,8 +83,7 @@ pub fn resize(image: &Image, width: usize, height: usize) -> Result<Image> {
     if width.saturating_mul(height) > MOST_PIXELS {
         bail!("resize: expected at most {MOST_PIXELS} pixels, got {width}x{height}")
     }
-    let whole = Region { left: 0, top: 0, width: image.width, height: image.height };
-    Ok(resize_region(image, whole, width, height))
+    Ok(())
 }
 
 /// A rectangle of pixels.

@@ -1,6 +1,6 @@
 //! How a process comes to own a run folder: a new one, one that it goes on with, or one that it starts anew.
 
-use super::{ARMS, LOCKS, RunFolderOf, WHOLE, Worker, named};
+use super::{ARMS, LOCKS, RunFolderOf, WHOLE, named};
 use crate::cache;
 use crate::checkpoints::{Checkpoints, remove, unfinished};
 use crate::lock::{Lock, named_holder};
@@ -39,7 +39,7 @@ impl<W: Workload> RunFolderOf<W> {
         if !overwrite {
             Self::fits(dir, &recipe)?;
         }
-        let run = Self { dir: dir.to_owned(), recipe, worker: Worker::default(), _in_use: None };
+        let run = Self::of(dir, recipe);
         if overwrite {
             let _held = run.keep_all_off()?;
             run.clear()?;
@@ -54,7 +54,7 @@ impl<W: Workload> RunFolderOf<W> {
     /// # Errors
     /// A failed write.
     pub fn take(dir: &Path, recipe: RecipeOf<W>) -> Result<Self> {
-        Self { dir: dir.to_owned(), recipe, worker: Worker::default(), _in_use: None }.begin(false)
+        Self::of(dir, recipe).begin(false)
     }
 
     fn write_recipe(&self) -> Result<()> {

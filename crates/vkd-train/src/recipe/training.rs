@@ -130,11 +130,22 @@ pub struct TrainingConfig {
     /// How many of the last checkpoints stay, the best one apart; default 2.
     #[serde(default = "keep", skip_serializing_if = "is_keep")]
     pub keep: usize,
+    /// Gradients that several ranks exchange at a time, in MiB; default 16. Of no effect for one process.
+    #[serde(default = "bucket", skip_serializing_if = "is_bucket")]
+    pub bucket_mib: usize,
 }
 
 /// A key that has its default is not written, so a key that comes later changes no older recipe.
 pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+fn bucket() -> usize {
+    16
+}
+
+fn is_bucket(value: &usize) -> bool {
+    *value == bucket()
 }
 
 fn is_one(value: &u64) -> bool {
@@ -173,6 +184,11 @@ impl TrainingConfig {
     /// Images that a step's gradient is the mean of: the effective batch.
     pub fn effective_batch(&self) -> usize {
         self.batch.saturating_mul(self.accumulate as usize)
+    }
+
+    /// Bytes of gradients that ranks exchange at a time.
+    pub(crate) fn bucket_bytes(&self) -> usize {
+        self.bucket_mib.saturating_mul(1 << 20)
     }
 
     /// Images seen in all steps, repeats counted.
@@ -224,6 +240,7 @@ impl TrainingConfig {
             ("training.batch", self.batch as u64),
             ("training.accumulate", self.accumulate),
             ("training.keep", self.keep as u64),
+            ("training.bucket_mib", self.bucket_mib as u64),
             ("training.log_every", self.log_every),
             ("training.evaluate_every", self.evaluate_every),
             ("training.checkpoint_every", self.checkpoint_every),

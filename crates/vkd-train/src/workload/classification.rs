@@ -10,6 +10,7 @@ use crate::folder::RunFolder;
 use crate::networks::{frozen_network, training_network};
 use crate::recipe::{ArmConfig, DataConfig, DataKind, LabelBudget, Recipe, TaskKind, not_with};
 use crate::score::{EVALUATION_BATCH, score, scores};
+use crate::share::Share;
 use candle_core::{Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use serde_json::Value;
@@ -47,6 +48,10 @@ impl Stream for Batches {
 
     fn get(&mut self, number: u64) -> Result<Batch> {
         Self::get(self, number)
+    }
+
+    fn share(&mut self, share: Share) -> Result<()> {
+        Self::share(self, share)
     }
 
     fn workers(&self) -> usize {
@@ -178,7 +183,8 @@ impl Workload for Classification {
     }
 
     fn teacher_batches(recipe: &Recipe, data: &Dataset) -> Result<Batches> {
-        Batches::new(data, data.train.clone(), recipe.teacher.batch, 0, &recipe.data, recipe.seed)
+        let (images, batch) = (data.train.clone(), recipe.teacher.batch);
+        Ok(Batches::new(data, images, batch, 0, &recipe.data, recipe.seed)?.of_teacher())
     }
 
     fn validate_teacher(task: &ClassificationTask, recipe: &Recipe, data: &Dataset) -> Result<f64> {

@@ -16,6 +16,7 @@ use crate::build;
 use crate::cache::CachePlan;
 use crate::folder::RunFolderOf;
 use crate::recipe::{ArmConfig, RecipeOf, TaskKind};
+use crate::share::Share;
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::de::DeserializeOwned;
@@ -65,6 +66,13 @@ pub trait Stream {
     /// # Errors
     /// An image that can't be read.
     fn get(&mut self, number: u64) -> Result<Self::Batch>;
+
+    /// From now on [`get`](Self::get) gives only one rank's part of the batch of that number. The parts of all ranks hold each of its
+    /// samples once, as it would be with one rank.
+    ///
+    /// # Errors
+    /// Numbers of images that can't be split evenly, by their keys in the recipe.
+    fn share(&mut self, share: Share) -> Result<()>;
 
     /// Threads that make batches ahead of the step.
     fn workers(&self) -> usize;

@@ -15,6 +15,7 @@ use crate::recipe::{
     ArmConfig, BoxCriterionConfig, ComputeKind, DetectionDataConfig, DetectionRecipe,
     DetectionSource, LabelBudget, PaddingKind, TapNames, TaskKind, not_with,
 };
+use crate::share::Share;
 use candle_core::{Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use scored::{known, precision, scores};
@@ -60,6 +61,10 @@ impl Stream for DetectionBatches {
 
     fn get(&mut self, number: u64) -> Result<DetectionBatch> {
         Self::get(self, number)
+    }
+
+    fn share(&mut self, share: Share) -> Result<()> {
+        Self::share(self, share)
     }
 
     fn workers(&self) -> usize {
@@ -262,7 +267,8 @@ impl Workload for Detection {
         recipe: &DetectionRecipe,
         data: &DetectionDataset,
     ) -> Result<DetectionBatches> {
-        DetectionBatches::new(data, &recipe.data, recipe.teacher.batch, recipe.seed)
+        let batch = recipe.teacher.batch;
+        Ok(DetectionBatches::new(data, &recipe.data, batch, recipe.seed)?.of_teacher())
     }
 
     fn validate_teacher(

@@ -5,6 +5,7 @@ use crate::batches::{Batches, readable_images};
 use crate::data::Dataset;
 use crate::metrics::Features;
 use crate::score::EVALUATION_BATCH;
+use crate::share::Share;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::sync::Arc;
@@ -101,6 +102,11 @@ impl Stream for TeacherBatches {
         Ok(TeacherBatch { teacher: self.teacher.get(number)?, judge: self.judge.get(number)? })
     }
 
+    fn share(&mut self, share: Share) -> Result<()> {
+        self.teacher.share(share)?;
+        self.judge.share(share)
+    }
+
     fn workers(&self) -> usize {
         self.teacher.workers().max(self.judge.workers())
     }
@@ -156,4 +162,34 @@ pub(super) fn start_judge(config: &ModelConfig, store: &VarStore) -> Result<()> 
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::GenerationRecipe;
+    use crate::workload::{Generation, Workload};
+
+    #[test]
+    fn a_rank_has_its_part_of_both() -> Result<()> {
+        let text = include_str!("../../../tests/gan.toml");
+        let recipe = GenerationRecipe::parse(text, "gan.toml", &[])?;
+        let data = Generation::open(&recipe.data)?;
+        let whole = Generation::teacher_batches(&recipe, &data)?.get(3)?;
+        assert_ne!(whole.teacher.sample_ids, whole.judge.sample_ids);
+        for rank in 0..4 {
+            let mut batches = Generation::teacher_batches(&recipe, &data)?;
+            batches.share(Share::new(rank, 4)?)?;
+            let part = batches.get(3)?;
+            for (part, whole) in [(part.teacher, &whole.teacher), (part.judge, &whole.judge)] {
+                let own = 5 * rank..5 * rank + 5;
+                assert_eq!(part.sample_ids[..], whole.sample_ids[own.clone()]);
+                assert_eq!(part.labels.to_vec1::<u32>()?, whole.labels.to_vec1::<u32>()?[own]);
+                let values = |images: &Tensor| images.flatten_all()?.to_vec1::<f32>();
+                let block = whole.images.narrow(0, 5 * rank, 5)?;
+                assert_eq!(values(&part.images)?, values(&block)?);
+            }
+        }
+        Ok(())
+    }
 }

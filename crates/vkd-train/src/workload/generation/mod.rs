@@ -20,6 +20,7 @@ use crate::recipe::{
     LabelBudget, TaskKind, not_with,
 };
 use crate::score::{EVALUATION_BATCH, score, scores};
+use crate::share::Share;
 use candle_core::{Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use judge::{JUDGE, JUDGE_SEED, TEACHER, start_judge};
@@ -51,6 +52,11 @@ impl Stream for GenerationBatches {
     fn get(&mut self, number: u64) -> Result<GenerationBatch> {
         let Batch { images, labels, sample_ids } = self.0.get(number)?;
         Ok(GenerationBatch { images, labels, sample_ids })
+    }
+
+    /// A block, as images are never mixed here: noise follows the row of a batch.
+    fn share(&mut self, share: Share) -> Result<()> {
+        self.0.share(share)
     }
 
     fn workers(&self) -> usize {
@@ -243,8 +249,9 @@ impl Workload for Generation {
     }
 
     fn teacher_batches(recipe: &GenerationRecipe, data: &Dataset) -> Result<TeacherBatches> {
-        let batches = |seed| {
-            Batches::new(data, data.train.clone(), recipe.teacher.batch, 0, &recipe.data, seed)
+        let batches = |seed| -> Result<Batches> {
+            let (images, batch) = (data.train.clone(), recipe.teacher.batch);
+            Ok(Batches::new(data, images, batch, 0, &recipe.data, seed)?.of_teacher())
         };
         Ok(TeacherBatches { teacher: batches(recipe.seed)?, judge: batches(JUDGE_SEED)? })
     }

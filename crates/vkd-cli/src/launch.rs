@@ -1,0 +1,76 @@
+//! Whether MPI started this process as one of several, and the ranks if it did.
+
+use candle_core::{Result, bail};
+use std::env::var;
+
+/// What tells of a launch: the number of processes, by launcher (Open MPI, MPICH and Slurm's PMI, a step of Slurm).
+const SIZES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
+
+/// How many processes a launcher started; 1 without one.
+pub(crate) fn size() -> usize {
+    let of = |name: &&str| var(name).ok()?.parse::<usize>().ok();
+    SIZES.iter().find_map(of).unwrap_or(1)
+}
+
+/// To be one of several where a command has no use for them.
+pub(crate) fn refused() -> Result<()> {
+    bail!("vkd: expected one process, got {} from a launcher; only distill shares its work", size())
+}
+
+#[cfg(not(feature = "mpi"))]
+pub(crate) fn together(_work: impl FnOnce(vkd_train::Ranks) -> Result<()>) -> Result<()> {
+    bail!(
+        "vkd distill: expected a vkd that was built with the feature mpi to train in {} processes (cargo build --release \
+         --features mpi), got one without",
+        size()
+    )
+}
+
+/// Runs `work` as one rank of several. An error of one ends all: the others may wait for it in a call that never comes.
+#[cfg(feature = "mpi")]
+pub(crate) fn together(work: impl FnOnce(vkd_train::Ranks) -> Result<()>) -> Result<()> {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    one_thread()?;
+    let (session, ranks) = vkd_train::mpi_ranks()?;
+    let rank = ranks.rank();
+    match catch_unwind(AssertUnwindSafe(|| work(ranks))) {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(e)) => {
+            let message = vkd_train::plain(&e);
+            match vkd_train::is_of_another_rank(&message) {
+                // That one says it itself, and ends this one.
+                true => std::thread::sleep(std::time::Duration::from_secs(5)),
+                false => crate::note(&format!("error: rank {rank}: {message}")),
+            }
+        }
+        // The hook has told of it.
+        Err(_) => crate::note(&format!("error: rank {rank} ends all")),
+    }
+    session.abort()
+}
+
+/// Starts this program anew with the environment of a worker, which has to be there from the start: one thread unless the user
+/// wants more, and memory that is kept.
+#[cfg(all(feature = "mpi", unix))]
+fn one_thread() -> Result<()> {
+    use std::os::unix::process::CommandExt;
+
+    const MARK: &str = "VKD_RANK";
+    if var(MARK).is_ok() {
+        return Ok(());
+    }
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    command.args(std::env::args_os().skip(1)).env(MARK, "1");
+    let threads = var("RAYON_NUM_THREADS").unwrap_or_else(|_| "1".to_owned());
+    command.env("CANDLE_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", threads);
+    for (name, value) in crate::worker::KEEP_MEMORY {
+        command.env(name, value);
+    }
+    Err(command.exec().into())
+}
+
+#[cfg(all(feature = "mpi", not(unix)))]
+fn one_thread() -> Result<()> {
+    Ok(())
+}
