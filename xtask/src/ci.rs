@@ -36,6 +36,13 @@ fn run(args: &Args) -> Result<()> {
         let arguments = ["clippy", "--workspace", "--all-targets", "--release", "--"];
         passed(cargo(root).args(arguments).args(["-D", "warnings"]))
     })?;
+    if mpi {
+        steps.step("clippy with mpi", || {
+            let features = ["--features", "vkd-cli/mpi,vkd-benches/mpi", "--", "-D", "warnings"];
+            let arguments = ["clippy", "--workspace", "--all-targets", "--release"];
+            passed(cargo(root).args(arguments).args(features))
+        })?;
+    }
     steps.step("test", || {
         // A red server must be red again at home; `cargo test` by hand draws a new seed each time.
         let seed = ("PROPTEST_RNG_SEED", "0");

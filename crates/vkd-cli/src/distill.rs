@@ -45,9 +45,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("{}: expected a run to resume, got no recipe.toml there", dir.display())
     }
     if launch::size() > 1 {
-        return launch::together(|ranks| {
+        return launch::together(|ranks, worker| {
             let recipe = ranks.all_well(args.recipe.load_for(args.resume.as_deref()))?;
-            for_task!(recipe, recipe => together::distill(args, recipe, &ranks, started))
+            for_task!(recipe, recipe => together::distill(args, recipe, (&ranks, worker), started))
         });
     }
     let recipe = args.recipe.load_for(args.resume.as_deref())?;

@@ -2,6 +2,7 @@
 
 use candle_core::{Result, bail};
 use std::env::var;
+use vkd_train::{Ranks, Worker};
 
 /// What tells of a launch: the number of processes, by launcher (Open MPI, MPICH and Slurm's PMI, a step of Slurm).
 const SIZES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
@@ -18,7 +19,7 @@ pub(crate) fn refused() -> Result<()> {
 }
 
 #[cfg(not(feature = "mpi"))]
-pub(crate) fn together(_work: impl FnOnce(vkd_train::Ranks) -> Result<()>) -> Result<()> {
+pub(crate) fn together(_work: impl FnOnce(Ranks, Worker) -> Result<()>) -> Result<()> {
     bail!(
         "vkd distill: expected a vkd that was built with the feature mpi to train in {} processes (cargo build --release \
          --features mpi), got one without",
@@ -28,13 +29,23 @@ pub(crate) fn together(_work: impl FnOnce(vkd_train::Ranks) -> Result<()>) -> Re
 
 /// Runs `work` as one rank of several. An error of one ends all: the others may wait for it in a call that never comes.
 #[cfg(feature = "mpi")]
-pub(crate) fn together(work: impl FnOnce(vkd_train::Ranks) -> Result<()>) -> Result<()> {
+pub(crate) fn together(work: impl FnOnce(Ranks, Worker) -> Result<()>) -> Result<()> {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     one_thread()?;
+    // Asks git, and MPI does not like to be forked.
+    let worker = crate::worker::this_process(|who| crate::note(&format!("waits: {who}")));
     let (session, ranks) = vkd_train::mpi_ranks()?;
+    if ranks.size() != size() {
+        bail!(
+            "mpi: expected the {} processes that a launcher started, got a world of {}: is the launcher that of the MPI library \
+             that vkd was built with?",
+            size(),
+            ranks.size()
+        )
+    }
     let rank = ranks.rank();
-    match catch_unwind(AssertUnwindSafe(|| work(ranks))) {
+    match catch_unwind(AssertUnwindSafe(|| work(ranks, worker))) {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(e)) => {
             let message = vkd_train::plain(&e);

@@ -58,31 +58,48 @@ fn arguments<'a>(recipe: &'a str, out: &'a Path, set: &[&'a str]) -> Vec<&'a str
 fn ranks(count: usize, recipe: &str, out: &Path, set: &[&str]) -> Command {
     let mut command = mpirun();
     command.args(["-n", &count.to_string(), VKD]).args(arguments(recipe, out, set));
-    command.stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
 
 fn alone(recipe: &str, out: &Path, set: &[&str]) -> Command {
     let mut command = Command::new(VKD);
-    command.args(arguments(recipe, out, set)).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(arguments(recipe, out, set));
     command
 }
 
-fn output(mut command: Command) -> (bool, String) {
-    let out = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap();
-    let Output { status, stdout, stderr } = out;
+/// Starts a command in a group of its own; what it says fits the pipes.
+fn started(mut command: Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn().unwrap()
+}
+
+/// Waits for the end; whether it was a good one, and all that was said.
+fn output(command: Command, limit: Duration) -> (bool, String) {
+    ended(started(command), limit)
+}
+
+fn ended(mut child: Child, limit: Duration) -> (bool, String) {
+    let limit = Instant::now() + limit;
+    while child.try_wait().unwrap().is_none() {
+        let late = Instant::now() > limit;
+        if late {
+            signal("-9", &format!("-{}", child.id()));
+        }
+        assert!(!late, "no end in time");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
     let text = [stdout, stderr].map(|t| String::from_utf8_lossy(&t).into_owned()).concat();
     (status.success(), text)
 }
 
 fn good(command: Command) -> String {
-    let (success, text) = output(command);
+    let (success, text) = output(command, 5 * MINUTE);
     assert!(success, "{text}");
     text
 }
 
 fn bad(command: Command) -> String {
-    let (success, text) = output(command);
+    let (success, text) = output(command, MINUTE);
     assert!(!success && !text.contains("internal fault"), "{text}");
     text
 }
@@ -131,6 +148,8 @@ fn one_rank_is_no_rank_and_two_are_one_to_rounding() {
         good(ranks(1, &recipe, &folders[1], &set));
         let text = good(ranks(2, &recipe, &folders[2], &set));
         assert!(text.contains("2 ranks, each with its part of the"), "{text}");
+        let facts = std::fs::read_to_string(folders[2].join("arms").join(arm).join("run.json"));
+        assert!(facts.unwrap().contains("\"ranks\": 2"));
         let [want, one, two] = folders.each_ref().map(|folder| student(folder, arm));
         for (variable, tensor) in &want {
             let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -172,20 +191,9 @@ fn wait_for(child: &mut Child, run: &Path, target: usize) {
     }
 }
 
-fn started(mut command: Command) -> Child {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn().unwrap()
-}
-
 /// Waits for the end, which must come within a minute; all that was said.
-fn end(mut child: Child) -> String {
-    let limit = Instant::now() + MINUTE;
-    while child.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < limit, "no end within a minute");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    // What is said fits the pipes.
-    let Output { stdout, stderr, .. } = child.wait_with_output().unwrap();
-    [stdout, stderr].map(|t| String::from_utf8_lossy(&t).into_owned()).concat()
+fn end(child: Child) -> String {
+    ended(child, MINUTE).1
 }
 
 #[test]
@@ -240,6 +248,18 @@ fn another_number_of_ranks_goes_on_and_a_slow_one_changes_nothing() {
     assert!(text.contains("goes on after step"), "{text}");
     let found = apart(&student(&run, "vkd"), &student(&undisturbed, "vkd"));
     // Eighty steps in f32.
+    assert!(found < 1e-2, "{found:e}");
+
+    // And from one to two.
+    let back = dir.path().join("back");
+    let mut child = started(alone(&tiny, &back, &SETTINGS));
+    wait_for(&mut child, &back, half);
+    signal("-9", &format!("-{}", child.id()));
+    end(child);
+    assert!(!back.join("student.safetensors").exists(), "it was over before it was killed");
+    let text = good(ranks(2, &tiny, &back, &SETTINGS));
+    assert!(text.contains("goes on after step"), "{text}");
+    let found = apart(&student(&back, "vkd"), &student(&undisturbed, "vkd"));
     assert!(found < 1e-2, "{found:e}");
 
     // One that stands still for a while holds the other up, and that is all.

@@ -128,7 +128,9 @@ impl Module for Projector {
         match self {
             Self::Orthogonal(projector) => projector.forward(xs),
             Self::OrthogonalAffine(projector, gain, bias) => {
-                projector.forward(xs)?.broadcast_mul(gain)?.broadcast_add(bias)
+                // The gain on the weight, which has fewer rows than there are features.
+                let weight = projector.weight()?.broadcast_mul(&gain.unsqueeze(1)?)?;
+                xs.matmul(&weight.t()?)?.broadcast_add(bias)
             }
             Self::Linear(weight) => xs.matmul(&weight.t()?),
             Self::Mlp(hidden, weight) => xs.matmul(&hidden.t()?)?.relu()?.matmul(&weight.t()?),

@@ -1,5 +1,6 @@
 //! The gradient audit before the first update.
 
+use crate::ranks::Ranks;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Var, bail};
 use std::collections::BTreeSet;
@@ -58,13 +59,15 @@ pub(crate) struct FirstSteps {
 }
 
 impl FirstSteps {
-    /// Looks at the gradients of one more step, the `last` one of all or not, and where they are zero at those of its single terms.
+    /// Looks at the gradients of one more step, the `last` one of all or not, and where they are zero at those of its single terms, on all
+    /// ranks alike.
     pub(crate) fn look(
         &mut self,
         parameters: &[(String, Var)],
         grads: &GradStore,
         terms: &[Term],
         last: bool,
+        ranks: &Ranks,
     ) -> Result<()> {
         self.begun = true;
         let first = self.looked == 0;
@@ -89,11 +92,16 @@ impl FirstSteps {
                 continue;
             }
             let grads = term.value.backward()?;
+            let moved =
+                |(_, var): &(&String, &Var)| Ok(f64::from(u8::from(!is_zero(var, &grads)?)));
+            let mut moved = zero.iter().map(moved).collect::<Result<Vec<f64>>>()?;
+            // A term that is flat for one rank's samples need not be for another's.
+            ranks.sum(&mut moved)?;
             let mut still = Vec::new();
-            for (name, var) in zero {
-                match is_zero(var, &grads)? {
-                    true => still.push((name, var)),
-                    false => drop(self.quiet.remove(name)),
+            for ((name, var), moved) in zero.into_iter().zip(moved) {
+                match moved > 0. {
+                    false => still.push((name, var)),
+                    true => drop(self.quiet.remove(name)),
                 }
             }
             zero = still;
@@ -152,19 +160,20 @@ mod tests {
         let all = [("first".to_owned(), first.clone()), ("last".to_owned(), last.clone())];
         let grads = || (first.as_tensor() * last.as_tensor())?.sum_all()?.backward();
         let mut audit = FirstSteps::default();
-        audit.look(&all, &grads()?, &[], false)?;
+        audit.look(&all, &grads()?, &[], false, &Ranks::alone())?;
         assert!(audit.wants(1));
         last.set(&Tensor::new(&[0.5f32], &Device::Cpu)?)?;
-        audit.look(&all, &grads()?, &[], false)?;
+        audit.look(&all, &grads()?, &[], false, &Ranks::alone())?;
         assert!(!audit.wants(2), "both have learnt");
         // One that never does is found at the third step, or at the last one.
         last.set(&Tensor::new(&[0f32], &Device::Cpu)?)?;
         let mut audit = FirstSteps::default();
-        audit.look(&all, &grads()?, &[], false)?;
-        audit.look(&all, &grads()?, &[], false)?;
-        let message = audit.look(&all, &grads()?, &[], false).unwrap_err().to_string();
+        audit.look(&all, &grads()?, &[], false, &Ranks::alone())?;
+        audit.look(&all, &grads()?, &[], false, &Ranks::alone())?;
+        let message =
+            audit.look(&all, &grads()?, &[], false, &Ranks::alone()).unwrap_err().to_string();
         assert!(message.contains("first (zero everywhere)"), "{message}");
-        assert!(FirstSteps::default().look(&all, &grads()?, &[], true).is_err());
+        assert!(FirstSteps::default().look(&all, &grads()?, &[], true, &Ranks::alone()).is_err());
         Ok(())
     }
 
@@ -179,9 +188,10 @@ mod tests {
         let terms = [term(1.)?, term(-1.)?];
         let grads = (&terms[0].value + &terms[1].value)?.backward()?;
         let bias = [("bias".to_owned(), bias.clone())];
-        FirstSteps::default().look(&bias, &grads, &terms, true)?;
+        FirstSteps::default().look(&bias, &grads, &terms, true, &Ranks::alone())?;
         let both = [bias[0].clone(), ("dead".to_owned(), dead.clone())];
-        let message = FirstSteps::default().look(&both, &grads, &terms, true).unwrap_err();
+        let message =
+            FirstSteps::default().look(&both, &grads, &terms, true, &Ranks::alone()).unwrap_err();
         let message = message.to_string();
         assert!(message.contains("got none at: dead (zero everywhere)"), "{message}");
         Ok(())
@@ -196,7 +206,7 @@ mod tests {
             assert!(audit.wants(step));
             audit.pass(false)?;
         }
-        audit.look(&all, &var.sum_all()?.backward()?, &[], false)?;
+        audit.look(&all, &var.sum_all()?.backward()?, &[], false, &Ranks::alone())?;
         assert!(!audit.wants(8));
         assert!(!FirstSteps::default().wants(5), "a training that goes on");
         assert!(FirstSteps::default().pass(true).is_err());

@@ -78,6 +78,15 @@ pub(crate) fn common<W: Workload>(
         settings.remove(&format!("recipe.{key}"));
     }
     W::identify(recipe, data, &mut settings);
+    let files = [
+        ("recipe.teacher.checkpoint", recipe.teacher.checkpoint.as_ref()),
+        ("recipe.init.checkpoint", recipe.init.as_ref().map(|init| &init.checkpoint)),
+    ];
+    for (key, path) in files {
+        if let Some(path) = path {
+            settings.insert(key.to_owned(), file_hash(path)?);
+        }
+    }
     settings.insert("vkd".to_owned(), json!([env!("CARGO_PKG_VERSION"), commit]));
     Ok(settings)
 }

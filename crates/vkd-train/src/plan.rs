@@ -3,6 +3,7 @@
 use crate::audit::FirstSteps;
 use crate::build::{start_student, starting_teacher, teacher_parameters as parameters_of};
 use crate::cache::CachePlan;
+use crate::ranks::Ranks;
 use crate::recipe::{ComputeKind, RecipeOf};
 use crate::workload::{Stream, Workload};
 use candle_core::{DType, Device, Error, Result};
@@ -184,7 +185,7 @@ fn audit<W: Workload>(
         let ctx = Context::train(seed, step, W::Task::sample_ids(batch));
         let output = task.step(batch, phase, &ctx)?;
         let grads = output.loss.backward()?;
-        audit.look(&parameters, &grads, &output.terms, false)?;
+        audit.look(&parameters, &grads, &output.terms, false, &Ranks::alone())?;
         for (_, var) in &parameters {
             if let Some(grad) = grads.get(var) {
                 var.set(&(var.as_tensor() - (grad.sign()? * NUDGE)?)?.detach())?;

@@ -58,8 +58,11 @@ pub struct RunFacts {
     pub steps: u64,
     /// Images seen, repeats counted.
     pub images: u64,
-    /// Threads of the process that trained it.
+    /// Threads of the process that trained it, or of each.
     pub threads: usize,
+    /// Processes that trained it together, by whom it was begun or last gone on with.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub ranks: usize,
     /// Threads that made its batches ahead of the step; 0 where the training did.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub loader_threads: usize,
@@ -69,6 +72,14 @@ pub struct RunFacts {
     pub commit: Option<String>,
     /// Processor.
     pub machine: String,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(n: &usize) -> bool {
+    *n == 1
 }
 
 fn is_zero(n: &usize) -> bool {
@@ -91,6 +102,7 @@ impl RunFacts {
             steps: training.steps,
             images: training.images().saturating_mul(rounds),
             threads: rayon::current_num_threads(),
+            ranks: run.ranks().size(),
             loader_threads,
             version,
             commit: match &worker.commit {

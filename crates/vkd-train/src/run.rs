@@ -28,7 +28,7 @@ pub fn train_teacher<W: Workload>(
     observer: &mut Observer,
 ) -> Result<TeacherReport> {
     let (config, ranks) = (&run.recipe().teacher, run.ranks());
-    ranks.agree(&common(run.recipe(), data, run.worker().commit.as_deref())?)?;
+    agree(run, data)?;
     let report = match ranks.from_first(|| run.teacher_report())? {
         Some(report) => report,
         None => fit_teacher(run, data, observer)?,
@@ -46,6 +46,14 @@ pub fn train_teacher<W: Workload>(
         )
     }
     Ok(report)
+}
+
+/// Refuses ranks that would train something else than the first.
+fn agree<W: Workload>(run: &RunFolderOf<W>, data: &W::Data) -> Result<()> {
+    match run.ranks().size() {
+        1 => Ok(()),
+        _ => run.ranks().agree(&common(run.recipe(), data, run.worker().commit.as_deref())?),
+    }
 }
 
 fn fit_teacher<W: Workload>(
@@ -115,9 +123,12 @@ fn take_up<W: Workload>(
         log.map_or(Ok(()), |log| log.cut(step.unwrap_or(0)))?;
         Ok(step)
     })?;
-    if let (None, Some(step)) = (&newest, step) {
-        newest = Some(checkpoints.of_step(step)?);
-    }
+    // Nobody goes on, and removes it, before all have read it.
+    let newest = match (newest, step) {
+        (None, Some(step)) => Some(run.ranks().all_well(checkpoints.of_step(step))?),
+        (newest, Some(_)) => run.ranks().all_well(Ok(newest))?,
+        (_, None) => None,
+    };
     Ok((checkpoints, newest))
 }
 
@@ -158,7 +169,7 @@ pub fn train_arm<W: Workload>(
     observer: &mut Observer,
 ) -> Result<ArmReport> {
     let (recipe, ranks) = (run.recipe(), run.ranks());
-    ranks.agree(&common(recipe, data, run.worker().commit.as_deref())?)?;
+    agree(run, data)?;
     if let Some(report) = ranks.from_first(|| run.arm_report(name))? {
         return Ok(report);
     }

@@ -101,6 +101,7 @@ pub fn train<T: DistillTask>(
         false => Ok(()),
     };
     let replicas = ranks.replicas();
+    guard.at(state.step, same(&state, ranks))?;
     while state.step < training.steps {
         let step = state.step;
         let residual = guard.residual(task, step)?;
@@ -127,7 +128,7 @@ pub fn train<T: DistillTask>(
                     match ranks.any(micro_batches.iter().any(|(data, _)| T::speaks(data)))? {
                         true => {
                             let (parameters, grads) = (&phase.parameters, &found.grads);
-                            phase.audit.look(parameters, grads, &found.output, end)?;
+                            phase.audit.look(parameters, grads, &found.output, end, ranks)?;
                         }
                         false => phase.audit.pass(end)?,
                     }
@@ -155,7 +156,7 @@ pub fn train<T: DistillTask>(
             continue;
         }
         guard.variables(&state, step)?;
-        guard.at(step, ranks.same_variables(store))?;
+        guard.at(step, same(&state, ranks))?;
         let note = Note { arm: arm.to_owned(), seed, step: state.step, seconds: seconds() };
         if to_validate {
             // An observer that measures the variables sees what was validated.
@@ -186,6 +187,14 @@ pub fn train<T: DistillTask>(
     // Of the averages, where those are the result.
     let residual = larger(residual, guard.residual(task, training.steps)?);
     Ok(Outcome { residual, seconds: seconds() })
+}
+
+/// Refuses ranks whose states differ.
+fn same(state: &State, ranks: &Ranks) -> Result<()> {
+    match ranks.size() {
+        1 => Ok(()),
+        _ => ranks.same_tensors(&state.tensors()?),
+    }
 }
 
 /// What a phase found on its micro-batches: means over them.

@@ -33,6 +33,7 @@ pub(crate) fn result(arm: &str, seed: u64, accuracy: f64) -> ArmResult {
             steps: 20,
             images: 2000,
             threads: 1,
+            ranks: 1,
             loader_threads: 0,
             version: "0.1.0".to_owned(),
             commit: Some("abc".to_owned()),

@@ -209,9 +209,15 @@ pub(crate) fn facts(grid: &Grid) -> Vec<String> {
             ran(&|f| f.steps.to_string()),
             ran(&|f| f.batch.to_string()),
             ran(&|f| f.images.to_string()),
-            ran(&|f| match f.loader_threads {
-                0 => format!("{} thread", f.threads),
-                loader => format!("{} thread and {loader} to load images", f.threads),
+            ran(&|f| {
+                let own = match f.loader_threads {
+                    0 => format!("{} thread", f.threads),
+                    loader => format!("{} thread and {loader} to load images", f.threads),
+                };
+                match f.ranks {
+                    1 => own,
+                    ranks => format!("{ranks} ranks of {own}"),
+                }
             })
         ));
         let commits =

@@ -1,10 +1,9 @@
 //! What ranks must have alike.
 
 use super::{Ranks, of_rank};
-use candle_core::{DType, Result};
+use candle_core::{DType, Result, Tensor};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use vkd_nn::VarStore;
 
 impl Ranks {
     /// Refuses ranks that would train something else: `settings` by name, such as version, recipe and data, must be the same on all.
@@ -48,15 +47,14 @@ impl Ranks {
         }
     }
 
-    /// Compares a checksum of every variable and buffer, bit by bit.
+    /// Compares a checksum of every tensor, bit by bit.
     ///
     /// # Errors
-    /// On every rank: the first variable, by name, that differs from the first rank's, with the rank.
-    pub fn same_variables(&self, store: &VarStore) -> Result<()> {
+    /// On every rank: the first one, by name, that differs from the first rank's, with the rank.
+    pub fn same_tensors(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
         if self.size() == 1 {
             return Ok(());
         }
-        let tensors = store.tensors();
         let mut sums = Vec::with_capacity(4 * tensors.len());
         for tensor in tensors.values() {
             // No number of a narrower type is lost in f64.

@@ -42,13 +42,14 @@ use training::is_default;
 pub(crate) const TEACHER: &str = "teacher";
 
 /// Keys that say how a run is made and what its logs show, and change no bit of its result.
-pub(crate) const NEUTRAL: [&str; 7] = [
+pub(crate) const NEUTRAL: [&str; 8] = [
     "data.workers",
     "teacher.cache.dir",
     "teacher.cache.limit_mib",
     "training.log_every",
     "training.checkpoint_every",
     "training.keep",
+    "training.bucket_mib",
     "training.term_gradients",
 ];
 
