@@ -8,25 +8,33 @@ pub(crate) const COMMAND: Command = Command {
     summary: "Measure ranks: sums beside a plain loop of MPI, and the paper's step on one, two and four",
     details: "Needs mpirun, an MPI library with its headers and libclang; takes some minutes, with nothing else running.\n\
               docs/scale.md says what the rows are.",
-    flags: &[Flag {
-        name: "--json",
-        value: Some("FILE"),
-        help: "where the rows go [default: scale.json in the target folder]",
-    }],
+    flags: &[
+        Flag {
+            name: "--json",
+            value: Some("FILE"),
+            help: "where the rows go [default: scale.json in the target folder]",
+        },
+        Flag {
+            name: "--model",
+            value: Some("FILE"),
+            help: "measure nothing: print what the cost model makes of such a file",
+        },
+    ],
     run: |args| {
         let root = &shell::root()?;
         if !mpi() {
             return Err("expected mpirun, mpicc and libclang, got no such programs".to_owned());
         }
         let folder = shell::target_directory(&shell::metadata(root)?)?;
-        let file = match args.value("--json") {
-            Some(file) => file.to_owned(),
-            None => folder.join("scale.json").display().to_string(),
+        let (flag, file) = match (args.value("--model"), args.value("--json")) {
+            (Some(file), _) => ("--model", file.to_owned()),
+            (None, Some(file)) => ("--json", file.to_owned()),
+            (None, None) => ("--json", folder.join("scale.json").display().to_string()),
         };
         let build = ["build", "--release", "--workspace", "--bins", "--features"];
         shell::run(cargo(root).args(build).arg("vkd-benches/mpi"))?;
         let program = folder.join("release").join(format!("scale{}", std::env::consts::EXE_SUFFIX));
-        shell::run(std::process::Command::new(program).args(["--json", &file]).current_dir(root))
+        shell::run(std::process::Command::new(program).args([flag, &file]).current_dir(root))
     },
 };
 

@@ -1,7 +1,9 @@
 //! What ranks cost: sums over them beside a plain loop of MPI, and the paper's step shared by one, two and four ranks.
 //!
 //! Started by hand it starts itself under `mpirun` once for each measurement and writes all of them to `--json FILE`; started by
-//! `mpirun` it is one rank of a measurement, whose first rank prints one line.
+//! `mpirun` it is one rank of a measurement, whose first rank prints one line. `--model FILE` prints what follows from such a file.
+
+mod model;
 
 use std::process::{Command, ExitCode};
 use std::time::Instant;
@@ -39,7 +41,8 @@ fn main() -> ExitCode {
         ["sums"] => rank(sums),
         ["step", images] => rank(|ranks| step(ranks, images.parse().map_err(Error::wrap)?)),
         ["--json", file] => all(file),
-        _ => Err(Error::Msg("expected --json FILE".to_owned())),
+        ["--model", file] => model::print(file),
+        _ => Err(Error::Msg("expected --json FILE or --model FILE".to_owned())),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -172,7 +175,7 @@ fn step(ranks: &Ranks, images: usize) -> Result<Vec<Value>> {
         labels: Tensor::arange(0u32, images as u32, &Device::Cpu)?,
         sample_ids: (0..images as u64).map(|id| id + (ranks.rank() * images) as u64).collect(),
     };
-    let recipe = include_str!("../../../recipes/digits.toml");
+    let recipe = include_str!("../../../../recipes/digits.toml");
     let mut training = Recipe::parse(recipe, "digits.toml", &[])?.training;
     training.steps = COUNT as u64;
     training.log_every = 1;
