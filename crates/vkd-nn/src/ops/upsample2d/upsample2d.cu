@@ -2,13 +2,6 @@
 // found in f64, with the roundings of cpu.rs, so both read the same pixels.
 #include "common.cuh"
 
-#ifdef VKD_HOST
-#define VKD_PRODUCT(a, b) ((a) * (b))
-#else
-// Never joined with a sum into one rounding.
-#define VKD_PRODUCT(a, b) __dmul_rn(a, b)
-#endif
-
 namespace vkd {
 
 // As `Mode` of cpu.rs.
@@ -30,7 +23,7 @@ struct Axis {
             const unsigned pixel = unsigned(uint64_t(i) * from / to);
             return {pixel, pixel, 0};
         }
-        double position = mode == EDGES ? VKD_PRODUCT(i + 0.5, scale) - 0.5 : VKD_PRODUCT(double(i), scale);
+        double position = mode == EDGES ? product_alone(i + 0.5, scale) - 0.5 : product_alone(double(i), scale);
         if (position < 0) position = 0;
         unsigned low = unsigned(position);
         if (low > from - 1) low = from - 1;
