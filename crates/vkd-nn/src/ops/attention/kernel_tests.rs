@@ -163,6 +163,32 @@ fn masked_keys_are_left_out() -> Result<()> {
 }
 
 #[test]
+fn gradients_that_nobody_wants_change_none_of_the_others() -> Result<()> {
+    let Some(host) = host(Sanitizer::Memory)? else { return Ok(()) };
+    let case = cross(2, 3, 4, 2, 3);
+    let bias = normal(&[1, 2, 3, 4], DType::F32, 3)?;
+    let operands = case.operands()?;
+    let attention = case.launch(&operands, Some(&bias))?;
+    let s = attention.sizes;
+    let out = normal(&[s.batch, s.queries, s.width()], DType::F32, 4)?;
+    let (grad, logs) = (normal(out.dims(), DType::F32, 5)?, normal(&[12], DType::F32, 6)?);
+    let inputs = [&operands[0], &operands[1], &bias, &out, &grad, &logs];
+    let run = |wanted: [bool; 3]| {
+        let shapes = [&operands[0], &operands[1], &bias].map(|t| t.dims().to_vec());
+        let outputs = shapes.into_iter().enumerate().map(|(i, dims)| (i, DType::F32, dims));
+        let outputs: Vec<_> = outputs.filter(|(i, ..)| wanted[*i]).collect();
+        host.run(&attention.backward(&wanted)?.script(), &inputs, &outputs)
+    };
+    let all = run([true; 3])?;
+    for i in 0..3 {
+        let mut wanted = [false; 3];
+        wanted[i] = true;
+        assert_close("alone", &run(wanted)?[0], &all[i], Tolerance::EXACT)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn no_two_threads_meet() -> Result<()> {
     let Some(host) = host(Sanitizer::Races)? else { return Ok(()) };
     check(&host, cross(1, 3, 66, 1, 34), Some(&normal(&[1, 1, 1, 66], DType::F32, 3)?))

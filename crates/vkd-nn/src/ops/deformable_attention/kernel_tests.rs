@@ -55,7 +55,13 @@ fn check(host: &KernelHost, sizes: Sizes, levels: &[(usize, usize)], dtype: DTyp
         let what = format!("{name}: gradient of the {what}");
         assert_close(&what, got, grads.get(var).unwrap(), tolerance)?;
     }
-    Ok(())
+    // Those of one kind alone are the same.
+    let script = launch::backward(&g, dtype, true, false)?.script();
+    let alone = host.run(&script, &operands, &outputs[..1])?;
+    assert_close(&name, &alone[0], &got[0], Tolerance::EXACT)?;
+    let script = launch::backward(&g, dtype, false, true)?.script();
+    let alone = host.run(&script, &operands, &outputs[1..])?;
+    assert_close(&name, &alone[0], &got[1], Tolerance::EXACT)
 }
 
 #[test]
