@@ -417,8 +417,8 @@ __device__ __forceinline__ void attention_bias(const T* queries, const T* others
         batch, queries, keys, heads, dim, q_blocks, kv_blocks, bias_samples, bias_heads, bias_rows, scale            \
     }
 
-#define BACKWARD(NAME, T, S)                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256)                                                                \
+#define BACKWARD(NAME, BOUNDS, T, S)                                                                                 \
+    extern "C" __global__ void __launch_bounds__ BOUNDS                                                              \
         NAME##_##S(const T* q, const T* kv, const T* bias, const T* grad, const vkd::Sum<T>* logs,                   \
                    const vkd::Sum<T>* means, T* out, SIZES) {                                                        \
         vkd::NAME<T>(q, kv, bias, grad, logs, means, out, OWN_SIZES);                                                \
@@ -436,8 +436,8 @@ __device__ __forceinline__ void attention_bias(const T* queries, const T* others
         vkd::attention_means<T>(out, grad, means, rows, dim);                                                        \
     }                                                                                                                \
     VKD_EXPORT(attention_means_##S)                                                                                  \
-    BACKWARD(attention_queries, T, S)                                                                                \
-    BACKWARD(attention_keys, T, S)                                                                                   \
-    BACKWARD(attention_bias, T, S)
+    BACKWARD(attention_queries, (256), T, S)                                                                         \
+    BACKWARD(attention_keys, (256), T, S)                                                                            \
+    BACKWARD(attention_bias, (256, 1), T, S)
 
 VKD_EACH_FLOAT(KERNELS)
