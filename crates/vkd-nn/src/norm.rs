@@ -7,7 +7,7 @@ pub use conditional::{BatchStatistics, ConditionalBatchNorm2d, conditional_batch
 
 use crate::Context;
 use crate::ops::native_dtype;
-use candle_core::{CpuStorage, InplaceOp1, Layout, Module, Result, Tensor, bail};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Module, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use vkd_norm::ChannelStats;
 
@@ -179,8 +179,23 @@ fn move_statistics(
             bail!("{}: expected a finite {name}, got {} in channel {j}", what(), values[j])
         }
     }
-    mean.inplace_op1(&Move { momentum, towards: stats.mean() })?;
-    variance.inplace_op1(&Move { momentum, towards: &unbiased })
+    for (buffer, towards) in [(mean, stats.mean()), (variance, &unbiased[..])] {
+        match buffer.device().is_cpu() {
+            true => buffer.inplace_op1(&Move { momentum, towards })?,
+            false => move_on_device(buffer, momentum, towards)?,
+        }
+    }
+    Ok(())
+}
+
+/// As [`Move`], from plain tensor ops.
+fn move_on_device(buffer: &Tensor, momentum: f64, towards: &[f64]) -> Result<()> {
+    let to = buffer.detach().flatten_all()?;
+    let old = to.to_dtype(DType::F64)?;
+    let towards = Tensor::from_slice(towards, old.dims(), buffer.device())?;
+    let new = (&old + ((towards - &old)? * momentum)?)?.to_dtype(to.dtype())?;
+    // Into the memory that the store's variable shares.
+    to.slice_set(&new, 0, 0)
 }
 
 /// Moves a buffer towards `towards` in place: it shares its memory with the store's variable.
@@ -282,4 +297,24 @@ fn check(layer: &str, vb: &VarBuilder, width: usize, eps: f64) -> Result<()> {
         bail!("{layer} {}: expected a width and an eps above 0, got {width} and {eps}", vb.prefix())
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vkd_testkit::{Tolerance, assert_close, normal};
+
+    #[test]
+    fn statistics_on_a_device_move_as_on_the_cpu() -> Result<()> {
+        let towards = [0.3, -2., 5e3];
+        for dtype in [DType::F32, DType::F64] {
+            let cpu = normal(&[3], dtype, 1)?;
+            let other = cpu.force_contiguous()?;
+            let shared = other.clone();
+            cpu.inplace_op1(&Move { momentum: 0.3, towards: &towards })?;
+            move_on_device(&other, 0.3, &towards)?;
+            assert_close("moved", &shared, &cpu, Tolerance::EXACT)?;
+        }
+        Ok(())
+    }
 }

@@ -14,6 +14,7 @@
 pub(crate) mod activation;
 pub(crate) mod adamw;
 pub(crate) mod attention;
+pub(crate) mod blend;
 mod conv2d;
 mod conv_transpose2d;
 mod deformable_attention;
@@ -23,6 +24,7 @@ mod pixel_shuffle;
 mod pool2d;
 mod real;
 mod shared_stats;
+pub(crate) mod squares;
 pub(crate) mod sublayer;
 mod upsample2d;
 mod window;

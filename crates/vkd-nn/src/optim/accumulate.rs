@@ -1,6 +1,6 @@
 //! Gradients summed over micro-batches.
 
-use super::blend::blend;
+use super::blend::{Pair, blend_all};
 use crate::ops::native_dtype;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var, bail};
@@ -45,18 +45,20 @@ impl GradAccumulator {
         if !weight.is_finite() {
             bail!("{OP}: expected a finite weight, got {weight}")
         }
+        let mut pairs = Vec::new();
         for (name, var) in &self.parameters {
             let Some(grad) = grads.get(var) else { continue };
-            // The first is copied: two variables may share one gradient tensor.
-            match self.sums.get(name) {
-                Some(sum) => blend(OP, sum, grad, 1., weight)?,
-                None => {
-                    let sum = grad.to_dtype(native_dtype(grad.dtype()))?.force_contiguous()?;
-                    blend(OP, &sum, grad, 0., weight)?;
-                    self.sums.insert(name.clone(), sum);
-                }
-            }
+            let (to, keep) = match self.sums.get(name) {
+                Some(sum) => (sum.clone(), 1.),
+                // The first is copied: two variables may share one gradient tensor.
+                None => (grad.to_dtype(native_dtype(grad.dtype()))?.force_contiguous()?, 0.),
+            };
+            pairs.push((name, Pair { to, from: grad.clone(), keep, take: weight }));
         }
+        let (names, pairs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        blend_all(OP, &pairs)?;
+        let sums = names.into_iter().cloned().zip(pairs.into_iter().map(|pair| pair.to));
+        self.sums.extend(sums);
         Ok(())
     }
 

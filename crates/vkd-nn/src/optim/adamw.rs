@@ -74,6 +74,10 @@ impl Rule for AdamWConfig {
         device::adamw(self, at, p, g, slots)
     }
 
+    fn update_all_on_devices(&self, jobs: &mut [device::Job<'_>]) -> Result<()> {
+        device::adamw_all(self, jobs)
+    }
+
     fn update<T: Value>(&self, at: &At, p: &mut [T], g: &[T], slots: &mut [Vec<T>]) {
         let [m, v] = slots else { return };
         let of = <T as candle_core::WithDType>::from_f64;

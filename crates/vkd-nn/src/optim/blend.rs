@@ -2,6 +2,7 @@
 
 use super::for_parts;
 use super::optimizer::{CHUNK, Value, dense};
+pub(super) use crate::ops::blend::Pair;
 use crate::ops::native_dtype;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, WithDType, bail};
 
@@ -11,18 +12,38 @@ struct Blend {
     take: f64,
 }
 
-/// Sets `to`, which must own its memory, to `keep·to + take·from`; one pass, nothing is recorded. A half type's
-/// values are taken as f32.
-pub(super) fn blend(
-    op: &'static str,
-    to: &Tensor,
-    from: &Tensor,
-    keep: f64,
-    take: f64,
-) -> Result<()> {
-    if to.dims() != from.dims() {
-        bail!("{op}: expected shape {:?}, got {:?}", to.dims(), from.dims())
+/// Sets the `to` of each pair, which must own its memory, to `keep·to + take·from`; one pass, nothing is recorded. A half type's
+/// values are taken as f32. On a CUDA device all pairs of a dtype are one launch.
+pub(super) fn blend_all(op: &'static str, pairs: &[Pair]) -> Result<()> {
+    for Pair { to, from, .. } in pairs {
+        if to.dims() != from.dims() {
+            bail!("{op}: expected shape {:?}, got {:?}", to.dims(), from.dims())
+        }
     }
+    #[cfg(feature = "cuda")]
+    let pairs = {
+        // One that is written twice is written by the others' launch and then by itself.
+        let mut seen = std::collections::HashSet::new();
+        let fits = |pair: &Pair| {
+            vkd_norm::program::applies(&pair.to)
+                && pair.to.is_contiguous()
+                && pair.to.dtype() == native_dtype(pair.from.dtype())
+                && seen.insert(pair.to.id())
+        };
+        let (fused, rest): (Vec<_>, Vec<_>) = pairs.iter().cloned().partition(fits);
+        let dense =
+            |pair: Pair| -> Result<Pair> { Ok(Pair { from: pair.from.contiguous()?, ..pair }) };
+        let fused = fused.into_iter().map(dense).collect::<Result<Vec<_>>>()?;
+        for group in super::device::by_kind(&fused, |pair| &pair.from) {
+            crate::ops::blend::blend_in_place(&group)?;
+        }
+        rest
+    };
+    pairs.iter().try_for_each(|Pair { to, from, keep, take }| blend(op, to, from, *keep, *take))
+}
+
+/// [`blend_all`] of one pair.
+fn blend(op: &'static str, to: &Tensor, from: &Tensor, keep: f64, take: f64) -> Result<()> {
     let from = from.to_dtype(native_dtype(from.dtype()))?.contiguous()?;
     if !to.device().is_cpu() {
         return on_device(to, &from, keep, take);

@@ -1,30 +1,38 @@
-//! Updates off the CPU: AdamW by its kernel where there is one, all else from plain tensor ops, with the same arithmetic.
+//! Updates off the CPU: AdamW by one kernel for all parameters where there is one, all else from plain tensor ops, with the same
+//! arithmetic.
 
 use super::optimizer::At;
 use super::{AdamWConfig, LambConfig, Rule, SgdConfig};
 use crate::ops::adamw::{self, Step};
 use crate::ops::native_dtype;
+#[cfg(feature = "cuda")]
+use crate::ops::squares;
 use candle_core::{DType, Device, Result, Tensor, Var};
+
+/// One parameter's update: nothing else shares the memory of its slots.
+pub struct Job<'a> {
+    pub(super) at: At,
+    pub(super) var: &'a Var,
+    /// Dense, in the dtype of the slots.
+    pub(super) grad: Tensor,
+    pub(super) slots: &'a mut [Tensor],
+}
 
 /// Flat buffers of `var`, on its device: `count` of zeros, and for a half type a master of itself.
 pub(super) fn slots(var: &Var, count: usize) -> Result<Vec<Tensor>> {
     let dtype = native_dtype(var.dtype());
-    let zeros = Tensor::zeros(var.elem_count(), dtype, var.device())?;
-    let mut slots = vec![zeros; count];
+    // Each in memory of its own: they are written in place.
+    let zeros = || Tensor::zeros(var.elem_count(), dtype, var.device());
+    let mut slots = (0..count).map(|_| zeros()).collect::<Result<Vec<_>>>()?;
     if var.dtype() != dtype {
         slots.push(var.as_detached_tensor().to_dtype(dtype)?.flatten_all()?);
     }
     Ok(slots)
 }
 
-/// One update of `var`; `grad` is in the dtype of the slots.
-pub(super) fn step<R: Rule>(
-    rule: &R,
-    at: &At,
-    var: &Var,
-    grad: &Tensor,
-    slots: &mut [Tensor],
-) -> Result<()> {
+/// One update from plain tensor ops.
+pub(super) fn step<R: Rule>(rule: &R, job: &mut Job<'_>) -> Result<()> {
+    let Job { at, var, grad, slots } = job;
     let value = var.as_detached_tensor().flatten_all()?;
     let grad = grad.detach().flatten_all()?;
     let new = if value.dtype() == grad.dtype() {
@@ -40,6 +48,62 @@ pub(super) fn step<R: Rule>(
     var.set(&new.reshape(var.shape())?)
 }
 
+/// The numbers of a step of AdamW.
+fn numbers(rule: &AdamWConfig, at: &At) -> Step {
+    let AdamWConfig { beta1, beta2, eps, .. } = *rule;
+    Step {
+        beta1,
+        beta2,
+        scale: at.scale,
+        keep: 1. - at.lr * at.weight_decay,
+        step_size: at.lr / (1. - beta1.powi(at.step)),
+        root: (1. - beta2.powi(at.step)).sqrt().recip(),
+        eps,
+    }
+}
+
+/// [`Rule::update_all_on_devices`] of AdamW: a launch for all parameters of a dtype and device.
+pub(super) fn adamw_all(rule: &AdamWConfig, jobs: &mut [Job<'_>]) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    {
+        let mut seen = std::collections::HashSet::new();
+        // One that stands twice is updated once with the others and then by itself.
+        let (fused, rest): (Vec<_>, Vec<_>) = jobs.iter_mut().partition(|job| {
+            vkd_norm::program::applies(job.var)
+                && job.var.is_contiguous()
+                && seen.insert(job.var.id())
+        });
+        for group in by_kind(&fused, |job| job.var) {
+            let parameters: Vec<_> = group
+                .iter()
+                .map(|job| {
+                    let tensors = [job.var.as_tensor(), &job.grad].into_iter().chain(&*job.slots);
+                    (numbers(rule, &job.at), tensors.collect::<Vec<_>>())
+                })
+                .collect();
+            adamw::steps_in_place(group[0].var.dtype(), &parameters)?;
+        }
+        rest.into_iter().try_for_each(|job| step(rule, job))
+    }
+    #[cfg(not(feature = "cuda"))]
+    jobs.iter_mut().try_for_each(|job| step(rule, job))
+}
+
+/// `items` in groups of one dtype and device, in order.
+#[cfg(feature = "cuda")]
+pub(super) fn by_kind<T>(items: &[T], tensor: impl Fn(&T) -> &Tensor) -> Vec<Vec<&T>> {
+    let mut groups: Vec<((DType, candle_core::DeviceLocation), Vec<&T>)> = Vec::new();
+    for item in items {
+        let of = tensor(item);
+        let kind = (of.dtype(), of.device().location());
+        match groups.iter_mut().find(|(other, _)| *other == kind) {
+            Some((_, group)) => group.push(item),
+            None => groups.push((kind, vec![item])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
 /// [`Rule::update_on_device`] of AdamW.
 pub(super) fn adamw(
     rule: &AdamWConfig,
@@ -48,18 +112,8 @@ pub(super) fn adamw(
     g: &Tensor,
     slots: &mut [Tensor],
 ) -> Result<Tensor> {
-    let AdamWConfig { beta1, beta2, eps, .. } = *rule;
     let [m, v] = slots else { return Ok(p.clone()) };
-    let numbers = Step {
-        beta1,
-        beta2,
-        scale: at.scale,
-        keep: 1. - at.lr * at.weight_decay,
-        step_size: at.lr / (1. - beta1.powi(at.step)),
-        root: (1. - beta2.powi(at.step)).sqrt().recip(),
-        eps,
-    };
-    let [new, first, second] = adamw::step(numbers, [p, g, m, v])?;
+    let [new, first, second] = adamw::step(numbers(rule, at), [p, g, m, v])?;
     (*m, *v) = (first, second);
     Ok(new)
 }
@@ -106,8 +160,22 @@ pub(super) fn lamb(
     p - direction.broadcast_mul(&(trust * at.lr)?.to_dtype(p.dtype())?)?
 }
 
-/// Sums of squares of `grads` in f64, each on its device, copied to the host together.
+/// Sums of squares of `grads` in f64, each on its device, copied to the host together: by kernels, those of one dtype.
 pub(super) fn squares(grads: &[Tensor]) -> Result<Vec<f64>> {
+    #[cfg(feature = "cuda")]
+    if grads.iter().all(|grad| grad.device().is_cuda()) {
+        let dense = grads.iter().map(Tensor::contiguous).enumerate();
+        let dense: Vec<_> = dense.map(|(i, grad)| Ok((i, grad?))).collect::<Result<_>>()?;
+        let mut all = vec![0.; grads.len()];
+        for group in by_kind(&dense, |(_, grad)| grad) {
+            let tensors: Vec<&Tensor> = group.iter().map(|(_, grad)| grad).collect();
+            let sums = squares::squares(&tensors)?.to_device(&Device::Cpu)?.to_vec1::<f64>()?;
+            for ((i, _), sum) in group.into_iter().zip(sums) {
+                all[*i] = sum;
+            }
+        }
+        return Ok(all);
+    }
     let sums = grads
         .iter()
         .map(|grad| grad.detach().to_dtype(DType::F64)?.sqr()?.sum_all())

@@ -1,6 +1,6 @@
 //! Moving averages of a model's variables.
 
-use super::blend::blend;
+use super::blend::{Pair, blend_all};
 use crate::ops::native_dtype;
 use crate::{VarStore, is_buffer};
 use candle_core::{DType, Result, Tensor, bail};
@@ -68,13 +68,12 @@ impl Ema {
         }
         self.updates = self.updates.saturating_add(1);
         let decay = self.present_decay();
-        for (name, tensor) in &tensors {
-            if let Some(average) = self.averages.get(name) {
-                let decay = if is_buffer(name) { 0. } else { decay };
-                blend(OP, average, tensor, decay, 1. - decay)?;
-            }
-        }
-        Ok(())
+        let pairs = tensors.into_iter().filter_map(|(name, from)| {
+            let keep = if is_buffer(&name) { 0. } else { decay };
+            let to = self.averages.get(&name)?.clone();
+            Some(Pair { to, from, keep, take: 1. - keep })
+        });
+        blend_all(OP, &pairs.collect::<Vec<_>>())
     }
 
     /// The decay of the last update.

@@ -55,6 +55,15 @@ pub trait Rule: Sync {
         g: &candle_core::Tensor,
         slots: &mut [candle_core::Tensor],
     ) -> candle_core::Result<candle_core::Tensor>;
+
+    /// The updates of all parameters off the CPU.
+    #[doc(hidden)]
+    fn update_all_on_devices(&self, jobs: &mut [device::Job<'_>]) -> candle_core::Result<()>
+    where
+        Self: Sized,
+    {
+        jobs.iter_mut().try_for_each(|job| device::step(self, job))
+    }
 }
 
 /// Runs `work` on every part of a pass over `len` values, in parallel when that is large; parts are independent, so the

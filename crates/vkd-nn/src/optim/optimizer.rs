@@ -55,6 +55,7 @@ impl Value for f32 {}
 impl Value for f64 {}
 
 /// Numbers of one update of one parameter.
+#[derive(Clone, Copy)]
 pub struct At {
     /// Steps, this one included.
     pub(super) step: i32,
@@ -132,7 +133,7 @@ impl<R: Rule> Optimizer<R> {
     ///
     /// # Errors
     /// A learning rate that is negative or not finite, or a gradient of another shape or dtype than its parameter, by
-    /// name; parameters before it have been updated then. A variable of a half type takes a gradient in f32 as well.
+    /// name; parameters on the CPU before it have been updated then. A variable of a half type takes a gradient in f32 as well.
     pub fn step(&mut self, grads: &GradStore, lr: f64) -> Result<()> {
         self.scaled_step(grads, lr, 1.)
     }
@@ -160,6 +161,7 @@ impl<R: Rule> Optimizer<R> {
             bail!("{}: expected a learning rate of at least 0, got {lr}", R::NAME)
         }
         self.step = self.step.saturating_add(1);
+        let mut elsewhere = Vec::new();
         for p in &self.parameters {
             let Some(grad) = grads.get(&p.var) else { continue };
             if grad.dims() != p.var.dims() {
@@ -178,9 +180,8 @@ impl<R: Rule> Optimizer<R> {
                 scale,
             };
             let grad = grad.to_dtype(native_dtype(grad.dtype()))?.contiguous()?;
-            if let Slots::Device(slots) =
-                &mut *p.slots.lock().unwrap_or_else(PoisonError::into_inner)
-            {
+            let slots = p.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            if matches!(&*slots, Slots::Device(_)) {
                 if grad.dtype() != native_dtype(p.var.dtype()) {
                     bail!(
                         "{}: expected parameter and gradient of one dtype for {}",
@@ -188,13 +189,20 @@ impl<R: Rule> Optimizer<R> {
                         p.name
                     )
                 }
-                device::step(&self.rule, &at, &p.var, &grad, slots)?;
+                elsewhere.push((at, p, grad, slots));
                 continue;
             }
+            drop(slots);
             let update = Update { rule: &self.rule, p, at };
             p.var.as_tensor().inplace_op2(&grad, &update)?;
         }
-        Ok(())
+        let jobs = elsewhere.iter_mut().filter_map(|(at, p, grad, slots)| match &mut **slots {
+            Slots::Device(slots) => {
+                Some(device::Job { at: *at, var: &p.var, grad: grad.clone(), slots })
+            }
+            _ => None,
+        });
+        self.rule.update_all_on_devices(&mut jobs.collect::<Vec<_>>())
     }
 
     /// Buffers as `NAME.SLOT`, flat, for a checkpoint; the step count travels beside them.
@@ -241,7 +249,8 @@ impl<R: Rule> Optimizer<R> {
             };
             let tensors = p.slot_names(&self.rule).map(get).collect::<Result<Vec<_>>>()?;
             if !p.var.device().is_cpu() {
-                let here = |t: &Tensor| t.to_device(p.var.device());
+                // A copy: the slots are written in place.
+                let here = |t: &Tensor| t.to_device(p.var.device())?.force_contiguous();
                 return Ok(Slots::Device(tensors.iter().map(here).collect::<Result<_>>()?));
             }
             Ok(match dtype {

@@ -78,6 +78,30 @@ __device__ __forceinline__ double magnitude(double x) { return fabs(x); }
 __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
 
+// What words of a table stand for.
+template <typename T>
+__device__ __forceinline__ T* address(uint64_t word) {
+    return reinterpret_cast<T*>(word);
+}
+__device__ __forceinline__ double number(uint64_t word) {
+#ifdef VKD_HOST
+    double x;
+    memcpy(&x, &word, sizeof(x));
+    return x;
+#else
+    return __longlong_as_double((long long)word);
+#endif
+}
+
+// A product that no sum is joined with into one rounding, as a device's compiler likes to: where a place is found, that is another one.
+__device__ __forceinline__ double product_alone(double a, double b) {
+#ifdef VKD_HOST
+    return a * b;
+#else
+    return __dmul_rn(a, b);
+#endif
+}
+
 // Neither NaN nor infinite.
 template <typename A>
 __device__ __forceinline__ bool finite(A x) {

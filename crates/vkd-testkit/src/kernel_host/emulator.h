@@ -1,10 +1,10 @@
 // Runs CUDA kernels on the host: every thread of a block is a thread here, blocks run one after the other.
 //
 // A kernel's source includes this in place of the CUDA headers, so that the sanitizers of the host's compiler see its every
-// access. It serves what our kernels use: shared memory, __syncthreads and shuffles over whole warps, one, two or three
+// access. It serves what our kernels use: shared memory, __syncthreads, shuffles and ballots over whole warps, one, two or three
 // dimensions, f16 and bf16 as storage. Threads that part ways at a barrier are an error, as they are on a device.
 //
-// The program reads a script from its first argument, see `Program::script` of vkd-norm: one line a buffer or launch.
+// The program reads a script from its first argument, see `Program::script` of vkd-norm: one line a buffer, table or launch.
 #pragma once
 #include <math.h>
 #include <pthread.h>
@@ -68,7 +68,7 @@ inline uint64_t slots[MOST];
 inline unsigned char* dynamic_shared = nullptr;
 inline thread_local unsigned index_in_block, block_turn, warp_turn;
 
-enum Kind : uint64_t { SYNC = 1, END = 3, SHUFFLE = 5 };
+enum Kind : uint64_t { SYNC = 1, END = 3, SHUFFLE = 5, BALLOT = 7 };
 
 }  // namespace vkd_host
 
@@ -101,6 +101,20 @@ T __shfl_sync(unsigned mask, T value, unsigned lane) {
     if (mask != 0xffffffffu) vkd_host::fail("shuffle", "only whole warps are served");
     return vkd_host_exchange(value, lane);
 }
+
+// One bit a thread of the warp.
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+    using namespace vkd_host;
+    if (mask != 0xffffffffu) fail("ballot", "only whole warps are served");
+    unsigned warp = index_in_block / WARP, bits = 0;
+    slots[index_in_block] = predicate != 0;
+    warp_barriers[warp].wait(BALLOT, warp_turn);
+    for (unsigned i = 0; i < WARP; i++) bits |= unsigned(slots[warp * WARP + i]) << i;
+    warp_barriers[warp].wait(BALLOT, warp_turn);
+    return bits;
+}
+
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 struct __nv_bfloat16 {
     uint16_t bits;
@@ -258,9 +272,9 @@ struct Buffer {
 inline int run(const char* path) {
     FILE* script = fopen(path, "r");
     if (!script) fail("no script", path);
-    static Buffer inputs[32], buffers[32];
+    static Buffer inputs[32], buffers[32], tables[32];
     static size_t offsets[32];
-    unsigned input_count = 0, buffer_count = 0;
+    unsigned input_count = 0, buffer_count = 0, table_count = 0;
     char word[32], name[512];
     while (fscanf(script, "%31s", word) == 1) {
         if (!strcmp(word, "input")) {
@@ -279,6 +293,17 @@ inline int run(const char* path) {
             // NaN in every float type: what a kernel forgets to write, or reads too early, is seen.
             memset(data, 0xff, size);
             buffers[buffer_count++] = {data, size};
+        } else if (!strcmp(word, "table")) {
+            unsigned count;
+            if (fscanf(script, "%u", &count) != 1 || table_count == 32) fail("script", word);
+            uint64_t* words = static_cast<uint64_t*>(malloc(count ? count * sizeof(uint64_t) : 1));
+            for (unsigned i = 0; i < count; i++) {
+                char kind;
+                unsigned long long number;
+                if (fscanf(script, " %c%llu", &kind, &number) != 2 || (kind == 'i' && number >= input_count)) fail("script", word);
+                words[i] = kind == 'i' ? uint64_t(reinterpret_cast<uintptr_t>(inputs[number].data + offsets[number])) : number;
+            }
+            tables[table_count++] = {reinterpret_cast<unsigned char*>(words), count * sizeof(uint64_t)};
         } else if (!strcmp(word, "launch")) {
             dim3 g, b;
             unsigned shared, count;
@@ -294,6 +319,9 @@ inline int run(const char* path) {
                 if (kind == 'i' || kind == 'b') {
                     if (fscanf(script, "%u", &at) != 1 || at >= (kind == 'i' ? input_count : buffer_count)) fail("script", name);
                     arguments[i] = {'p', kind == 'i' ? inputs[at].data + offsets[at] : buffers[at].data, 0};
+                } else if (kind == 't') {
+                    if (fscanf(script, "%u", &at) != 1 || at >= table_count) fail("script", name);
+                    arguments[i] = {'p', tables[at].data, 0};
                 } else if (kind == 'n') {
                     arguments[i] = {'p', nullptr, 0};
                 } else {
@@ -308,6 +336,12 @@ inline int run(const char* path) {
             FILE* file = fopen(name, "wb");
             if (!file || fwrite(buffers[at].data, 1, buffers[at].size, file) != buffers[at].size) fail("output", name);
             fclose(file);
+        } else if (!strcmp(word, "changed")) {
+            unsigned at;
+            if (fscanf(script, "%u %511s", &at, name) != 2 || at >= input_count) fail("script", word);
+            FILE* file = fopen(name, "wb");
+            if (!file || fwrite(inputs[at].data, 1, inputs[at].size, file) != inputs[at].size) fail("output", name);
+            fclose(file);
         } else {
             fail("unknown word", word);
         }
@@ -315,6 +349,7 @@ inline int run(const char* path) {
     fclose(script);
     for (unsigned i = 0; i < input_count; i++) free(inputs[i].data);
     for (unsigned i = 0; i < buffer_count; i++) free(buffers[i].data);
+    for (unsigned i = 0; i < table_count; i++) free(tables[i].data);
     return 0;
 }
 

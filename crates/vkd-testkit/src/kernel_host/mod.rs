@@ -75,9 +75,10 @@ impl KernelHost {
     /// Runs the launches of `script` on `inputs`, dense tensors that may start at an offset, and returns the buffers
     /// `outputs`: number, dtype and shape of each.
     ///
-    /// The script says `buffer BYTES` for each buffer, which is not zero at first, and for each launch
-    /// `launch KERNEL GRID BLOCK SHARED COUNT` and its arguments: `i0` an input, `b0` a buffer, `n` no buffer, `d1.5` a
-    /// number.
+    /// The script says `buffer BYTES` for each buffer, which is not zero at first, `table COUNT` and its words of eight bytes for
+    /// each table, `i0` the address of an input and `u1` a number, and for each launch
+    /// `launch KERNEL GRID BLOCK SHARED COUNT` and its arguments: `i0` an input, `b0` a buffer, `t0` a table, `n` no buffer, `d1.5`
+    /// a number.
     ///
     /// # Errors
     /// Whatever a sanitizer or the emulator found, with its words.
@@ -86,6 +87,38 @@ impl KernelHost {
         script: &str,
         inputs: &[&Tensor],
         outputs: &[(usize, DType, Vec<usize>)],
+    ) -> Result<Vec<Tensor>> {
+        self.launch(script, inputs, outputs, &[])
+    }
+
+    /// As [`run`](Self::run), of launches that write some of their inputs in place: what is in the inputs `changed` afterwards. The
+    /// tensors that were given stay as they are.
+    ///
+    /// # Errors
+    /// Those of [`run`](Self::run).
+    pub fn run_in_place(
+        &self,
+        script: &str,
+        inputs: &[&Tensor],
+        changed: &[usize],
+    ) -> Result<Vec<Tensor>> {
+        self.launch(script, inputs, &[], changed)?;
+        let read = |i: &usize| {
+            let (input, bytes) = (inputs[*i], std::fs::read(self.changed(*i))?);
+            let (dtype, shape) = (input.dtype(), input.shape());
+            let start = bytes_of(input)?.1;
+            let end = start + input.elem_count() * dtype.size_in_bytes();
+            Tensor::from_raw_buffer(&bytes[start..end], dtype, shape.dims(), &Device::Cpu)
+        };
+        changed.iter().map(read).collect()
+    }
+
+    fn launch(
+        &self,
+        script: &str,
+        inputs: &[&Tensor],
+        outputs: &[(usize, DType, Vec<usize>)],
+        changed: &[usize],
     ) -> Result<Vec<Tensor>> {
         let mut text = String::new();
         for (i, input) in inputs.iter().enumerate() {
@@ -97,6 +130,9 @@ impl KernelHost {
         text += script;
         for (buffer, ..) in outputs {
             text += &format!("output {buffer} {}\n", self.output(*buffer).display());
+        }
+        for input in changed {
+            text += &format!("changed {input} {}\n", self.changed(*input).display());
         }
         let path = self.folder.path().join("script");
         std::fs::write(&path, text)?;
@@ -119,6 +155,10 @@ impl KernelHost {
 
     fn output(&self, buffer: usize) -> PathBuf {
         self.folder.path().join(format!("output{buffer}"))
+    }
+
+    fn changed(&self, input: usize) -> PathBuf {
+        self.folder.path().join(format!("changed{input}"))
     }
 }
 

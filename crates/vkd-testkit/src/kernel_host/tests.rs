@@ -26,6 +26,18 @@ extern "C" __global__ void halves(const float* xs, __half* ys, __nv_bfloat16* zs
         back[i] = __half2float(ys[i]) + __bfloat162float(zs[i]);
     }
 }
+extern "C" __global__ void many(const uint64_t* table) {
+    const uint64_t* words = table + 3 * blockIdx.y;
+    float* ys = reinterpret_cast<float*>(words[0]);
+    const float* xs = reinterpret_cast<const float*>(words[1]);
+    for (unsigned i = threadIdx.x; i < words[2]; i += blockDim.x) ys[i] += xs[i];
+}
+extern "C" __global__ void votes(const float* xs, unsigned* ys, unsigned n) {
+    unsigned bits = __ballot_sync(0xffffffffu, threadIdx.x < n && xs[threadIdx.x] > 0.f);
+    ys[threadIdx.x] = bits;
+}
+VKD_EXPORT(many)
+VKD_EXPORT(votes)
 VKD_EXPORT(twice)
 VKD_EXPORT(neighbour)
 VKD_EXPORT(parted)
@@ -107,5 +119,38 @@ fn half_types_round_as_candle_s() -> Result<()> {
     }
     let back = (half.to_dtype(DType::F32)? + brain.to_dtype(DType::F32)?)?;
     assert_eq!(got[2].to_vec1::<f32>()?, back.to_vec1::<f32>()?);
+    Ok(())
+}
+
+#[test]
+fn a_table_names_many_tensors_and_some_are_written_in_place() -> Result<()> {
+    let Some(host) = compiled(Sanitizer::Memory)? else { return Ok(()) };
+    let draw = |n: usize, seed| normal_scaled(&[n + 2], DType::F32, seed, 1.)?.narrow(0, 2, n);
+    let tensors = [draw(3, 1)?, draw(3, 2)?, draw(70, 3)?, draw(70, 4)?];
+    let inputs: Vec<&Tensor> = tensors.iter().collect();
+    let script =
+        |n: usize| format!("table 6 i0 i1 u{n} i2 i3 u70\nlaunch many 1 2 1 32 1 1 0 1 t0\n");
+    let got = host.run_in_place(&script(3), &inputs, &[0, 2])?;
+    for (i, got) in got.iter().enumerate() {
+        let want = (&tensors[2 * i] + &tensors[2 * i + 1])?;
+        assert_close("sum", got, &want, Tolerance::EXACT)?;
+    }
+    let message = host.run_in_place(&script(4), &inputs, &[0]).unwrap_err().to_string();
+    assert!(message.contains("heap-buffer-overflow"), "{message}");
+    Ok(())
+}
+
+#[test]
+fn a_ballot_has_one_bit_a_thread_of_the_warp() -> Result<()> {
+    let Some(host) = compiled(Sanitizer::Memory)? else { return Ok(()) };
+    let signs: Vec<f32> = (0..64).map(|i| if i % 3 == 0 { 1. } else { -1. }).collect();
+    let xs = Tensor::from_vec(signs, 64, &Device::Cpu)?;
+    let script = "buffer 256\nlaunch votes 1 1 1 64 1 1 0 3 i0 b0 d40\n";
+    let got = host.run(script, &[&xs], &[(0, DType::U32, vec![64])])?[0].to_vec1::<u32>()?;
+    let bits = |threads: std::ops::Range<u32>| {
+        let set = threads.clone().filter(|i| i % 3 == 0 && *i < 40);
+        set.fold(0, |bits, i| bits | 1 << (i - threads.start))
+    };
+    assert_eq!(got, [vec![bits(0..32); 32], vec![bits(32..64); 32]].concat());
     Ok(())
 }

@@ -1,35 +1,44 @@
-// One step of AdamW on one parameter: a pass over value, gradient and both moments.
+// One step of AdamW on many parameters at once, in place: a pass over value, gradient and both moments of each. Parameters go along y,
+// and the blocks along x walk over each.
 #include "common.cuh"
 
 namespace vkd {
 
-template <typename A>
-__device__ __forceinline__ void adamw(const A* values, const A* grads, const A* firsts, const A* seconds, A* new_values,
-                                      A* new_firsts, A* new_seconds, unsigned count, double beta1, double beta2, double scale,
-                                      double keep, double step_size, double root, double eps) {
-    const size_t step = size_t(gridDim.x) * blockDim.x;
+// Words of a parameter in the table: addresses of value, gradient, moments and master, which only a half type has; number of
+// entries; what weight decay leaves of the value; size of the step.
+enum Word : unsigned { VALUE, GRAD, FIRST, SECOND, MASTER, COUNT, KEEP, STEP_SIZE, WORDS };
+
+template <typename T>
+__device__ __forceinline__ void adamw(const uint64_t* table, double beta1, double beta2, double scale, double root, double eps) {
+    using A = Sum<T>;
+    const uint64_t* words = table + size_t(blockIdx.y) * WORDS;
+    T* values = address<T>(words[VALUE]);
+    const A* grads = address<const A>(words[GRAD]);
+    A *firsts = address<A>(words[FIRST]), *seconds = address<A>(words[SECOND]), *masters = address<A>(words[MASTER]);
+    const size_t count = words[COUNT], step = size_t(gridDim.x) * blockDim.x;
+    const A keep = A(number(words[KEEP])), step_size = A(number(words[STEP_SIZE]));
     const A b1 = A(beta1), b2 = A(beta2), c1 = A(1) - b1, c2 = A(1) - b2;
     for (size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+        A value = widen(values[i]);
+        // A value that was set from outside is where its master goes on.
+        if (masters && widen(narrow<T>(masters[i])) == value) value = masters[i];
         const A g = grads[i] * A(scale);
         const A m = b1 * firsts[i] + c1 * g, v = b2 * seconds[i] + c2 * g * g;
-        new_firsts[i] = m;
-        new_seconds[i] = v;
-        new_values[i] = A(keep) * values[i] - A(step_size) * m / (square_root(v) * A(root) + A(eps));
+        firsts[i] = m;
+        seconds[i] = v;
+        value = keep * value - step_size * m / (square_root(v) * A(root) + A(eps));
+        values[i] = narrow<T>(value);
+        if (masters) masters[i] = value;
     }
 }
 
 }  // namespace vkd
 
-#define KERNELS(T, S)                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        adamw_##S(const T* values, const T* grads, const T* firsts, const T* seconds, T* new_values, T* new_firsts,    \
-                  T* new_seconds, unsigned count, double beta1, double beta2, double scale, double keep,               \
-                  double step_size, double root, double eps) {                                                         \
-        vkd::adamw<T>(values, grads, firsts, seconds, new_values, new_firsts, new_seconds, count, beta1, beta2, scale, \
-                      keep, step_size, root, eps);                                                                     \
-    }                                                                                                                  \
+#define KERNELS(T, S)                                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256)                                                                     \
+        adamw_##S(const uint64_t* table, double beta1, double beta2, double scale, double root, double eps) {             \
+        vkd::adamw<T>(table, beta1, beta2, scale, root, eps);                                                             \
+    }                                                                                                                     \
     VKD_EXPORT(adamw_##S)
 
-// A half type is updated as its f32 master.
-KERNELS(float, f32)
-KERNELS(double, f64)
+VKD_EACH_FLOAT(KERNELS)

@@ -1,17 +1,22 @@
 //! AdamW on a CUDA device.
 
 use super::{Step, launch};
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use vkd_norm::program::{Source, run_on_tensors};
 
 const SOURCE: Source =
     Source { module: "vkd_nn::adamw", ptx: include_str!(concat!(env!("OUT_DIR"), "/adamw.ptx")) };
 
-/// The new value and the new moments of flat tensors.
-pub(super) fn step(step: Step, [p, g, m, v]: [&Tensor; 4]) -> Result<[Tensor; 3]> {
-    let program = launch::step(step, p.dtype(), p.elem_count())?;
-    let [p, m, v] = run_on_tensors(SOURCE, &program, &[p, g, m, v])?.try_into().map_err(|_| {
-        candle_core::Error::Msg("adamw: expected three buffers of the program".to_owned())
-    })?;
-    Ok([p, m, v])
+/// Parameters of one launch: one a row of its grid.
+const MOST: usize = 65535;
+
+/// Updates the first of each list of tensors, and all but the gradient, in place.
+pub(super) fn steps(dtype: DType, parameters: &[(Step, Vec<&Tensor>)]) -> Result<()> {
+    for parameters in parameters.chunks(MOST) {
+        let sizes: Vec<_> =
+            parameters.iter().map(|(step, tensors)| (tensors[0].elem_count(), *step)).collect();
+        let inputs: Vec<&Tensor> = parameters.iter().flat_map(|(_, all)| all).copied().collect();
+        run_on_tensors(SOURCE, &launch::steps(dtype, &sizes)?, &inputs)?;
+    }
+    Ok(())
 }

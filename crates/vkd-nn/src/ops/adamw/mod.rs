@@ -1,4 +1,4 @@
-//! A step of AdamW on a device: one kernel where there is one, plain tensor ops elsewhere. The CPU's is in `optim`.
+//! A step of AdamW on a device: one kernel for many parameters where there is one, plain tensor ops elsewhere. The CPU's is in `optim`.
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -24,15 +24,19 @@ pub(crate) struct Step {
     pub(crate) eps: f64,
 }
 
-/// The new value and the new first and second moment of flat f32 or f64 tensors; nothing is recorded.
+/// The new value and the new first and second moment of flat f32 or f64 tensors, from plain tensor ops; nothing is recorded.
 pub(crate) fn step(numbers: Step, [p, g, m, v]: [&Tensor; 4]) -> Result<[Tensor; 3]> {
-    #[cfg(feature = "cuda")]
-    if vkd_norm::program::applies(p) {
-        return cuda::step(numbers, [p, g, m, v]);
-    }
     let [m, v] = moments([g, m, v], numbers)?;
     let direction = (&m / ((v.sqrt()? * numbers.root)? + numbers.eps)?)?;
     Ok([((p * numbers.keep)? - (direction * numbers.step_size)?)?, m, v])
+}
+
+/// Steps of parameters of one dtype on one CUDA device, in one launch. The tensors of each are value, gradient, first and second
+/// moment, and the master of a half type, all dense, all but the value in what it is computed in; all but the gradient are
+/// changed in place, so none of them may stand twice. They share all numbers but `keep` and `step_size`.
+#[cfg(feature = "cuda")]
+pub(crate) fn steps_in_place(dtype: DType, parameters: &[(Step, Vec<&Tensor>)]) -> Result<()> {
+    cuda::steps(dtype, parameters)
 }
 
 /// First and second moment with the new gradient taken in, from plain tensor ops.

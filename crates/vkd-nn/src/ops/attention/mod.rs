@@ -1,6 +1,12 @@
 //! Multi-head attention: of packed queries, keys and values, or of queries on others' keys and values.
 
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
 pub(crate) mod reference;
 mod softmax;
 
@@ -33,12 +39,20 @@ const OP: &str = "attention";
 /// The row maximum is subtracted before the exponential: finite as long as the products of queries and keys are. In f32
 /// they overflow to NaN from entries of about 1e19 on. A NaN reaches the output.
 ///
+/// # Devices
+/// On a CUDA device a kernel goes by tiles of 64 queries and keys, of 32 in f64. The logarithm of each row's sum is kept for the backward
+/// pass, which also starts from the output: in a half type from the rounded one. What shares a bias is summed in one order there.
+///
 /// # Errors
 /// Another rank, `heads` zero or no divisor of `C`, a bias of another shape or dtype, a dtype other than f64, f32, bf16 and f16.
 pub fn multi_head_attention(qkv: &Tensor, bias: Option<&Tensor>, heads: usize) -> Result<Tensor> {
     let sizes = packed_sizes(qkv.dims(), heads)?;
     let counts = bias.map_or(Ok([1; 3]), |bias| counts(bias.dims(), sizes))?;
     same_dtype(OP, qkv, &[("bias", bias)])?;
+    #[cfg(feature = "cuda")]
+    if vkd_norm::program::applies(qkv) {
+        return on_device(sizes, &[qkv], bias.map(|bias| (bias, counts)));
+    }
     in_native(qkv, |qkv| {
         let qkv = qkv.contiguous()?;
         if !qkv.device().is_cpu() {
@@ -75,6 +89,10 @@ pub fn cross_attention(
     let sizes = cross_sizes(queries.dims(), keys_values.dims(), heads)?;
     let counts = bias.map_or(Ok([1; 3]), |bias| counts(bias.dims(), sizes))?;
     same_dtype(OP, queries, &[("keys and values", Some(keys_values)), ("bias", bias)])?;
+    #[cfg(feature = "cuda")]
+    if vkd_norm::program::applies(queries) {
+        return on_device(sizes, &[queries, keys_values], bias.map(|bias| (bias, counts)));
+    }
     in_native(queries, |queries| {
         let (queries, others) = (queries.contiguous()?, native(keys_values, queries)?);
         if !queries.device().is_cpu() {
@@ -87,6 +105,21 @@ pub fn cross_attention(
             Some(bias) => queries.apply_op3(&others, &native(bias, &queries)?, op),
         }
     })
+}
+
+/// By kernels, in the operands' own dtype.
+#[cfg(feature = "cuda")]
+fn on_device(
+    sizes: Sizes,
+    operands: &[&Tensor],
+    bias: Option<(&Tensor, Counts)>,
+) -> Result<Tensor> {
+    let (packed, dtype) = (operands.len() == 1, operands[0].dtype());
+    let counts = bias.map(|(_, counts)| counts);
+    let all = operands.iter().copied().chain(bias.map(|(bias, _)| bias));
+    let dense = all.map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
+    let dense: Vec<&Tensor> = dense.iter().collect();
+    cuda::attention(launch::Attention { sizes, counts, packed, dtype }, &dense)
 }
 
 fn packed_sizes(dims: &[usize], heads: usize) -> Result<Sizes> {

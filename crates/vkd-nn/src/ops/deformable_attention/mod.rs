@@ -1,13 +1,22 @@
 //! Multi-scale deformable attention: a weighted sum of values at positions that are learnt too.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
 pub(crate) mod reference;
 
 use super::{Real, dense, in_native, native, same_dtype, unsupported};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use cpu::{Geometry, Level};
 use std::sync::Arc;
 use vkd_norm::dense::with_slices;
+use vkd_norm::program;
 
 const OP: &str = "deformable_attention";
 
@@ -32,15 +41,15 @@ const OP: &str = "deformable_attention";
 /// each head of a sample in one order, so no bit depends on the threads.
 ///
 /// # Numerics
-/// Positions are found in f64, off the CPU in the dtype of the sums. What is outside a map is not read, so an infinite location
+/// Positions are found in f64, without a kernel in the dtype of the sums. What is outside a map is not read, so an infinite location
 /// gives zero; a NaN in a location or a weight is a NaN in the output of its query and head. Half types are computed
-/// [through f32](crate::ops) on every device.
+/// [through f32](crate::ops), by a CUDA device's kernel without the copies.
 ///
 /// # Errors
 /// Operands of other shapes or dtypes, or a level without pixels: the operand is named, with what was expected.
 ///
 /// # Devices
-/// A kernel on the CPU; elsewhere it is made of tensor ops.
+/// A kernel on the CPU and on a CUDA device; elsewhere it is made of tensor ops.
 ///
 /// # Example
 /// ```
@@ -61,6 +70,11 @@ pub fn deformable_attention(
 ) -> Result<Tensor> {
     let geometry = geometry(values.dims(), levels, locations.dims(), weights.dims())?;
     same_dtype(OP, values, &[("locations", Some(locations)), ("weights", Some(weights))])?;
+    if program::applies(values) {
+        let (locations, weights) = (locations.contiguous()?, weights.contiguous()?);
+        let op = DeformableAttention { geometry: Arc::new(geometry) };
+        return values.contiguous()?.apply_op3(&locations, &weights, op);
+    }
     in_native(values, |values| {
         let (locations, weights) = (native(locations, values)?, native(weights, values)?);
         if !values.device().is_cpu() {
@@ -166,6 +180,19 @@ impl CustomOp3 for DeformableAttention {
         Ok((out, (g.batch, g.queries, g.heads * g.dim).into()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        s1: &CudaStorage,
+        l1: &Layout,
+        s2: &CudaStorage,
+        l2: &Layout,
+        s3: &CudaStorage,
+        l3: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::forward(&self.geometry, [(s1, l1), (s2, l2), (s3, l3)])
+    }
+
     fn bwd(
         &self,
         values: &Tensor,
@@ -175,6 +202,10 @@ impl CustomOp3 for DeformableAttention {
         grad: &Tensor,
     ) -> Result<Gradients> {
         let (inputs, grad) = ([values, locations, weights], grad.contiguous()?);
+        #[cfg(feature = "cuda")]
+        if grad.device().is_cuda() {
+            return cuda::backward(&self.geometry, inputs, &grad);
+        }
         match values.dtype() {
             DType::F32 => self.backward::<f32>(inputs, &grad),
             _ => self.backward::<f64>(inputs, &grad),

@@ -1,12 +1,21 @@
 //! Maximum and average over windows of channels-last images.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
 pub(crate) mod reference;
 
 use super::window::{Window, addressable};
 use super::{dense, in_native, with_dtype};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use cpu::Geometry;
+use vkd_norm::program;
 
 /// Kernel, stride and padding of a pool as (rows, columns).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +90,9 @@ impl Pool2dConfig {
 /// ```
 pub fn max_pool2d(xs: &Tensor, config: Pool2dConfig) -> Result<Tensor> {
     let op = MaxPool { geometry: config.geometry("max_pool2d", xs)? };
+    if program::applies(xs) {
+        return xs.contiguous()?.apply_op1(op);
+    }
     in_native(xs, |xs| match xs.device().is_cpu() {
         true => xs.contiguous()?.apply_op1(op),
         false => reference::max_pool2d(xs, config),
@@ -99,6 +111,9 @@ pub fn max_pool2d(xs: &Tensor, config: Pool2dConfig) -> Result<Tensor> {
 /// Those of [`max_pool2d`].
 pub fn avg_pool2d(xs: &Tensor, config: Pool2dConfig) -> Result<Tensor> {
     let op = AvgPool { geometry: config.geometry("avg_pool2d", xs)? };
+    if program::applies(xs) {
+        return xs.contiguous()?.apply_op1(op);
+    }
     in_native(xs, |xs| match xs.device().is_cpu() {
         true => xs.contiguous()?.apply_op1(op),
         false => reference::avg_pool2d(xs, config),
@@ -153,9 +168,21 @@ impl CustomOp1 for MaxPool {
         Ok((out, shape(g, g.output)))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s: &CudaStorage, l: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::forward(self.name(), &self.geometry, (s, l), |pool| pool.max())
+    }
+
     fn bwd(&self, xs: &Tensor, ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if xs.device().is_cuda() {
+            let inputs = [xs, ys, &grad];
+            let dxs = cuda::backward(self.name(), &self.geometry, &inputs, |p| p.max_backward());
+            return dxs.map(Some);
+        }
         let op = MaxPoolGrad { geometry: self.geometry };
-        Ok(Some(xs.apply_op3_no_bwd(ys, &grad.contiguous()?, &op)?))
+        Ok(Some(xs.apply_op3_no_bwd(ys, &grad, &op)?))
     }
 }
 
@@ -193,9 +220,22 @@ impl CustomOp1 for AvgPool {
         Ok((out, shape(g, g.output)))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s: &CudaStorage, l: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::forward(self.name(), &self.geometry, (s, l), |pool| pool.average())
+    }
+
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if grad.device().is_cuda() {
+            let inputs = [&grad];
+            let dxs =
+                cuda::backward(self.name(), &self.geometry, &inputs, |p| p.average_backward());
+            return dxs.map(Some);
+        }
         let op = AvgPoolGrad { geometry: self.geometry };
-        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&op)?))
+        Ok(Some(grad.apply_op1_no_bwd(&op)?))
     }
 }
 

@@ -5,8 +5,11 @@
 //! replicas exchange.
 
 mod cpu;
+mod device;
 
 use crate::ops::{Real, dense, in_native, unsupported};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use cpu::Channels;
 use vkd_norm::dense::with_slices;
@@ -24,6 +27,9 @@ const OP: &str = "shared_statistics";
 ///
 /// # Gradient
 /// Flows to `xs`. The backward pass calls `sum` once, with [`shared_sums`], and makes [`shared_gradient`] of the result.
+///
+/// # Devices
+/// The CPU, and CUDA devices, where the backward pass is made of tensor ops in f64 and its sums are copied to the host.
 ///
 /// # Errors
 /// Another number of channels than the statistics have, another dtype; in the backward pass those of `sum`.
@@ -49,6 +55,9 @@ pub fn shared_statistics(
 /// Different shapes or dtypes, or another number of channels than the statistics have.
 pub fn shared_sums(grad: &Tensor, xs: &Tensor, stats: &ChannelStats, eps: f64) -> Result<Vec<f64>> {
     check(grad, xs, stats)?;
+    if !xs.device().is_cpu() {
+        return device::sums(grad, xs, stats, eps);
+    }
     let (grad, xs) = (grad.contiguous()?, xs.contiguous()?);
     fn run<T: Real>(grad: &Tensor, xs: &Tensor, s: &ChannelStats, eps: f64) -> Result<Vec<f64>> {
         let channels = Channels::<T>::of(s.mean(), s.biased(), eps);
@@ -74,6 +83,9 @@ pub fn shared_gradient(
     check(grad, xs, stats)?;
     if sums.len() != 2 * stats.mean().len() {
         bail!("{OP}: expected {} sums, got {}", 2 * stats.mean().len(), sums.len())
+    }
+    if !xs.device().is_cpu() {
+        return device::gradient(grad, xs, stats, eps, sums);
     }
     let (grad, xs) = (grad.contiguous()?, xs.contiguous()?);
     fn run<T: Real>(
@@ -129,6 +141,11 @@ impl CustomOp1 for Shared {
             _ => return Err(unsupported(OP, s)),
         };
         Ok((out, l.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s: &CudaStorage, l: &Layout) -> Result<(CudaStorage, Shape)> {
+        crate::ops::activation::copy_on_device(s, l)
     }
 
     fn bwd(&self, xs: &Tensor, _ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {

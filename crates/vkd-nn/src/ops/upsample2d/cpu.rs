@@ -1,8 +1,52 @@
 //! Resampling and its adjoint on slices.
 
 use crate::ops::{PARALLEL_FROM, Real};
+use candle_core::Shape;
 use rayon::prelude::*;
 use vkd_norm::lanes::vectorized;
+
+/// How a result's position among the pixels of an axis is found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Mode {
+    /// The pixel `⌊i·from / to⌋`.
+    Nearest,
+    /// Between two pixels; the outer edges of image and result coincide.
+    Edges,
+    /// Between two pixels; the centres of the outer ones coincide.
+    Corners,
+}
+
+impl Mode {
+    /// Pixels of an axis of `from` of them for one of its result's `to`, both above zero.
+    pub(super) fn scale(self, from: usize, to: usize) -> f64 {
+        match self {
+            Self::Corners if to > 1 => (from - 1) as f64 / (to - 1) as f64,
+            Self::Corners => 0.,
+            _ => from as f64 / to as f64,
+        }
+    }
+
+    /// What each of the `to` results of an axis lies between.
+    pub(super) fn taps(self, from: usize, to: usize) -> Vec<Tap> {
+        let scale = self.scale(from, to);
+        let tap = |i: usize| match self {
+            Self::Nearest => {
+                // u128, for the product of two sizes.
+                let pixel = (i as u128 * from as u128 / to as u128) as usize;
+                Tap { low: pixel, high: pixel, share: 0. }
+            }
+            Self::Edges => between(((i as f64 + 0.5) * scale - 0.5).max(0.), from),
+            Self::Corners => between(i as f64 * scale, from),
+        };
+        (0..to).map(tap).collect()
+    }
+}
+
+fn between(position: f64, length: usize) -> Tap {
+    let low = (position as usize).min(length - 1);
+    let high = (low + 1).min(length - 1);
+    Tap { low, high, share: if high > low { position - low as f64 } else { 0. } }
+}
 
 /// The two pixels that a result's position lies between, and the share of the second.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,9 +64,19 @@ pub(super) struct Geometry {
     pub(super) input: [usize; 3],
     pub(super) rows: Vec<Tap>,
     pub(super) cols: Vec<Tap>,
+    /// How the taps were found; the kernels find them again.
+    #[cfg_attr(
+        not(any(feature = "cuda", test)),
+        expect(dead_code, reason = "kernels alone read it")
+    )]
+    pub(super) mode: Mode,
 }
 
 impl Geometry {
+    pub(super) fn result(&self) -> Shape {
+        Shape::from((self.batch, self.rows.len(), self.cols.len(), self.input[2]))
+    }
+
     fn input_len(&self) -> usize {
         self.input.iter().product()
     }

@@ -1,13 +1,22 @@
 //! Channels-last images at another size.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
 pub(crate) mod reference;
 
 use super::window::addressable;
 use super::{dense, in_native, with_dtype};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use cpu::{Geometry, Tap};
+use cpu::{Geometry, Mode, Tap};
 use std::sync::Arc;
+use vkd_norm::program;
 
 /// The pixel nearest to each position of a result of `size` (rows, columns): pixel `⌊i·H / H'⌋`.
 ///
@@ -34,8 +43,11 @@ use std::sync::Arc;
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn upsample_nearest2d(xs: &Tensor, size: (usize, usize)) -> Result<Tensor> {
-    let geometry = geometry("upsample_nearest2d", xs, size, nearest)?;
+    let geometry = geometry("upsample_nearest2d", xs, size, Mode::Nearest)?;
     let op = Resample { geometry: Arc::new(geometry) };
+    if program::applies(xs) {
+        return xs.contiguous()?.apply_op1(op);
+    }
     in_native(xs, |xs| match xs.device().is_cpu() {
         true => xs.contiguous()?.apply_op1(op),
         false => reference::upsample_nearest2d(xs, size),
@@ -60,41 +72,19 @@ pub fn upsample_bilinear2d(
     size: (usize, usize),
     align_corners: bool,
 ) -> Result<Tensor> {
-    let taps = if align_corners { linear_corners } else { linear_edges };
-    let geometry = geometry("upsample_bilinear2d", xs, size, taps)?;
+    let mode = if align_corners { Mode::Corners } else { Mode::Edges };
+    let geometry = geometry("upsample_bilinear2d", xs, size, mode)?;
     let op = Resample { geometry: Arc::new(geometry) };
+    if program::applies(xs) {
+        return xs.contiguous()?.apply_op1(op);
+    }
     in_native(xs, |xs| match xs.device().is_cpu() {
         true => xs.contiguous()?.apply_op1(op),
         false => reference::upsample_bilinear2d(xs, size, align_corners),
     })
 }
 
-/// The taps of an axis that goes from one length to another, both above zero.
-type Taps = fn(from: usize, to: usize) -> Vec<Tap>;
-
-fn nearest(from: usize, to: usize) -> Vec<Tap> {
-    // u128, for the product of two sizes.
-    let pixel = |i: usize| (i as u128 * from as u128 / to as u128) as usize;
-    (0..to).map(|i| Tap { low: pixel(i), high: pixel(i), share: 0. }).collect()
-}
-
-fn linear_edges(from: usize, to: usize) -> Vec<Tap> {
-    let scale = from as f64 / to as f64;
-    (0..to).map(|i| between(((i as f64 + 0.5) * scale - 0.5).max(0.), from)).collect()
-}
-
-fn linear_corners(from: usize, to: usize) -> Vec<Tap> {
-    let scale = if to > 1 { (from - 1) as f64 / (to - 1) as f64 } else { 0. };
-    (0..to).map(|i| between(i as f64 * scale, from)).collect()
-}
-
-fn between(position: f64, length: usize) -> Tap {
-    let low = (position as usize).min(length - 1);
-    let high = (low + 1).min(length - 1);
-    Tap { low, high, share: if high > low { position - low as f64 } else { 0. } }
-}
-
-fn geometry(what: &str, xs: &Tensor, size: (usize, usize), taps: Taps) -> Result<Geometry> {
+fn geometry(what: &str, xs: &Tensor, size: (usize, usize), mode: Mode) -> Result<Geometry> {
     let [batch, h, w, c] = xs.dims() else {
         bail!("{what}: expected (B, H, W, C), got {:?}", xs.dims())
     };
@@ -105,8 +95,8 @@ fn geometry(what: &str, xs: &Tensor, size: (usize, usize), taps: Taps) -> Result
     // Taps are stored per row and column: a batch of none must not hide lengths that can't be.
     addressable(what, &[size.0, size_of::<Tap>()])?;
     addressable(what, &[size.1, size_of::<Tap>()])?;
-    let (rows, cols) = (taps(*h, size.0), taps(*w, size.1));
-    Ok(Geometry { batch: *batch, input: [*h, *w, *c], rows, cols })
+    let (rows, cols) = (mode.taps(*h, size.0), mode.taps(*w, size.1));
+    Ok(Geometry { batch: *batch, input: [*h, *w, *c], rows, cols, mode })
 }
 
 struct Resample {
@@ -125,12 +115,22 @@ impl CustomOp1 for Resample {
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (g, name) = (&self.geometry, self.name());
         let out = with_dtype!(name, s, T => cpu::resample(g, dense::<T>(name, s, l)?));
-        Ok((out, Shape::from((g.batch, g.rows.len(), g.cols.len(), g.input[2]))))
+        Ok((out, g.result()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, s: &CudaStorage, l: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::forward(&self.geometry, s, l)
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if grad.device().is_cuda() {
+            return cuda::backward(&self.geometry, &grad).map(Some);
+        }
         let op = Adjoint { geometry: self.geometry.clone() };
-        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&op)?))
+        Ok(Some(grad.apply_op1_no_bwd(&op)?))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Resampling as a matrix along each axis.
 
-use super::{Tap, Taps, geometry, linear_corners, linear_edges, nearest};
+use super::cpu::{Mode, Tap};
+use super::geometry;
 use candle_core::{Result, Tensor};
 
 /// The weights of the taps, `(results, pixels)`.
@@ -13,8 +14,8 @@ fn matrix(taps: &[Tap], pixels: usize, like: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(weights, (taps.len(), pixels), like.device())?.to_dtype(like.dtype())
 }
 
-fn resample(what: &str, xs: &Tensor, size: (usize, usize), taps: Taps) -> Result<Tensor> {
-    let g = geometry(what, xs, size, taps)?;
+fn resample(what: &str, xs: &Tensor, size: (usize, usize), mode: Mode) -> Result<Tensor> {
+    let g = geometry(what, xs, size, mode)?;
     let ([h, w, c], b, xs) = (g.input, g.batch, xs.contiguous()?);
     let rows = matrix(&g.rows, h, &xs)?.broadcast_matmul(&xs.reshape((b, h, w * c))?)?;
     let both = matrix(&g.cols, w, &xs)?.broadcast_matmul(&rows.reshape((b * size.0, w, c))?)?;
@@ -26,7 +27,7 @@ fn resample(what: &str, xs: &Tensor, size: (usize, usize), taps: Taps) -> Result
 /// # Errors
 /// Its errors.
 pub fn upsample_nearest2d(xs: &Tensor, size: (usize, usize)) -> Result<Tensor> {
-    resample("upsample_nearest2d", xs, size, nearest)
+    resample("upsample_nearest2d", xs, size, Mode::Nearest)
 }
 
 /// Twin of [`crate::upsample_bilinear2d`].
@@ -38,6 +39,6 @@ pub fn upsample_bilinear2d(
     size: (usize, usize),
     align_corners: bool,
 ) -> Result<Tensor> {
-    let taps = if align_corners { linear_corners } else { linear_edges };
-    resample("upsample_bilinear2d", xs, size, taps)
+    let mode = if align_corners { Mode::Corners } else { Mode::Edges };
+    resample("upsample_bilinear2d", xs, size, mode)
 }

@@ -1,7 +1,7 @@
 //! Programs on a CUDA device: the one place of this crate that launches kernels.
 #![allow(unsafe_code, reason = "a launch takes addresses; what it relies on stands beside it")]
 
-use super::{Arg, Last, Launch, Program, Runner};
+use super::{Arg, Last, Launch, Program, Runner, Word};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop,
@@ -9,7 +9,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, Error, Layout, Result, Shape, Storage, Tensor, bail,
 };
 use std::sync::Mutex;
 
@@ -52,7 +52,7 @@ pub fn run(
         buffers.push(buffer);
     }
     for launch in &program.launches {
-        queue(source, &device, launch, inputs, &starts, &mut buffers)?;
+        queue(source, &device, (launch, &program.tables), inputs, &starts, &mut buffers)?;
     }
     Ok(buffers)
 }
@@ -157,41 +157,71 @@ impl<B: Fn(&Tensor, &Tensor) -> Result<Tensor> + Send + Sync> CustomOp1 for Reco
     }
 }
 
-/// Puts one launch on the device's stream.
+/// Puts one launch on the device's stream, and before it the tables that it reads.
 fn queue(
     source: Source,
     device: &CudaDevice,
-    launch: &Launch,
+    (launch, tables): (&Launch, &[Vec<Word>]),
     inputs: &[(&CudaStorage, &Layout)],
     starts: &[u64],
     buffers: &mut [CudaStorage],
 ) -> Result<()> {
     let function = device.get_or_load_custom_func(&launch.kernel, source.module, source.ptx)?;
     let stream = device.cuda_stream();
-    let read: Vec<Option<Pointer<'_>>> = (0..inputs.len())
-        .map(|i| {
-            let used = launch.args.contains(&Arg::Input(i));
-            used.then(|| reading(inputs[i].0, &stream)).transpose()
-        })
+    let missing = |what: &dyn std::fmt::Debug| {
+        Error::Msg(format!("{}: {} has no {what:?}", source.module, launch.kernel)).bt()
+    };
+    let (mut reads, mut writes) = (vec![false; inputs.len()], vec![false; buffers.len()]);
+    for arg in &launch.args {
+        match arg {
+            Arg::Input(i) => *reads.get_mut(*i).ok_or_else(|| missing(arg))? = true,
+            Arg::Buffer(i) => *writes.get_mut(*i).ok_or_else(|| missing(arg))? = true,
+            Arg::Table(i) => {
+                for word in tables.get(*i).ok_or_else(|| missing(arg))? {
+                    if let Word::Input(i) | Word::InPlace(i) = word {
+                        *reads.get_mut(*i).ok_or_else(|| missing(word))? = true;
+                    }
+                }
+            }
+            Arg::Null | Arg::U32(_) | Arg::F64(_) => {}
+        }
+    }
+    // An input that is written in place is held as if it were read: there is no more than a shared lock on a tensor to be had,
+    // and on one stream the two are the same.
+    let read: Vec<Option<Pointer<'_>>> = inputs
+        .iter()
+        .zip(reads)
+        .map(|((input, _), used)| used.then(|| reading(input, &stream)).transpose())
         .collect::<Result<_>>()?;
     let written: Vec<Option<Pointer<'_>>> = buffers
         .iter_mut()
-        .enumerate()
-        .map(|(i, buffer)| {
-            let used = launch.args.contains(&Arg::Buffer(i));
-            used.then(|| writing(buffer, &stream)).transpose()
-        })
+        .zip(writes)
+        .map(|(buffer, used)| used.then(|| writing(buffer, &stream)).transpose())
         .collect::<Result<_>>()?;
-    let address = |found: Option<&Option<Pointer<'_>>>, arg: &Arg| match found {
-        Some(Some((address, _))) => Ok(*address),
-        _ => bail!("{}: {} has no {arg:?}", source.module, launch.kernel),
+    let address = |found: &[Option<Pointer<'_>>], i: usize| match found.get(i) {
+        Some(Some((address, _))) => *address,
+        // All that the launch names are there.
+        _ => 0,
     };
+    let of_input = |i: usize| match (address(&read, i), starts.get(i)) {
+        (address, Some(start)) => address + start,
+        (address, None) => address,
+    };
+    let mut uploads = Vec::new();
     let mut addresses = Vec::with_capacity(launch.args.len());
     for arg in &launch.args {
         addresses.push(match arg {
-            Arg::Input(i) => address(read.get(*i), arg)? + starts[*i],
-            Arg::Buffer(i) => address(written.get(*i), arg)?,
-            _ => 0,
+            Arg::Input(i) => of_input(*i),
+            Arg::Buffer(i) => address(&written, *i),
+            Arg::Table(i) => {
+                let words: Vec<u64> =
+                    tables.get(*i).into_iter().flatten().map(|w| w.bits(&of_input)).collect();
+                let upload = device.clone_htod(&words)?;
+                let (address, _) = upload.device_ptr(&stream);
+                uploads.push(upload);
+                address
+            }
+            Arg::Null | Arg::U32(_) | Arg::F64(_) => 0,
         });
     }
     let mut builder = function.builder();
@@ -209,7 +239,7 @@ fn queue(
     };
     // SAFETY: arguments, sizes and buffers are those that the tests run on the host, where the emulator compares them
     // with the kernel's own signature and a sanitizer with the bounds; inputs are dense and at least as long as the
-    // program's op has checked; all work is on the device's one stream.
+    // program's op has checked; all work is on the device's one stream, on which the tables are freed after it.
     unsafe { builder.launch(config) }.w()?;
     Ok(())
 }

@@ -26,10 +26,39 @@ pub enum Arg {
     Buffer(usize),
     /// No buffer: a null pointer.
     Null,
+    /// One of the program's tables: a pointer to its words.
+    Table(usize),
     /// `unsigned`
     U32(u32),
     /// `double`
     F64(f64),
+}
+
+/// One word of a table, `uint64_t`: what a kernel reads about many tensors at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Word {
+    /// The address of one of the tensors that the op reads.
+    Input(usize),
+    /// The address of one of the op's tensors that the kernel writes in place.
+    InPlace(usize),
+    /// A null pointer.
+    Null,
+    /// A number.
+    U64(u64),
+    /// The bits of a `double`.
+    F64(f64),
+}
+
+impl Word {
+    /// The word, where the inputs are at `addresses`.
+    fn bits(self, addresses: impl Fn(usize) -> u64) -> u64 {
+        match self {
+            Self::Input(i) | Self::InPlace(i) => addresses(i),
+            Self::Null => 0,
+            Self::U64(n) => n,
+            Self::F64(x) => x.to_bits(),
+        }
+    }
 }
 
 /// One launch of a kernel.
@@ -82,6 +111,12 @@ impl Size {
         Self { grid: [grid[0].min(1024), 1, 1], block, shared }
     }
 
+    /// Blocks along x that walk over up to `most` entries, for each of `tensors` along y.
+    pub fn many(most: usize, tensors: usize) -> Self {
+        let Self { grid, block, shared } = Self::entries(most.div_ceil(4));
+        Self { grid: [grid[0].min(256), tensors.max(1), 1], block, shared }
+    }
+
     /// One block, for `parts` sums.
     pub fn join(parts: usize) -> Self {
         Self { grid: [1; 3], block: [parts.next_multiple_of(WARP).clamp(WARP, 256), 1], shared: 0 }
@@ -100,10 +135,11 @@ pub fn chunks(rows: usize) -> (usize, usize) {
     (rows.div_ceil(per_chunk).max(1), per_chunk)
 }
 
-/// Buffers and launches, in order.
+/// Buffers, tables and launches, in order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Program {
     pub(crate) buffers: Vec<(DType, usize)>,
+    pub(crate) tables: Vec<Vec<Word>>,
     pub(crate) launches: Vec<Launch>,
 }
 
@@ -112,6 +148,13 @@ impl Program {
     pub fn buffer(&mut self, dtype: DType, len: usize) -> Arg {
         self.buffers.push((dtype, len));
         Arg::Buffer(self.buffers.len() - 1)
+    }
+
+    /// A table that goes to the device before the first launch. It may name any number of inputs, none of them written that another
+    /// word names.
+    pub fn table(&mut self, words: Vec<Word>) -> Arg {
+        self.tables.push(words);
+        Arg::Table(self.tables.len() - 1)
     }
 
     /// Adds a launch; every buffer may stand once among `args`.
@@ -153,6 +196,16 @@ impl Program {
         for (dtype, len) in &self.buffers {
             text += &format!("buffer {}\n", len * dtype.size_in_bytes());
         }
+        for words in &self.tables {
+            text += &format!("table {}", words.len());
+            for word in words {
+                text += &match word {
+                    Word::Input(i) | Word::InPlace(i) => format!(" i{i}"),
+                    word => format!(" u{}", word.bits(|_| 0)),
+                };
+            }
+            text.push('\n');
+        }
         for Launch { kernel, grid: [x, y, z], block: [a, b, c], shared, args } in &self.launches {
             text += &format!("launch {kernel} {x} {y} {z} {a} {b} {c} {shared} {}", args.len());
             for arg in args {
@@ -160,6 +213,7 @@ impl Program {
                     Arg::Input(i) => format!(" i{i}"),
                     Arg::Buffer(i) => format!(" b{i}"),
                     Arg::Null => " n".to_owned(),
+                    Arg::Table(i) => format!(" t{i}"),
                     Arg::U32(n) => format!(" d{n}"),
                     Arg::F64(x) => format!(" d{x:e}"),
                 };
