@@ -18,7 +18,8 @@ pub(crate) const COMMAND: Command = Command {
 };
 
 /// The targets that hold tests of minutes, which are `#[ignore]`d.
-const LONG: [&str; 6] = ["--test", "large", "--test", "vidt_long", "--example", "gan_digits"];
+const LONG: [&str; 7] =
+    ["--lib", "--test", "large", "--test", "vidt_long", "--example", "gan_digits"];
 
 fn run(args: &Args) -> Result<()> {
     let root = &shell::root()?;
@@ -36,7 +37,7 @@ fn run(args: &Args) -> Result<()> {
         let arguments = ["clippy", "--workspace", "--all-targets", "--release", "--"];
         passed(cargo(root).args(arguments).args(["-D", "warnings"]))
     })?;
-    if mpi {
+    if mpi && args.has("--full") {
         steps.step("clippy with mpi", || {
             let features = ["--features", "vkd-cli/mpi,vkd-benches/mpi", "--", "-D", "warnings"];
             let arguments = ["clippy", "--workspace", "--all-targets", "--release"];

@@ -123,6 +123,7 @@ fn kernels_agree_with_the_cpu() -> Result<()> {
 }
 
 #[test]
+#[ignore = "several seconds on the host; `cargo xtask ci --full` runs it"]
 fn a_bias_is_added_and_has_its_gradient() -> Result<()> {
     let Some(host) = host(Sanitizer::Memory)? else { return Ok(()) };
     for dims in [
@@ -141,6 +142,7 @@ fn a_bias_is_added_and_has_its_gradient() -> Result<()> {
 }
 
 #[test]
+#[ignore = "several seconds on the host; `cargo xtask ci --full` runs it"]
 fn masked_keys_are_left_out() -> Result<()> {
     let Some(host) = host(Sanitizer::Memory)? else { return Ok(()) };
     // Of the first query a whole tile of keys is masked before the first that counts.
@@ -189,6 +191,7 @@ fn gradients_that_nobody_wants_change_none_of_the_others() -> Result<()> {
 }
 
 #[test]
+#[ignore = "several seconds on the host; `cargo xtask ci --full` runs it"]
 fn no_two_threads_meet() -> Result<()> {
     let Some(host) = host(Sanitizer::Races)? else { return Ok(()) };
     check(&host, cross(1, 3, 66, 1, 34), Some(&normal(&[1, 1, 1, 66], DType::F32, 3)?))
