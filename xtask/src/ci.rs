@@ -9,7 +9,7 @@ use crate::shell::{self, Outcome, Steps, cargo};
 pub(crate) const COMMAND: Command = Command {
     name: "ci",
     summary: "Run every check, cheapest first, and stop at the first that fails",
-    details: "fmt, tidy, docs --check, typos, deny, clippy, tests, examples, rustdoc.\n\
+    details: "fmt, tidy, typos, deny, clippy, tests, docs --check, examples, rustdoc.\n\
               typos and cargo-deny are optional: where they are absent the step prints SKIPPED; so are tests of several\n\
               ranks, which the step `test` runs where there is MPI.\n\
               With --full: also standalone, the tests that take minutes, cuda check, and bench --quick.",
@@ -27,7 +27,6 @@ fn run(args: &Args) -> Result<()> {
     let mpi = crate::scale::mpi();
     steps.step("fmt", || passed(cargo(root).args(["fmt", "--all", "--", "--check"])))?;
     steps.step("tidy", || crate::tidy::check(root).map(|()| Outcome::Passed))?;
-    steps.step("docs --check", || crate::docs::check(root).map(|()| Outcome::Passed))?;
     steps.step("typos", || optional(root, "typos", "typos", &[]))?;
     steps.step("deny", || {
         let arguments = ["check", "--hide-inclusion-graph", "licenses", "bans", "sources"];
@@ -54,6 +53,12 @@ fn run(args: &Args) -> Result<()> {
             test.args(["--features", "vkd-cli/mpi"]);
         }
         passed(&mut test)
+    })?;
+    // By the program that the tests have built, so that none is compiled for this alone.
+    steps.step("docs --check", || {
+        let folder = shell::target_directory(&shell::metadata(root)?)?.join("release");
+        let program = folder.join(format!("vkd{}", std::env::consts::EXE_SUFFIX));
+        crate::docs::check(root, Some(&program)).map(|()| Outcome::Passed)
     })?;
     if !mpi {
         let reason = "needs mpirun, mpicc and libclang";

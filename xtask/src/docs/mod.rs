@@ -26,7 +26,7 @@ pub(crate) const COMMAND: Command = Command {
     flags: &[Flag { name: "--check", value: None, help: "write nothing; fail if a page differs" }],
     run: |args| {
         let root = shell::root()?;
-        if args.has("--check") { check(&root) } else { write(&root) }
+        if args.has("--check") { check(&root, None) } else { write(&root) }
     },
 };
 
@@ -34,9 +34,9 @@ const RUNS: &str = "docs/results/runs";
 const BENCHMARKS: &str = "benches/results";
 const PICTURES: &str = "docs/images";
 
-/// Fails where a page is not what [`write()`] would make of it.
-pub(crate) fn check(root: &Path) -> Result<()> {
-    let pages = pages(root)?;
+/// Fails where a page is not what [`write()`] would make of it, by a `vkd` that is built already or by one that cargo runs.
+pub(crate) fn check(root: &Path, vkd: Option<&Path>) -> Result<()> {
+    let pages = pages(root, vkd)?;
     let tables: usize = pages.iter().map(|page| page.tables).sum();
     println!("docs: {} pages with {tables} generated parts", pages.len());
     let stale: Vec<String> =
@@ -48,7 +48,7 @@ pub(crate) fn check(root: &Path) -> Result<()> {
 }
 
 fn write(root: &Path) -> Result<()> {
-    for page in pages(root)? {
+    for page in pages(root, None)? {
         let state = if page.before == page.after { "unchanged" } else { "rewritten" };
         println!("{}: {} parts, {state}", page.name, page.tables);
         if page.before != page.after {
@@ -67,8 +67,8 @@ struct Page {
 }
 
 /// Every page with a marker and every picture of learning curves, before and after.
-fn pages(root: &Path) -> Result<Vec<Page>> {
-    let blocks = blocks(root)?;
+fn pages(root: &Path, vkd: Option<&Path>) -> Result<Vec<Page>> {
+    let blocks = blocks(root, vkd)?;
     let mut shown = BTreeSet::new();
     let mut pages = Vec::new();
     let mut names = vec![root.join("README.md")];
@@ -83,7 +83,7 @@ fn pages(root: &Path) -> Result<Vec<Page>> {
         }
         shown.extend(keys);
     }
-    pages.extend(pictures(root)?);
+    pages.extend(pictures(root, vkd)?);
     let unseen: Vec<&str> = blocks
         .keys()
         .filter(|key| !shown.contains(*key) && !shown.contains(&markers::star(key)))
@@ -93,11 +93,12 @@ fn pages(root: &Path) -> Result<Vec<Page>> {
 }
 
 /// The generated text of each source, by key.
-fn blocks(root: &Path) -> Result<BTreeMap<String, String>> {
+fn blocks(root: &Path, vkd: Option<&Path>) -> Result<BTreeMap<String, String>> {
     let mut blocks = BTreeMap::new();
     for folder in folders(&root.join(RUNS))? {
         let name = file_name(&folder);
-        let text = comparison(root, &folder, &[]).map_err(|e| format!("{RUNS}/{name}: {e}"))?;
+        let text =
+            comparison(root, vkd, &folder, &[]).map_err(|e| format!("{RUNS}/{name}: {e}"))?;
         blocks.insert(format!("runs/{name}"), text);
     }
     for path in files(&root.join(BENCHMARKS), "json")? {
@@ -109,7 +110,7 @@ fn blocks(root: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 /// The learning curves of each grid that has a picture, before and after.
-fn pictures(root: &Path) -> Result<Vec<Page>> {
+fn pictures(root: &Path, vkd: Option<&Path>) -> Result<Vec<Page>> {
     let mut pictures = Vec::new();
     for path in files(&root.join(PICTURES), "svg")? {
         let name = relative(root, &path);
@@ -119,7 +120,7 @@ fn pictures(root: &Path) -> Result<Vec<Page>> {
             return Err(format!("{name}: no folder {RUNS}/{grid} that it could be made of"));
         }
         let made = shell::target_directory(&shell::metadata(root)?)?.join("curves.svg");
-        comparison(root, &folder, &[OsStr::new("--plot"), made.as_os_str()])
+        comparison(root, vkd, &folder, &[OsStr::new("--plot"), made.as_os_str()])
             .map_err(|e| format!("{name}: {e}"))?;
         pictures.push(Page { before: read(&path)?, after: read(&made)?, name, tables: 1 });
     }
@@ -132,9 +133,16 @@ fn grid_of(name: &str) -> Option<&str> {
 }
 
 /// What `vkd compare` says of the result files in a folder: the program that makes the reports makes the pages.
-fn comparison(root: &Path, folder: &Path, more: &[&OsStr]) -> Result<String> {
-    let run = ["run", "--quiet", "--release", "--package", "vkd-cli", "--", "compare", "--from"];
-    shell::capture(shell::cargo(root).args(run).arg(folder).args(more))
+fn comparison(root: &Path, vkd: Option<&Path>, folder: &Path, more: &[&OsStr]) -> Result<String> {
+    let mut command = match vkd {
+        Some(program) => std::process::Command::new(program),
+        None => {
+            let mut command = shell::cargo(root);
+            command.args(["run", "--quiet", "--release", "--package", "vkd-cli", "--"]);
+            command
+        }
+    };
+    shell::capture(command.current_dir(root).args(["compare", "--from"]).arg(folder).args(more))
 }
 
 fn benchmark(rows: &[serde_json::Value]) -> Result<String> {

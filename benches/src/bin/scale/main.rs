@@ -80,7 +80,7 @@ fn measured(ranks: usize, threads: usize, what: &[&str]) -> Result<Vec<Value>> {
     for name in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
         command.env(name, threads.to_string());
     }
-    // As `vkd distill` runs its ranks: freed memory is kept, and a rank that waits gives its core to others.
+    // Memory as in a rank of `vkd distill`; and, unlike there, a rank that waits gives its core to others.
     for name in ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"] {
         command.env(name, "4294967296");
     }

@@ -1,5 +1,5 @@
-//! What a step costs on n ranks, by a model of four numbers: fitted to one and two ranks, held against four, then used for sizes
-//! that nobody has measured.
+//! What a step costs on n ranks, by a model of four numbers: fitted to one rank and to the sums of two and four, held against the steps
+//! of two and four, then used for sizes that nobody has measured.
 
 use candle_core::{Error, Result, bail};
 use serde_json::Value;
@@ -183,8 +183,9 @@ fn table(title: &str, work: &Work, gpus: &[u32], batch: impl Fn(f64) -> f64) {
         let compute = images * image + 28. * work.parameters / gpu::MEMORY;
         let nodes = (n / 8.).max(1.);
         let link = gpu::LINKS[usize::from(nodes > 1.)];
-        let sums = calls * gpu::LATENCY * (1. + nodes.log2()) + 2. * (n - 1.) / n * bytes / link;
-        let beside = compute.max(sums / 2.);
+        let latency = calls * gpu::LATENCY * (1. + nodes.log2());
+        let transfer = 2. * (n - 1.) / n * bytes / link;
+        let (sums, beside) = (latency + transfer, compute.max(latency + transfer / 2.));
         println!(
             "| {count} | {images} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} ms, {:.2} |",
             1e3 * compute,

@@ -1,4 +1,4 @@
-//! What n ranks must train as one process does: the three tasks and every normaliser, 50 steps each.
+//! What n ranks must train as one process does: the three tasks, 50 steps each.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
