@@ -352,9 +352,7 @@ fn an_unreadable_image_and_a_full_disk_end_all_and_lose_nothing() {
     let fixed = ["distill", &tiny, "--out", run.to_str().unwrap()];
     command.args(["-n", "1", VKD]).args(fixed).args(set(&of_first));
     command.args([":", "-n", "1", VKD]).args(fixed).args(set(&of_second));
-    let started = Instant::now();
     let text = bad(command);
-    assert!(started.elapsed() < MINUTE);
     assert!(text.contains("error: rank 1: ") && text.contains("train/"), "{text}");
     assert!(!text.contains("error: rank 0"), "{text}");
 

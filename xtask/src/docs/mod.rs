@@ -250,7 +250,7 @@ mod tests {
         let root = std::env::temp_dir().join(format!("xtask-docs-{}", std::process::id()));
         std::fs::create_dir_all(root.join("docs/images")).unwrap();
         std::fs::write(root.join("docs/images/gone-curves.svg"), "").unwrap();
-        let message = pictures(&root).err().unwrap_or_default();
+        let message = pictures(&root, None).err().unwrap_or_default();
         std::fs::remove_dir_all(&root).unwrap();
         assert!(message.contains("no folder docs/results/runs/gone"), "{message}");
     }
