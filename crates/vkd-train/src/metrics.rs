@@ -20,13 +20,13 @@ pub use manifold::{ManifoldScores, manifold_scores, neighbour_radii};
 pub use vkd_norm::Moments;
 
 use candle_core::{DType, Result, Tensor, bail};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Bins of the calibration error.
 const BINS: usize = 15;
 
 /// What a classifier did on a set of images.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Number of images.
     pub images: usize,

@@ -84,7 +84,7 @@ fn fit_teacher<W: Workload>(
         ranks,
     };
     let batch = |number| batches.get(number);
-    let validate = || W::validate_teacher(&task, recipe, data);
+    let validate = || W::validate_teacher(&task, recipe, data, ranks);
     let log = &mut |e: &Event| log.as_mut().map_or(Ok(()), |log| log.write(e));
     let outcome = train(&task, &store, &trainer, newest.as_ref(), batch, validate, log)?;
     keep_teacher(run, data, &store, outcome.seconds)
@@ -139,9 +139,9 @@ fn keep_teacher<W: Workload>(
     store: &VarStore,
     seconds: f64,
 ) -> Result<TeacherReport> {
+    let teacher = W::teacher(run.recipe(), data, store)?;
+    let metrics = W::teacher_scores(&teacher, run.recipe(), data, run.ranks())?;
     run.ranks().from_first(|| {
-        let teacher = W::teacher(run.recipe(), data, store)?;
-        let metrics = W::teacher_scores(&teacher, run.recipe(), data)?;
         let report = TeacherReport { metrics, parameters: teacher_parameters::<W>(store), seconds };
         let note = serde_json::to_value(&report).map_err(candle_core::Error::wrap)?;
         checkpoint::save(&run.teacher_path(), &store.tensors(), &note)?;
@@ -213,7 +213,7 @@ pub fn train_arm<W: Workload>(
         ranks,
     };
     let batch = |number| batches.get(number);
-    let validate = || W::validate(&task, recipe, data);
+    let validate = || W::validate(&task, recipe, data, ranks);
     let again = match training.term_gradients && ranks.leads() {
         true => Some(W::batches(recipe, data, arm)?.0),
         false => None,
@@ -243,12 +243,15 @@ pub fn train_arm<W: Workload>(
         .filter_map(|(n, t)| Some((n.strip_prefix(&prefix)?.to_owned(), t)))
         .collect();
     ranks.from_first(|| {
-        W::save(&run.arm_path(name, "student.safetensors"), recipe, data, &tensors)?;
+        W::save(&run.arm_path(name, "student.safetensors"), recipe, data, &tensors)
+    })?;
+    let metrics = W::scores(&task, recipe, data, ranks)?;
+    ranks.from_first(|| {
         let report = ArmReport {
             name: name.to_owned(),
             terms: W::term_weights(recipe, arm),
             labels,
-            metrics: W::scores(&task, recipe, data)?,
+            metrics,
             projector_residual_max: outcome.residual,
             parameters: tensors.values().map(Tensor::elem_count).sum(),
             seconds: outcome.seconds,

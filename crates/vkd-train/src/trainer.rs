@@ -73,8 +73,8 @@ pub fn decays(name: &str, rank: usize) -> bool {
 /// projector is orthonormal too.
 ///
 /// With several ranks each calls this with the same arguments, but `batch` gives its own part of each batch; statistics, losses and
-/// gradients are those of the whole batch, to rounding. The first rank alone validates, writes and calls `observer`, and
-/// whenever it does the ranks compare their variables.
+/// gradients are those of the whole batch, to rounding. All ranks call `validate`, of which the first one's value counts; it alone
+/// writes and calls `observer`, and whenever it does the ranks compare their variables.
 ///
 /// # Errors
 /// A variable that does not learn ([`gradient_audit`](crate::gradient_audit), within its first three steps), a loss term or a variable that is not finite (the first
@@ -159,16 +159,15 @@ pub fn train<T: DistillTask>(
         guard.at(step, same(&state, ranks))?;
         let note = Note { arm: arm.to_owned(), seed, step: state.step, seconds: seconds() };
         if to_validate {
-            // An observer that measures the variables sees what was validated.
-            // As bits: a score that is not finite has no other form in text.
-            let value = f64::from_bits(ranks.from_first(|| {
-                state.averaged(|| {
-                    let value = validate()?;
-                    let validation = Validation { metric: goal.name.to_owned(), value };
-                    emit(state.step, EventKind::Validation(validation))?;
-                    Ok(value.to_bits())
-                })
-            })?);
+            let value = state.averaged(|| {
+                let here = validate()?;
+                // As bits: a score that is not finite has no other form in text.
+                let value = f64::from_bits(ranks.from_first(|| Ok(here.to_bits()))?);
+                let validation = Validation { metric: goal.name.to_owned(), value };
+                // An observer that measures the variables sees what was validated.
+                ranks.all_well(emit(state.step, EventKind::Validation(validation)))?;
+                Ok(value)
+            })?;
             if goal.improves(value, state.best) {
                 state.best = Some(value);
                 let save = || checkpoints.save_best(&state.tensors()?, &note);

@@ -60,7 +60,7 @@ impl ScoredBox {
 }
 
 /// The twelve figures of COCO's box task. `None` where there is nothing to find, which pycocotools writes as −1.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AveragePrecision {
     /// Mean over the overlaps 0.50, 0.55, .., 0.95.
     pub ap: Option<f64>,
@@ -91,7 +91,7 @@ pub struct AveragePrecision {
 }
 
 /// Figures of one class over objects of all sizes.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CategoryPrecision {
     /// The class.
     pub category_id: u64,

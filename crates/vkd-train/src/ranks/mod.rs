@@ -2,8 +2,11 @@
 
 mod check;
 mod gradients;
+mod in_turn;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
 #[cfg(test)]
 mod tests;
 mod threads;
@@ -13,7 +16,7 @@ pub use mpi::{MpiSession, mpi_ranks};
 pub use threads::thread_ranks;
 
 use crate::share::Share;
-use candle_core::{Error, Result, bail};
+use candle_core::{DType, Error, Result, Tensor, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
@@ -44,6 +47,27 @@ pub trait Communicator: Send + Sync {
     /// # Errors
     /// As there.
     fn sum_f32(&self, values: &mut [f32]) -> Result<()>;
+
+    /// The sum over all ranks of a tensor of f32 or f64, of equal shape on each, on the tensor's device. By way of the host, where
+    /// nothing better is known.
+    ///
+    /// # Errors
+    /// As there, and another type.
+    fn sum_tensor(&self, tensor: &Tensor) -> Result<Tensor> {
+        let flat = tensor.flatten_all()?;
+        match tensor.dtype() {
+            DType::F64 => {
+                let mut values = flat.to_vec1::<f64>()?;
+                self.sum(&mut values)?;
+                Tensor::from_vec(values, tensor.shape(), tensor.device())
+            }
+            _ => {
+                let mut values = flat.to_vec1::<f32>()?;
+                self.sum_f32(&mut values)?;
+                Tensor::from_vec(values, tensor.shape(), tensor.device())
+            }
+        }
+    }
 
     /// The first rank's bytes, on every rank.
     ///
@@ -184,6 +208,15 @@ impl Ranks {
     /// Those of the communicator.
     pub fn sum_f32(&self, values: &mut [f32]) -> Result<()> {
         self.counted(size_of_val(values), || self.to_others.sum_f32(values))
+    }
+
+    /// The sum of a tensor of f32 or f64 over all ranks.
+    ///
+    /// # Errors
+    /// Those of the communicator.
+    pub fn sum_tensor(&self, tensor: &Tensor) -> Result<Tensor> {
+        let bytes = tensor.elem_count() * tensor.dtype().size_in_bytes();
+        self.counted(bytes, || self.to_others.sum_tensor(tensor))
     }
 
     /// Whether it is so on any rank.

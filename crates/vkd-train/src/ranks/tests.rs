@@ -134,3 +134,54 @@ fn ranks_that_differ_are_named() {
         assert!(variables.contains("got another b on rank 1 than on rank 0"), "{variables}");
     }
 }
+
+#[test]
+fn pieces_come_in_their_order_and_one_error_is_everybody_s() {
+    let piece = |number: usize| {
+        let dims = (number, 2);
+        Ok(Some([
+            Tensor::full(number as f64, dims, &Device::Cpu)?,
+            Tensor::full(number as u32, 1, &Device::Cpu)?,
+        ]))
+    };
+    for size in [1, 2, 3, 8] {
+        for count in [0, 1, 5, 6] {
+            let found = on_each(size, |ranks| {
+                let (mut made, mut taken) = (Vec::new(), Vec::new());
+                let make = |number| {
+                    made.push(number);
+                    // The third has nothing, the first has tensors of no elements.
+                    if number == 2 { Ok(None) } else { piece(number) }
+                };
+                let take = |[wide, one]: [Tensor; 2]| {
+                    assert_eq!((wide.dtype(), one.dtype()), (DType::F64, DType::U32));
+                    assert_eq!(wide.dims()[1], 2);
+                    taken.push((one.to_vec1::<u32>()?[0] as usize, wide.dims()[0]));
+                    Ok(())
+                };
+                ranks.in_turn(count, make, take).unwrap();
+                (made, taken)
+            });
+            let want: Vec<_> = (0..count).filter(|n| *n != 2).map(|n| (n, n)).collect();
+            for (rank, (made, taken)) in found.into_iter().enumerate() {
+                assert_eq!(made, (rank..count).step_by(size).collect::<Vec<_>>());
+                assert_eq!(taken, if rank == 0 { &want[..] } else { &[] });
+            }
+        }
+    }
+    let said = |make_fails: bool| -> Vec<String> {
+        on_each(3, |ranks| {
+            let make = |number| match number {
+                4 if make_fails => bail!("piece {number}"),
+                _ => piece(number),
+            };
+            let take = |_: [Tensor; 2]| match make_fails {
+                true => Ok(()),
+                false => bail!("taken"),
+            };
+            crate::plain(&ranks.in_turn(7, make, take).unwrap_err())
+        })
+    };
+    assert_eq!(said(true), ["rank 1: piece 4", "piece 4", "rank 1: piece 4"]);
+    assert_eq!(said(false), ["taken", "rank 0: taken", "rank 0: taken"]);
+}

@@ -8,6 +8,7 @@ use crate::data::Dataset;
 use crate::fingerprint::hex;
 use crate::folder::RunFolder;
 use crate::networks::{frozen_network, training_network};
+use crate::ranks::Ranks;
 use crate::recipe::{ArmConfig, DataConfig, DataKind, LabelBudget, Recipe, TaskKind, not_with};
 use crate::score::{EVALUATION_BATCH, score, scores};
 use crate::share::Share;
@@ -187,8 +188,13 @@ impl Workload for Classification {
         Ok(Batches::new(data, images, batch, 0, &recipe.data, recipe.seed)?.of_teacher())
     }
 
-    fn validate_teacher(task: &ClassificationTask, recipe: &Recipe, data: &Dataset) -> Result<f64> {
-        Self::validate(task, recipe, data)
+    fn validate_teacher(
+        task: &ClassificationTask,
+        recipe: &Recipe,
+        data: &Dataset,
+        ranks: &Ranks,
+    ) -> Result<f64> {
+        Self::validate(task, recipe, data, ranks)
     }
 
     fn student_task(
@@ -259,16 +265,31 @@ impl Workload for Classification {
         })
     }
 
-    fn validate(task: &ClassificationTask, _recipe: &Recipe, data: &Dataset) -> Result<f64> {
-        score(|images| task.evaluate(images), data, &data.validation)
+    fn validate(
+        task: &ClassificationTask,
+        _recipe: &Recipe,
+        data: &Dataset,
+        ranks: &Ranks,
+    ) -> Result<f64> {
+        score(|images| task.evaluate(images), data, &data.validation, ranks)
     }
 
-    fn scores(task: &ClassificationTask, _recipe: &Recipe, data: &Dataset) -> Result<Scores> {
-        scores(|images| task.evaluate(images), data)
+    fn scores(
+        task: &ClassificationTask,
+        _recipe: &Recipe,
+        data: &Dataset,
+        ranks: &Ranks,
+    ) -> Result<Scores> {
+        scores(|images| task.evaluate(images), data, ranks)
     }
 
-    fn teacher_scores(teacher: &Teacher, _recipe: &Recipe, data: &Dataset) -> Result<Scores> {
-        scores(|images| teacher.forward(images), data)
+    fn teacher_scores(
+        teacher: &Teacher,
+        _recipe: &Recipe,
+        data: &Dataset,
+        ranks: &Ranks,
+    ) -> Result<Scores> {
+        scores(|images| teacher.forward(images), data, ranks)
     }
 
     fn geometry(

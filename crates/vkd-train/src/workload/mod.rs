@@ -15,6 +15,7 @@ pub use generation::{
 use crate::build;
 use crate::cache::CachePlan;
 use crate::folder::RunFolderOf;
+use crate::ranks::Ranks;
 use crate::recipe::{ArmConfig, RecipeOf, TaskKind};
 use crate::share::Share;
 use candle_core::{Result, Tensor};
@@ -245,7 +246,8 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// Splits that the data can't give.
     fn teacher_batches(recipe: &RecipeOf<Self>, data: &Self::Data) -> Result<Self::TeacherBatches>;
 
-    /// [`TEACHER_METRIC`](Self::TEACHER_METRIC) of the teacher in training on the validation images.
+    /// [`TEACHER_METRIC`](Self::TEACHER_METRIC) of the teacher in training on the validation images, among which the ranks share, as
+    /// in all that is scored: every rank calls it, and only the first one's value counts.
     ///
     /// # Errors
     /// No images, and whatever the network refuses.
@@ -253,6 +255,7 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
         task: &Self::TeacherTask,
         recipe: &RecipeOf<Self>,
         data: &Self::Data,
+        ranks: &Ranks,
     ) -> Result<f64>;
 
     /// Trains a student, whose variables lie in `store`; without a teacher where there is none to learn from.
@@ -323,19 +326,29 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
         count: usize,
     ) -> Result<<Self::Task as DistillTask>::Batch>;
 
-    /// [`GOAL`](Self::GOAL) of a student on the validation images.
+    /// [`GOAL`](Self::GOAL) of a student on the validation images, by all ranks.
     ///
     /// # Errors
     /// No images, and whatever the network refuses.
-    fn validate(task: &Self::Task, recipe: &RecipeOf<Self>, data: &Self::Data) -> Result<f64>;
+    fn validate(
+        task: &Self::Task,
+        recipe: &RecipeOf<Self>,
+        data: &Self::Data,
+        ranks: &Ranks,
+    ) -> Result<f64>;
 
-    /// What a report holds of a student: its scores on the test images, and `validation_GOAL`.
+    /// What a report holds of a student: its scores on the test images, and `validation_GOAL`; by all ranks.
     ///
     /// # Errors
     /// As [`validate`](Self::validate).
-    fn scores(task: &Self::Task, recipe: &RecipeOf<Self>, data: &Self::Data) -> Result<Scores>;
+    fn scores(
+        task: &Self::Task,
+        recipe: &RecipeOf<Self>,
+        data: &Self::Data,
+        ranks: &Ranks,
+    ) -> Result<Scores>;
 
-    /// What a report holds of a teacher, `validation_TEACHER_METRIC` among it.
+    /// What a report holds of a teacher, `validation_TEACHER_METRIC` among it; by all ranks.
     ///
     /// # Errors
     /// As [`validate`](Self::validate).
@@ -343,6 +356,7 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
         teacher: &Self::Teacher,
         recipe: &RecipeOf<Self>,
         data: &Self::Data,
+        ranks: &Ranks,
     ) -> Result<Scores>;
 
     /// How a student's features lie on validation images.

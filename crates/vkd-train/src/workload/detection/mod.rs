@@ -11,6 +11,7 @@ use crate::data::DetectionDataset;
 use crate::detection_batches::{DetectionBatches, plain_detection};
 use crate::fingerprint::hex;
 use crate::networks::detector;
+use crate::ranks::Ranks;
 use crate::recipe::{
     ArmConfig, BoxCriterionConfig, ComputeKind, DetectionDataConfig, DetectionRecipe,
     DetectionSource, LabelBudget, PaddingKind, TapNames, TaskKind, not_with,
@@ -275,8 +276,9 @@ impl Workload for Detection {
         task: &DetectionTask,
         recipe: &DetectionRecipe,
         data: &DetectionDataset,
+        ranks: &Ranks,
     ) -> Result<f64> {
-        Self::validate(task, recipe, data)
+        Self::validate(task, recipe, data, ranks)
     }
 
     fn student_task(
@@ -336,25 +338,28 @@ impl Workload for Detection {
         task: &DetectionTask,
         recipe: &DetectionRecipe,
         data: &DetectionDataset,
+        ranks: &Ranks,
     ) -> Result<f64> {
         let forward = |images: &Tensor, padding: &Tensor| task.evaluate(images, padding);
-        Ok(known(precision(forward, recipe, data, &data.validation)?.ap))
+        Ok(known(precision(forward, recipe, data, &data.validation, ranks)?.ap))
     }
 
     fn scores(
         task: &DetectionTask,
         recipe: &DetectionRecipe,
         data: &DetectionDataset,
+        ranks: &Ranks,
     ) -> Result<Scores> {
-        scores(|images, padding| task.evaluate(images, padding), recipe, data)
+        scores(|images, padding| task.evaluate(images, padding), recipe, data, ranks)
     }
 
     fn teacher_scores(
         teacher: &DetectorTeacher,
         recipe: &DetectionRecipe,
         data: &DetectionDataset,
+        ranks: &Ranks,
     ) -> Result<Scores> {
-        scores(|images, padding| teacher.forward(images, padding), recipe, data)
+        scores(|images, padding| teacher.forward(images, padding), recipe, data, ranks)
     }
 
     fn geometry(

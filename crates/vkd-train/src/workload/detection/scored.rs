@@ -4,22 +4,26 @@ use crate::augment::boxes;
 use crate::data::{DetectionDataset, Image, normalization};
 use crate::detection_batches::plain_detection;
 use crate::metrics::{Annotation, AveragePrecision, GroundTruth, ScoredBox, average_precision};
+use crate::ranks::Ranks;
 use crate::recipe::{DetectionDataConfig, DetectionRecipe};
 use crate::workload::Scores;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use vkd_models::DetectorStudent;
 use vkd_tasks::{DetectionConfig, DetectorOutput, ImageSize, Objects};
 
-/// What a detector finds in images `indices`, `batch` at a time, in pixels of the stored images.
+/// What a detector finds in images `indices`, `batch` at a time, in pixels of the stored images. Each rank looks at images of its own;
+/// the first one has what all found, in the order of images.
 fn found(
     forward: impl Fn(&Tensor, &Tensor) -> Result<DetectorOutput>,
     data: &DetectionDataset,
     config: &DetectionDataConfig,
     indices: &[usize],
     batch: usize,
+    ranks: &Ranks,
 ) -> Result<Vec<ScoredBox>> {
-    let mut all = Vec::new();
-    for chunk in indices.chunks(batch) {
+    let passes: Vec<&[usize]> = indices.chunks(batch).collect();
+    let look = |pass: usize| {
+        let (chunk, mut found) = (passes[pass], Vec::new());
         let batch = plain_detection(data, config, chunk)?;
         let size = |&[height, width]: &[usize; 2]| ImageSize { height, width };
         let sizes: Vec<ImageSize> = batch.sizes.iter().map(size).collect();
@@ -33,11 +37,39 @@ fn found(
             for detection in detections {
                 let detection = scaled(detection, across, down);
                 let category = data.category_id(detection.class)?;
-                all.push(ScoredBox::new(image_id, category, &detection));
+                found.push(ScoredBox::new(image_id, category, &detection));
             }
         }
-    }
+        to_tensors(&found)
+    };
+    let mut all = Vec::new();
+    ranks.in_turn(passes.len(), look, |piece| {
+        all.extend(from_tensors(&piece)?);
+        Ok(())
+    })?;
     Ok(all)
+}
+
+/// Ids, bit by bit, and numbers of what was found; nothing of nothing.
+fn to_tensors(found: &[ScoredBox]) -> Result<Option<[Tensor; 2]>> {
+    if found.is_empty() {
+        return Ok(None);
+    }
+    let ids = found.iter().flat_map(|b| [b.image_id, b.category_id].map(u64::cast_signed));
+    let numbers = found.iter().flat_map(|b| b.bbox.into_iter().chain([b.score]));
+    let ids = Tensor::from_iter(ids, &Device::Cpu)?.reshape(((), 2))?;
+    Ok(Some([ids, Tensor::from_iter(numbers, &Device::Cpu)?.reshape(((), 5))?]))
+}
+
+fn from_tensors([ids, numbers]: &[Tensor; 2]) -> Result<Vec<ScoredBox>> {
+    let (ids, numbers) = (ids.to_vec2::<i64>()?, numbers.to_vec2::<f64>()?);
+    let found = ids.iter().zip(&numbers).filter_map(|(ids, numbers)| {
+        let (&[image_id, category_id], &[x, y, width, height, score]) =
+            (ids.as_array::<2>()?, numbers.as_array::<5>()?);
+        let (image_id, category_id) = (image_id.cast_unsigned(), category_id.cast_unsigned());
+        Some(ScoredBox { image_id, category_id, bbox: [x, y, width, height], score })
+    });
+    Ok(found.collect())
 }
 
 /// A detection in pixels of an image that is so many times as large.
@@ -71,9 +103,10 @@ pub(super) fn precision(
     recipe: &DetectionRecipe,
     data: &DetectionDataset,
     indices: &[usize],
+    ranks: &Ranks,
 ) -> Result<AveragePrecision> {
-    let found = found(forward, data, &recipe.data, indices, recipe.training.batch)?;
-    average_precision(&truth(data, indices)?, &found)
+    let found = found(forward, data, &recipe.data, indices, recipe.training.batch, ranks)?;
+    ranks.from_first(|| average_precision(&truth(data, indices)?, &found))
 }
 
 /// NaN where there was nothing to find.
@@ -85,9 +118,10 @@ pub(super) fn scores(
     forward: impl Fn(&Tensor, &Tensor) -> Result<DetectorOutput>,
     recipe: &DetectionRecipe,
     data: &DetectionDataset,
+    ranks: &Ranks,
 ) -> Result<Scores> {
-    let test = precision(&forward, recipe, data, &data.test)?;
-    let validation = precision(&forward, recipe, data, &data.validation)?;
+    let test = precision(&forward, recipe, data, &data.test, ranks)?;
+    let validation = precision(&forward, recipe, data, &data.validation, ranks)?;
     let values = [
         ("ap", test.ap),
         ("ap50", test.ap50),
@@ -140,7 +174,7 @@ pub fn evaluate_detector(
     let network = crate::networks::saved_detector(student);
     let forward =
         |images: &Tensor, padding: &Tensor| network(images, padding, &vkd_nn::Context::eval());
-    let found = found(forward, &seen, &config, indices, batch.max(1))?;
+    let found = found(forward, &seen, &config, indices, batch.max(1), &Ranks::alone())?;
     Ok((average_precision(&truth(data, indices)?, &found)?, found))
 }
 

@@ -4,6 +4,7 @@ use super::judge::Judge;
 use crate::data::{Dataset, Image};
 use crate::generation::sample_grid;
 use crate::metrics::{Features, GenerationScores, InceptionScore, frechet_distance};
+use crate::ranks::Ranks;
 use crate::recipe::GanCriterionConfig;
 use crate::score::EVALUATION_BATCH;
 use crate::workload::Scores;
@@ -73,20 +74,33 @@ impl Sampler {
         sample_grid(&self.images("samples.grid", &labels)?, columns)
     }
 
-    /// Features of `count` images, how many of these the judge gives their class, and the Inception score's formula of its classes.
-    fn judged(&self, name: &str, judge: &Judge, count: usize) -> Result<(Features, usize, f64)> {
+    /// Features of `count` images, how many of these the judge gives their class, and what the Inception score is of, all of it on the
+    /// first rank; each rank makes some of the images.
+    fn judged(
+        &self,
+        name: &str,
+        judge: &Judge,
+        count: usize,
+        ranks: &Ranks,
+    ) -> Result<(Features, usize, InceptionScore)> {
         let mut found = judge.nothing()?;
         let (mut recognised, mut inception) = (0, InceptionScore::new(self.generator.classes()));
-        for numbers in parts(count) {
-            let labels = self.classes(numbers.clone());
-            let images = self.part(name, numbers, &labels)?;
+        let parts: Vec<Range<usize>> = parts(count).collect();
+        let look = |number: usize| {
+            let labels = self.classes(parts[number].clone());
+            let images = self.part(name, parts[number].clone(), &labels)?;
             let (features, logits) = judge.look(&images)?;
+            Ok(Some([features, logits, Tensor::new(labels, &Device::Cpu)?]))
+        };
+        ranks.in_turn(parts.len(), look, |[features, logits, labels]| {
             found.add(&features)?;
             inception.add(&softmax(&logits)?)?;
             let classes = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
+            let labels = labels.to_vec1::<u32>()?;
             recognised += classes.iter().zip(&labels).filter(|(a, b)| a == b).count();
-        }
-        Ok((found, recognised, inception.finish()?))
+            Ok(())
+        })?;
+        Ok((found, recognised, inception))
     }
 
     /// The Fréchet distance of `count` images to `real` ones, by the judge.
@@ -96,9 +110,10 @@ impl Sampler {
         judge: &Judge,
         real: &Features,
         count: usize,
+        ranks: &Ranks,
     ) -> Result<f64> {
-        let (found, ..) = self.judged(name, judge, count)?;
-        frechet_distance(real.moments(), found.moments())
+        let (found, ..) = self.judged(name, judge, count, ranks)?;
+        ranks.from_first(|| frechet_distance(real.moments(), found.moments()))
     }
 
     /// How `criterion.samples` images compare with `real` ones, by the judge.
@@ -108,21 +123,24 @@ impl Sampler {
         judge: &Judge,
         real: &Features,
         criterion: &GanCriterionConfig,
+        ranks: &Ranks,
     ) -> Result<Scores> {
         let count = criterion.samples;
-        let (found, recognised, inception) = self.judged(name, judge, count)?;
-        let scores = GenerationScores::between(real, &found, criterion.neighbours)?;
-        let values = [
-            ("frechet", scores.frechet),
-            ("kernel", scores.kernel),
-            ("precision", scores.manifold.precision),
-            ("recall", scores.manifold.recall),
-            ("density", scores.manifold.density),
-            ("coverage", scores.manifold.coverage),
-            ("recognised", recognised as f64 / count as f64),
-            ("inception_score", inception),
-        ];
-        Ok(values.map(|(name, value)| (name.to_owned(), value)).into())
+        let (found, recognised, inception) = self.judged(name, judge, count, ranks)?;
+        ranks.from_first(|| {
+            let scores = GenerationScores::between(real, &found, criterion.neighbours)?;
+            let values = [
+                ("frechet", scores.frechet),
+                ("kernel", scores.kernel),
+                ("precision", scores.manifold.precision),
+                ("recall", scores.manifold.recall),
+                ("density", scores.manifold.density),
+                ("coverage", scores.manifold.coverage),
+                ("recognised", recognised as f64 / count as f64),
+                ("inception_score", inception.finish()?),
+            ];
+            Ok(values.map(|(name, value)| (name.to_owned(), value)).into())
+        })
     }
 }
 
@@ -141,23 +159,23 @@ impl JudgedGan {
     }
 
     /// The Fréchet distance to the validation images.
-    pub(super) fn validation(&self, data: &Dataset) -> Result<f64> {
+    pub(super) fn validation(&self, data: &Dataset, ranks: &Ranks) -> Result<f64> {
         let judge = self.judge()?;
         let real = match self.validation.get() {
             Some(real) => real,
             None => {
-                let found = judge.features(data, &data.validation)?;
+                let found = judge.features(data, &data.validation, ranks)?;
                 self.validation.get_or_init(|| found)
             }
         };
-        self.sampler.distance("samples.validation", judge, real, self.criterion.samples)
+        self.sampler.distance("samples.validation", judge, real, self.criterion.samples, ranks)
     }
 
     /// All scores against the test images.
-    pub(super) fn test(&self, data: &Dataset) -> Result<Scores> {
+    pub(super) fn test(&self, data: &Dataset, ranks: &Ranks) -> Result<Scores> {
         let judge = self.judge()?;
-        let real = judge.features(data, &data.test)?;
-        self.sampler.scores("samples.test", judge, &real, &self.criterion)
+        let real = judge.features(data, &data.test, ranks)?;
+        self.sampler.scores("samples.test", judge, &real, &self.criterion, ranks)
     }
 }
 

@@ -4,6 +4,7 @@ use super::super::Stream;
 use crate::batches::{Batches, readable_images};
 use crate::data::Dataset;
 use crate::metrics::Features;
+use crate::ranks::Ranks;
 use crate::score::EVALUATION_BATCH;
 use crate::share::Share;
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -56,15 +57,23 @@ impl Judge {
         Features::new(&self.name, self.width, self.keep)
     }
 
-    /// Features of images of the data set.
-    pub(super) fn features(&self, data: &Dataset, indices: &[usize]) -> Result<Features> {
+    /// Features of images of the data set, all of them on the first rank; each rank looks at some of the images.
+    pub(super) fn features(
+        &self,
+        data: &Dataset,
+        indices: &[usize],
+        ranks: &Ranks,
+    ) -> Result<Features> {
         let mut found = self.nothing()?;
-        for chunk in indices.chunks(EVALUATION_BATCH) {
-            let (images, read) = readable_images(data, chunk, data.preprocessing())?;
-            if !read.is_empty() {
-                found.add(&self.look(&images)?.0)?;
+        let passes: Vec<&[usize]> = indices.chunks(EVALUATION_BATCH).collect();
+        let look = |pass: usize| {
+            let (images, read) = readable_images(data, passes[pass], data.preprocessing())?;
+            match read.is_empty() {
+                true => Ok(None),
+                false => Ok(Some([self.look(&images)?.0])),
             }
-        }
+        };
+        ranks.in_turn(passes.len(), look, |[features]| found.add(&features))?;
         Ok(found)
     }
 }

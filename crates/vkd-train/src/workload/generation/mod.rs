@@ -15,6 +15,7 @@ use crate::batches::{Batches, readable_images};
 use crate::data::Dataset;
 use crate::generation::{discriminator_network, generator_network};
 use crate::networks::{frozen_network, network, training_network};
+use crate::ranks::Ranks;
 use crate::recipe::{
     ArmConfig, ComputeKind, DataConfig, GanCriterionConfig, GanTeacherModel, GenerationRecipe,
     LabelBudget, TaskKind, not_with,
@@ -261,9 +262,10 @@ impl Workload for Generation {
         task: &TeacherTraining,
         _recipe: &GenerationRecipe,
         data: &Dataset,
+        ranks: &Ranks,
     ) -> Result<f64> {
         let accuracy = |task: &ClassificationTask| {
-            score(|images| task.evaluate(images), data, &data.validation)
+            score(|images| task.evaluate(images), data, &data.validation, ranks)
         };
         let judge = accuracy(&task.judge)?;
         Ok(task.teacher.as_ref().map(accuracy).transpose()?.map_or(judge, |t| t.min(judge)))
@@ -364,13 +366,23 @@ impl Workload for Generation {
         })
     }
 
-    fn validate(task: &JudgedGan, _recipe: &GenerationRecipe, data: &Dataset) -> Result<f64> {
-        task.validation(data)
+    fn validate(
+        task: &JudgedGan,
+        _recipe: &GenerationRecipe,
+        data: &Dataset,
+        ranks: &Ranks,
+    ) -> Result<f64> {
+        task.validation(data, ranks)
     }
 
-    fn scores(task: &JudgedGan, recipe: &GenerationRecipe, data: &Dataset) -> Result<Scores> {
-        let mut found = task.test(data)?;
-        found.insert("validation_frechet".to_owned(), Self::validate(task, recipe, data)?);
+    fn scores(
+        task: &JudgedGan,
+        recipe: &GenerationRecipe,
+        data: &Dataset,
+        ranks: &Ranks,
+    ) -> Result<Scores> {
+        let mut found = task.test(data, ranks)?;
+        found.insert("validation_frechet".to_owned(), Self::validate(task, recipe, data, ranks)?);
         Ok(found)
     }
 
@@ -379,14 +391,15 @@ impl Workload for Generation {
         teacher: &JudgedTeacher,
         recipe: &GenerationRecipe,
         data: &Dataset,
+        ranks: &Ranks,
     ) -> Result<Scores> {
         let judge = |images: &Tensor| -> Result<NetworkOutput> {
             Ok(NetworkOutput::new(teacher.judge.look(images)?.1))
         };
-        let of_judge = scores(judge, data)?;
+        let of_judge = scores(judge, data, ranks)?;
         let mut found = match &recipe.teacher.model {
             GanTeacherModel::Classifier(_) => {
-                scores(|images| teacher.teacher.forward(images), data)?
+                scores(|images| teacher.teacher.forward(images), data, ranks)?
             }
             GanTeacherModel::Clip(_) => Scores::new(),
         };

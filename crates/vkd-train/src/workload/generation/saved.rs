@@ -5,6 +5,7 @@ use super::matching::judge_model;
 use super::{Generation, Judge, Sampler};
 use crate::data::{Dataset, Image};
 use crate::folder::RunFolderOf;
+use crate::ranks::Ranks;
 use crate::run::load_teacher;
 use crate::workload::Scores;
 use candle_core::{Result, bail};
@@ -45,7 +46,9 @@ pub fn evaluate_generator(
         store.frozen().pp(JUDGE),
     )?;
     let sampler = Sampler::new(student.into_network(), recipe.seed);
-    sampler.scores("samples.test", &judge, &judge.features(data, indices)?, &recipe.criterion)
+    let alone = Ranks::alone();
+    let real = judge.features(data, indices, &alone)?;
+    sampler.scores("samples.test", &judge, &real, &recipe.criterion, &alone)
 }
 
 /// A picture of samples of a saved generator: a column for each of the first classes, ten rows.
