@@ -2,7 +2,9 @@
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
-use vkd_nn::ops::{Body, conv_transpose2d, conv2d, conv2d_relu, linear, sublayer};
+use vkd_nn::ops::{
+    Body, conv_transpose2d, conv2d, conv2d_relu, linear, modulate, modulate_relu, sublayer,
+};
 use vkd_nn::{
     Activation, AdamW, AdamWConfig, BatchNormConfig, Context, Conv2dConfig, ConvTranspose2dConfig,
     Ema, GradAccumulator, Lamb, LambConfig, Pool2dConfig, Sgd, SgdConfig, VarStore, avg_pool2d,
@@ -109,6 +111,9 @@ fn images(all: &mut Vec<Case>) {
     all.push(case("global_avg_pool2d", &image, |x| global_avg_pool2d(&x[0])));
     all.push(case("upsample_nearest2d", &image, |x| upsample_nearest2d(&x[0], (40, 37))));
     all.push(case("upsample_bilinear2d", &image, |x| upsample_bilinear2d(&x[0], (40, 37), false)));
+    let modulated: [&[usize]; 3] = [&[4, 26, 24, 32], &[4, 32], &[4, 32]];
+    all.push(case("modulate", &modulated, |x| modulate(&x[0], &x[1], &x[2])));
+    all.push(case("modulate_relu", &modulated, |x| modulate_relu(&x[0], &x[1], &x[2])));
     all.push(case("pixel_shuffle", &image, |x| pixel_shuffle(&x[0], 2)));
     all.push(case("pixel_unshuffle", &image, |x| pixel_unshuffle(&x[0], 2)));
     let affine: [&[usize]; 3] = [&[4, 26, 24, 32], &[32], &[32]];

@@ -104,9 +104,10 @@ impl ClassNorm {
         })
     }
 
-    fn forward(&self, xs: &Tensor, pass: &Pass) -> Result<Tensor> {
+    /// The norm, and the ReLU that always follows.
+    fn forward_relu(&self, xs: &Tensor, pass: &Pass) -> Result<Tensor> {
         let gain = (self.gain.forward(pass)? + 1.)?;
-        self.norm.forward(xs, &gain, &self.bias.forward(pass)?, pass.statistics)
+        self.norm.forward_relu(xs, &gain, &self.bias.forward(pass)?, pass.statistics)
     }
 }
 
@@ -129,9 +130,9 @@ impl Block {
         let (_, height, width, _) = xs.dims4()?;
         let doubled = |xs: &Tensor| upsample_nearest2d(xs, (2 * height, 2 * width));
         let [first, second] = &self.norms;
-        let branch = doubled(&relu(&first.forward(xs, pass)?)?)?;
+        let branch = doubled(&first.forward_relu(xs, pass)?)?;
         let branch = self.convs[0].forward(&branch, pass.train)?;
-        let branch = relu(&second.forward(&branch, pass)?)?;
+        let branch = second.forward_relu(&branch, pass)?;
         let branch = self.convs[1].forward(&branch, pass.train)?;
         // Copies of a 1×1 convolution are the convolution of copies, for a quarter of the work.
         let ys = (branch + doubled(&self.shortcut.forward(xs, pass.train)?)?)?;

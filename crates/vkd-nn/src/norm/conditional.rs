@@ -3,7 +3,7 @@
 use super::synchronised::synchronised;
 use super::{BatchNormConfig, check, move_statistics};
 use crate::Replicas;
-use crate::ops::native_dtype;
+use crate::ops::{modulate, modulate_relu, native_dtype};
 use candle_core::{Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 
@@ -93,6 +93,26 @@ impl ConditionalBatchNorm2d {
         bias: &Tensor,
         statistics: &BatchStatistics,
     ) -> Result<Tensor> {
+        self.check(xs, gain, bias)?;
+        modulate(&self.affine(xs, &self.ones, &self.zeros, statistics)?, gain, bias)
+    }
+
+    /// `relu(forward(..))`, a pass over the images less each way.
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_relu(
+        &self,
+        xs: &Tensor,
+        gain: &Tensor,
+        bias: &Tensor,
+        statistics: &BatchStatistics,
+    ) -> Result<Tensor> {
+        self.check(xs, gain, bias)?;
+        modulate_relu(&self.affine(xs, &self.ones, &self.zeros, statistics)?, gain, bias)
+    }
+
+    fn check(&self, xs: &Tensor, gain: &Tensor, bias: &Tensor) -> Result<()> {
         let (batch, _, _, channels) = xs.dims4()?;
         for (name, given) in [("gain", gain), ("bias", bias)] {
             if given.dims() != [batch, channels] {
@@ -103,9 +123,7 @@ impl ConditionalBatchNorm2d {
                 )
             }
         }
-        let ys = self.affine(xs, &self.ones, &self.zeros, statistics)?;
-        let places = |t: &Tensor| t.reshape((batch, 1, 1, channels));
-        ys.broadcast_mul(&places(gain)?)?.broadcast_add(&places(bias)?)
+        Ok(())
     }
 
     /// With one gain and bias `(C)` for all samples.
