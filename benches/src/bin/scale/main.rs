@@ -1,6 +1,6 @@
 //! What ranks cost: sums over them beside a plain loop of MPI, and the paper's step shared by one, two and four ranks.
 //!
-//! Started by hand it starts itself under `mpirun` once for each measurement and writes all of them to `--json FILE`; started by
+//! Started by hand it starts itself under `mpirun` once for each measurement that `--json FILE` does not hold yet; started by
 //! `mpirun` it is one rank of a measurement, whose first rank prints one line. `--model FILE` prints what follows from such a file.
 
 mod model;
@@ -26,9 +26,13 @@ use vkd_train::{
     train,
 };
 
-/// Ranks, threads of each, images of each: the whole, its halves and its quarters, and two sizes for one thread alone, which tell what a
-/// step costs apart from its images.
-const STEPS: [(usize, usize, usize); 5] = [(1, 1, 4), (1, 1, 8), (1, 2, 16), (2, 1, 8), (4, 1, 4)];
+/// Ranks, threads of each, images of each: two sizes for one thread alone, which tell what a step costs apart from its images, the
+/// whole, its halves and its quarters, and a size that no fit has seen.
+const STEPS: [(usize, usize, usize); 6] =
+    [(1, 1, 4), (1, 1, 8), (1, 2, 16), (2, 1, 8), (4, 1, 4), (4, 1, 6)];
+/// Names of rows.
+const SUM: &str = "scale/sum";
+const STEP: &str = "scale/vkd_step_s224";
 /// Steps of a measurement; the first two are not counted.
 const COUNT: usize = 7;
 /// Numbers of f32 in a sum.
@@ -53,24 +57,39 @@ fn main() -> ExitCode {
     }
 }
 
-/// Every measurement, in turn.
+/// Every measurement that the file does not hold, in turn.
 fn all(file: &str) -> Result<()> {
-    let mut rows = Vec::new();
+    let mut rows: Vec<Value> = match std::fs::read_to_string(file) {
+        Ok(text) => serde_json::from_str(&text).map_err(Error::wrap)?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => bail!("{file}: {e}"),
+    };
+    let mut todo: Vec<(usize, usize, Vec<String>)> = Vec::new();
     for ranks in [2, 4] {
-        rows.extend(measured(ranks, 1, &["sums"])?);
+        if !rows.iter().any(|row| row["name"] == SUM && row["ranks"] == ranks) {
+            todo.push((ranks, 1, vec!["sums".to_owned()]));
+        }
     }
     for (ranks, threads, images) in STEPS {
-        let images = images.to_string();
-        rows.extend(measured(ranks, threads, &["step", &images])?);
+        let same = |row: &&Value| {
+            let size = [&row["ranks"], &row["threads"], &row["images_a_rank"]];
+            row["name"] == STEP && size == [&json!(ranks), &json!(threads), &json!(images)]
+        };
+        if rows.iter().find(same).is_none() {
+            todo.push((ranks, threads, vec!["step".to_owned(), images.to_string()]));
+        }
     }
-    let lines: Vec<String> = rows.iter().map(|row| format!("  {row}")).collect();
-    std::fs::write(file, format!("[\n{}\n]\n", lines.join(",\n")))?;
-    println!("{} rows written to {file}", rows.len());
+    for (ranks, threads, what) in todo {
+        rows.extend(measured(ranks, threads, &what)?);
+        let lines: Vec<String> = rows.iter().map(|row| format!("  {row}")).collect();
+        std::fs::write(file, format!("[\n{}\n]\n", lines.join(",\n")))?;
+    }
+    println!("{} rows in {file}", rows.len());
     Ok(())
 }
 
 /// What the first of some ranks prints.
-fn measured(ranks: usize, threads: usize, what: &[&str]) -> Result<Vec<Value>> {
+fn measured(ranks: usize, threads: usize, what: &[String]) -> Result<Vec<Value>> {
     let mut command = Command::new("mpirun");
     command.args(["--oversubscribe", "--bind-to", "none", "-n", &ranks.to_string()]);
     command.arg(std::env::current_exe()?).args(what);
@@ -135,7 +154,7 @@ fn sums(ranks: &Ranks) -> Result<Vec<Value>> {
             plain.push(started.elapsed().as_secs_f64());
         }
         rows.push(json!({
-            "name": "scale/sum",
+            "name": SUM,
             "bytes": count * size_of::<f32>(),
             "median_s": median(&mut ours),
             "plain_median_s": median(&mut plain),
@@ -209,7 +228,7 @@ fn step(ranks: &Ranks, images: usize) -> Result<Vec<Value>> {
     let last = pairs.last().map(|pair| (pair[0].1, pair[1].1));
     let (calls, bytes) = last.map_or((0, 0), |(a, b)| (b.calls - a.calls, b.bytes - a.bytes));
     Ok(vec![json!({
-        "name": "scale/vkd_step_s224",
+        "name": STEP,
         "images_a_rank": images,
         "median_s": median(&mut seconds),
         "in_calls_s": median(&mut waited),

@@ -24,7 +24,7 @@ impl Rows {
     /// A number of the only row of some ranks, threads and images.
     fn step(&self, (ranks, threads, images): (u64, u64, u64), key: &str) -> Result<f64> {
         let found = self.0.iter().find(|row| {
-            row["name"] == "scale/vkd_step_s224"
+            row["name"] == crate::STEP
                 && (row["ranks"].as_u64(), row["threads"].as_u64(), row["images_a_rank"].as_u64())
                     == (Some(ranks), Some(threads), Some(images))
         });
@@ -39,7 +39,7 @@ impl Rows {
     /// Seconds of a call, and seconds a byte, from the smallest and the largest sum of some ranks.
     fn sums(&self, ranks: u64) -> Result<(f64, f64)> {
         let of = |row: &Value| Some((row["bytes"].as_f64()?, row["median_s"].as_f64()?));
-        let rows = self.0.iter().filter(|r| r["name"] == "scale/sum" && r["ranks"] == ranks);
+        let rows = self.0.iter().filter(|r| r["name"] == crate::SUM && r["ranks"] == ranks);
         let all: Vec<(f64, f64)> = rows.filter_map(of).collect();
         match (all.first(), all.last()) {
             (Some((few, latency)), Some((many, long))) if many > few => {
@@ -75,22 +75,26 @@ pub(crate) fn print(file: &str) -> Result<()> {
         100. * waiting
     );
 
+    // What is predicted before it is measured has no such row yet.
+    let measured = |of, key: &str, show: &dyn Fn(f64) -> String| {
+        rows.step(of, key).map_or_else(|_| "not yet".to_owned(), show)
+    };
     let bytes = 4. * parameters()?;
     let calls = (bytes / BUCKET).ceil() + SMALL + TAP + STEM * BATCH_NORM;
     println!(
         "| | images a rank | predicted s | measured s | predicted MB | measured MB | predicted calls | measured calls |"
     );
     println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
-    for (ranks, images, cores) in [(2u64, 8u64, 1.), (4, 4, 0.5)] {
+    for (ranks, images, cores) in [(2u64, 8u64, 1.), (4, 4, 0.5), (4, 6, 0.5)] {
         let (latency, byte) = rows.sums(ranks)?;
         let predicted = (fixed + image * images as f64) / cores + calls * latency + bytes * byte;
         let of = (ranks, 1, images);
         println!(
-            "| {ranks} ranks of {cores} core | {images} | {predicted:.2} | {:.2} | {:.1} | {:.1} | {calls} | {} |",
-            median(of)?,
+            "| {ranks} ranks of {cores} core | {images} | {predicted:.2} | {} | {:.1} | {} | {calls} | {} |",
+            measured(of, "median_s", &|s| format!("{s:.2}")),
             1e-6 * bytes,
-            1e-6 * rows.step(of, "bytes")?,
-            rows.step(of, "calls")?
+            measured(of, "bytes", &|bytes| format!("{:.1}", 1e-6 * bytes)),
+            measured(of, "calls", &|calls| calls.to_string())
         );
     }
     println!();
