@@ -195,3 +195,55 @@ fn the_plan_tells_the_size_and_the_fingerprint_knows_no_cache() -> Result<()> {
     assert!(plan(&parse(&SET)?, &data)?.cache.is_none());
     Ok(())
 }
+
+/// Two ranks remember beside each other, in one folder; what two have computed serves one, and the other way round.
+#[test]
+fn ranks_share_what_they_remember() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    // Divided by two: images, and those with labels.
+    let set = ["teacher.batch=20", "training.batch=10", "training.labelled=4", r#"arms=["vkd"]"#];
+    let two = |dir: &Path, set: &[&str]| -> Result<()> {
+        let recipe = parse(&[&SET[..], set].concat())?;
+        let _created = RunFolder::create(dir, recipe, false)?;
+        let train = |ranks: vkd_train::Ranks| -> Result<()> {
+            let run = RunFolder::open(dir)?.with_ranks(ranks);
+            let data = Dataset::open(&run.recipe().data)?;
+            train_teacher(&run, &data, &mut |_| Ok(()))?;
+            train_arm(&run, &data, "vkd", &mut |_| Ok(())).map(|_| ())
+        };
+        std::thread::scope(|scope| {
+            let ranks = vkd_train::thread_ranks(2);
+            let threads: Vec<_> =
+                ranks.into_iter().map(|r| scope.spawn(move || train(r))).collect();
+            threads.into_iter().try_for_each(|t| match t.join() {
+                Ok(result) => result,
+                Err(_) => bail!("a rank panicked"),
+            })
+        })
+    };
+    let student =
+        |name: &str| std::fs::read(folder.path().join(name).join("arms/vkd/student.safetensors"));
+    let at = |name: &str| folder.path().join(name);
+    two(&at("without"), &set)?;
+    run(&at("alone"), &set, None)?;
+    let shared = format!("teacher.cache.dir={}", at("shared").display());
+    let cached = [&set[..], &[&shared]].concat();
+    two(&at("first"), &cached)?;
+    let answers = files(&at("shared"))?;
+    assert!(!answers.is_empty());
+    two(&at("again"), &cached)?;
+    assert!(student("without")? == student("first")? && student("first")? == student("again")?);
+    // The teacher of one process differs from that of two by rounding, and has answers of its own.
+    run(&at("one"), &cached, None)?;
+    assert!(student("alone")? == student("one")?);
+    assert_eq!(std::fs::read_dir(at("shared"))?.count(), 2);
+    // The same teacher, asked by one and by two.
+    let given = format!("teacher.checkpoint={}", at("alone").join("teacher.safetensors").display());
+    let of_given = [&set[..], &[&shared, &given]].concat();
+    run(&at("given to one"), &of_given, None)?;
+    two(&at("given to two"), &of_given)?;
+    two(&at("given without"), &[&set[..], &[&given]].concat())?;
+    assert!(student("given to two")? == student("given without")?);
+    assert_eq!(std::fs::read_dir(at("shared"))?.count(), 2);
+    Ok(())
+}

@@ -147,7 +147,8 @@ const FIFTY: [&str; 6] = [
 ];
 
 pub(crate) fn classification_with_every_normaliser() -> Vec<Law> {
-    let normalizers = ["layer_norm", "standardize", "whiten", "whiten_zca", "whiten_pca", "whiten_newton_schulz"];
+    let normalizers =
+        ["layer_norm", "standardize", "whiten", "whiten_zca", "whiten_pca", "whiten_newton_schulz"];
     let law = |normalizer: &str| {
         let teacher = format!("distill.teacher_normalizer=\"{normalizer}\"");
         let student = match normalizer {
