@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 #![cfg(all(target_os = "linux", feature = "mpi"))]
 
+mod progress;
+
 use candle_core::{DType, Device, Tensor};
+use progress::{rows, wait_for};
 use std::collections::HashMap;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -172,24 +175,6 @@ fn processes(mpirun: &Child) -> Vec<String> {
 
 fn signal(name: &str, process: &str) {
     Command::new("kill").args([name, "--", process]).status().unwrap();
-}
-
-/// Rows that teacher and arm have logged.
-fn rows(run: &Path) -> usize {
-    let count = |name: &str| {
-        let text = std::fs::read(run.join(name)).unwrap_or_default();
-        text.iter().filter(|b| **b == b'\n').count()
-    };
-    count("teacher.jsonl") + count("arms/vkd/events.jsonl")
-}
-
-/// Waits for the log to reach `target` rows, or for the end.
-fn wait_for(child: &mut Child, run: &Path, target: usize) {
-    let limit = Instant::now() + MINUTE;
-    while rows(run) < target && child.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < limit, "no row {target} within a minute");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// Waits for the end, which must come within a minute; all that was said.

@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 #![cfg(target_os = "linux")]
 
+mod progress;
+
+use progress::{rows, wait_for};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../vkd-train/tests/tiny.toml");
 
@@ -42,24 +45,6 @@ fn good(mut command: Command) -> String {
 
 fn kill(target: &str) {
     assert!(Command::new("kill").args(["-9", "--", target]).status().unwrap().success());
-}
-
-/// Rows that teacher and arm have logged.
-fn rows(run: &Path) -> usize {
-    let count = |name: &str| {
-        let text = std::fs::read(run.join(name)).unwrap_or_default();
-        text.iter().filter(|b| **b == b'\n').count()
-    };
-    count("teacher.jsonl") + count("arms/vkd/events.jsonl")
-}
-
-/// Waits for the log to reach `target` rows, or for the end.
-fn wait_for(child: &mut Child, run: &Path, target: usize) {
-    let limit = Instant::now() + Duration::from_secs(60);
-    while rows(run) < target && child.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < limit, "no row {target} within a minute");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// Everything that a run is, but for the seconds it took.
