@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// The arm that others are compared with [default: none, else the first]
     #[arg(long, value_name = "NAME")]
     reference: Option<String>,
-    /// How many runs train side by side, one thread each [default: the number of processors]
+    /// How many runs train side by side, one thread each [default: the number of processors, on a GPU 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     jobs: Option<u64>,
     /// Folder of report.html, report.md, teachers and runs, which other comparisons may share [default: runs/NAME-compare]
@@ -74,7 +74,7 @@ fn of_task<W: Shown>(args: &Args, recipe: RecipeOf<W>) -> Result<()> {
         out: &out,
         results: &results,
     };
-    missing.train(&seeds, args.jobs.map_or(machine::processors(), |jobs| jobs as usize))?;
+    missing.train(&seeds, machine::jobs(args.jobs, recipe.training.device))?;
     let mut found = Vec::new();
     for (arm, hash) in &fingerprints {
         for seed in &seeds {

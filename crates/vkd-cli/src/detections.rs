@@ -2,7 +2,7 @@
 
 use crate::eval::Args;
 use crate::report::scenes::{self, Scene};
-use candle_core::{Device, Error, Result, bail};
+use candle_core::{Error, Result, bail};
 use vkd_models::{DetectorStudent, write_atomically};
 use vkd_train::metrics::{AveragePrecision, ScoredBox, write_results};
 use vkd_train::{DetectionDataConfig, DetectionDataset, DetectionRecipe, evaluate_detector};
@@ -12,7 +12,8 @@ const PICTURES: usize = 12;
 
 /// `vkd eval` of a detector.
 pub(crate) fn eval(args: &Args, recipe: &DetectionRecipe) -> Result<()> {
-    let student = DetectorStudent::load(&args.student, &Device::Cpu)?;
+    let device = args.device.open(recipe.training.device)?;
+    let student = DetectorStudent::load(&args.student, &device)?;
     let data = DetectionDataset::open(&recipe.data)?;
     let (indices, name) = args.split.of([&data.train, &data.validation, &data.test]);
     if indices.is_empty() {

@@ -1,6 +1,6 @@
 //! `vkd distill`: a teacher, its arms, a table and a report.
 
-use crate::machine::processors;
+use crate::machine;
 use crate::progress::{Part, Progress};
 use crate::recipe_args::RecipeArgs;
 use crate::report::markdown::Metric;
@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// well, when it is started again as before
     #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "overwrite"])]
     resume: Option<PathBuf>,
-    /// How many arms train side by side, one thread each [default: the number of processors]
+    /// How many arms train side by side, one thread each [default: the number of processors, on a GPU 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     jobs: Option<u64>,
     /// Build everything, take one small step in memory, say what a run costs, and write nothing
@@ -66,7 +66,7 @@ fn of_task<W: Shown>(args: &Args, recipe: RecipeOf<W>, started: Instant) -> Resu
     let progress = Progress::new();
     progress.line(&summary(run.recipe(), &data, &out));
     let teacher = teacher(&run, &data, TEACHER, &progress)?;
-    let jobs = args.jobs.map_or(processors(), |j| j as usize);
+    let jobs = machine::jobs(args.jobs, run.recipe().training.device);
     pool::for_each(&run.recipe().arms, jobs, |name| arm(&run, name, name, &progress))?;
     let report = run.finish(data.name(), started.elapsed().as_secs_f64())?;
     crate::report::write(&run, &report, &data)?;

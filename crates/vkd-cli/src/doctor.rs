@@ -9,7 +9,8 @@ use indicatif::ProgressBar;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use vkd_train::{
-    DataConfig, Dataset, DetectionDataset, DetectionRecipe, OnCorrupt, RecipeOf, Samples,
+    ComputeDevice, DataConfig, Dataset, DetectionDataset, DetectionRecipe, OnCorrupt, RecipeOf,
+    Samples,
 };
 
 #[derive(clap::Args)]
@@ -78,9 +79,18 @@ fn machine(found: &mut Findings) {
             set("CANDLE_NUM_THREADS")
         ),
     );
-    match candle_core::utils::cuda_is_available() {
-        true => found.fine("device", "CPU; CUDA is built in, though training runs on the CPU"),
-        false => found.fine("device", "CPU; built without CUDA"),
+}
+
+/// Whether the recipe's device is there.
+fn device(device: ComputeDevice, found: &mut Findings) {
+    let with = match cfg!(feature = "cuda") {
+        true => "with CUDA; training.device = \"cuda\" takes a GPU",
+        false => "without CUDA",
+    };
+    match (device, device.describe()) {
+        (_, Err(e)) => found.problem("device", &vkd_train::plain(&e)),
+        (ComputeDevice::Cpu, Ok(_)) => found.fine("device", &format!("CPU; built {with}")),
+        (ComputeDevice::Cuda(_), Ok(name)) => found.fine("device", &name),
     }
 }
 
@@ -100,6 +110,7 @@ fn instructions() -> &'static str {
 
 fn of_task<W: Shown>(recipe: &RecipeOf<W>, decode: bool, found: &mut Findings) {
     found.fine("recipe", &format!("{}, arms {}", recipe.name, recipe.arms.join(", ")));
+    device(recipe.training.device, found);
     let Some(data) = W::look_at(recipe, decode, found) else { return };
     match (vkd_train::check(recipe, &data), &recipe.teacher.checkpoint) {
         (Err(e), _) => found.problem("networks", &vkd_train::plain(&e)),

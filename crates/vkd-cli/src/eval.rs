@@ -1,8 +1,8 @@
 //! `vkd eval`: the scores of a saved student.
 
 use crate::detections;
-use crate::recipe_args::RecipeArgs;
-use candle_core::{Device, Error, Result, bail};
+use crate::recipe_args::{DeviceArgs, RecipeArgs};
+use candle_core::{Error, Result, bail};
 use std::path::{Path, PathBuf};
 use vkd_models::{GeneratorStudent, Student, StudentKind, student_kind};
 use vkd_train::metrics::Evaluation;
@@ -24,6 +24,8 @@ pub(crate) struct Args {
     pub(crate) student: PathBuf,
     #[command(flatten)]
     recipe: RecipeArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     /// Which images
     #[arg(long, value_enum, default_value = "test")]
     pub(crate) split: Split,
@@ -84,7 +86,8 @@ fn generator(args: &Args, run: Option<&Path>) -> Result<()> {
     let run = RunFolderOf::<Generation>::open(run)?;
     let data = Generation::open(&run.recipe().data)?;
     let (indices, name) = args.split.of([&data.train, &data.validation, &data.test]);
-    let student = GeneratorStudent::load(&args.student, &Device::Cpu)?;
+    let device = args.device.open(run.recipe().training.device)?;
+    let student = GeneratorStudent::load(&args.student, &device)?;
     let scores = evaluate_generator(student, &run, &data, indices)?;
     if args.json {
         let mut json = serde_json::to_value(&scores).map_err(Error::wrap)?;
@@ -117,7 +120,7 @@ fn not_of_detectors(args: &Args, kind: &str) -> Result<()> {
 
 fn classifier(args: &Args, recipe: &Recipe) -> Result<()> {
     not_of_detectors(args, "classifier")?;
-    let student = Student::load(&args.student, &Device::Cpu)?;
+    let student = Student::load(&args.student, &args.device.open(recipe.training.device)?)?;
     let data = Dataset::open(&recipe.data)?;
     let (indices, name) = args.split.of([&data.train, &data.validation, &data.test]);
     if indices.is_empty() {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use vkd_train::ComputeDevice;
 
 /// The processor's model and how many hardware threads the process may use.
 pub(crate) fn description() -> String {
@@ -17,6 +18,16 @@ fn model(cpuinfo: &str) -> Option<&str> {
 /// Hardware threads that the process may use.
 pub(crate) fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// How many runs train side by side: as many as were asked for, else one a processor, or one at a time on a GPU, whose memory they would
+/// share.
+pub(crate) fn jobs(asked: Option<u64>, device: ComputeDevice) -> usize {
+    match (asked, device) {
+        (Some(jobs), _) => usize::try_from(jobs).unwrap_or(usize::MAX),
+        (None, ComputeDevice::Cpu) => processors(),
+        (None, ComputeDevice::Cuda(_)) => 1,
+    }
 }
 
 /// A number of kibibytes of /proc, in bytes; `None` where the system has no such file or line.
@@ -46,6 +57,13 @@ fn git(folder: &Path, arguments: &[&str]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gpu_has_one_run_at_a_time_unless_told() {
+        assert_eq!(jobs(None, ComputeDevice::Cpu), processors());
+        assert_eq!(jobs(None, ComputeDevice::Cuda(0)), 1);
+        assert_eq!(jobs(Some(3), ComputeDevice::Cuda(0)), 3);
+    }
 
     #[test]
     fn lines_of_proc() {

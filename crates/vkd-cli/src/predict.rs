@@ -1,10 +1,11 @@
 //! `vkd predict`: classify image files, or find objects in them.
 
-use candle_core::{Device, Result, bail};
+use crate::recipe_args::DeviceArgs;
+use candle_core::{Result, bail};
 use image::imageops::FilterType;
 use std::path::{Path, PathBuf};
 use vkd_models::{DetectorStudent, Student, StudentKind, student_kind};
-use vkd_train::{Image, detect};
+use vkd_train::{ComputeDevice, Image, detect};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -16,6 +17,8 @@ pub(crate) struct Args {
     /// The images are dark on light, as scans are; the student's data sets are light on dark
     #[arg(long)]
     invert: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -26,7 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "predict: expected a classifier or a detector, got a generator: vkd sample draws its images"
         ),
     }
-    let student = Student::load(&args.student, &Device::Cpu)?;
+    let student = Student::load(&args.student, &args.device.open(ComputeDevice::Cpu)?)?;
     let pixels = args
         .images
         .iter()
@@ -53,7 +56,7 @@ const SURE: f32 = 0.5;
 
 /// What a detector finds: class, score, left, top, width and height in pixels, a line each.
 fn objects(args: &Args) -> Result<()> {
-    let student = DetectorStudent::load(&args.student, &Device::Cpu)?;
+    let student = DetectorStudent::load(&args.student, &args.device.open(ComputeDevice::Cpu)?)?;
     let mut text = String::new();
     for path in &args.images {
         let found = detect(&student, &image(path, student.card.model.channels, args.invert)?)?;

@@ -1,8 +1,8 @@
-//! The arguments that choose a recipe.
+//! The arguments that choose a recipe, and where a saved student computes.
 
-use candle_core::{Result, bail};
+use candle_core::{Device, Result, bail};
 use std::path::{Path, PathBuf};
-use vkd_train::AnyRecipe;
+use vkd_train::{AnyRecipe, ComputeDevice};
 
 /// The recipe that runs when none is named.
 const DEFAULT: &str = include_str!("../recipes/digits.toml");
@@ -18,6 +18,25 @@ pub(crate) struct RecipeArgs {
     /// Seed; the same as `--set seed=N`
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     seed: Option<u64>,
+}
+
+/// Where a saved student computes.
+#[derive(clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// Where to compute: cpu, cuda or cuda:N [default: training.device of the recipe where there is one, else cpu]
+    #[arg(long, value_name = "DEVICE", value_parser = device)]
+    device: Option<ComputeDevice>,
+}
+
+impl DeviceArgs {
+    /// The device that was named, else the recipe's.
+    pub(crate) fn open(&self, of_recipe: ComputeDevice) -> Result<Device> {
+        self.device.unwrap_or(of_recipe).open()
+    }
+}
+
+fn device(name: &str) -> std::result::Result<ComputeDevice, String> {
+    name.parse().map_err(|e| vkd_train::plain(&e))
 }
 
 impl RecipeArgs {

@@ -1,9 +1,10 @@
 //! `vkd sample`: images of a saved generator.
 
-use candle_core::{Device, Result, bail};
+use crate::recipe_args::DeviceArgs;
+use candle_core::{Result, bail};
 use std::path::{Path, PathBuf};
 use vkd_models::{GeneratorStudent, StudentKind, student_kind, write_atomically};
-use vkd_train::{Sampler, sample_grid};
+use vkd_train::{ComputeDevice, Sampler, sample_grid};
 
 /// Columns of a picture.
 const COLUMNS: usize = 10;
@@ -27,6 +28,8 @@ pub(crate) struct Args {
     /// Seed of the noise
     #[arg(long, default_value = "0")]
     seed: u64,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -37,7 +40,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.count == 0 {
         bail!("sample: --count: expected at least 1, got 0")
     }
-    let student = GeneratorStudent::load(&args.student, &Device::Cpu)?;
+    let device = args.device.open(ComputeDevice::Cpu)?;
+    let student = GeneratorStudent::load(&args.student, &device)?;
     let names = student.card.class_names.clone();
     let class = |name: &String| match names.iter().position(|n| n == name) {
         Some(class) => Ok(class as u32),

@@ -98,6 +98,9 @@ fn bad_input_is_named_and_nothing_panics() {
     let heads = bad(at, &["distill", "--set", "student.heads=5"]);
     assert!(heads.contains("heads: expected a divisor of the width 32, got 5"), "{heads}");
     assert!(bad(at, &["distill", TINY, "--jobs", "0"]).contains("--jobs"));
+    // A GPU that no machine has.
+    let far = bad(at, &["distill", TINY, "--set", "training.device=cuda:999"]);
+    assert!(far.contains("error: device cuda:999: expected"), "{far}");
     assert!(!at.join("runs").exists(), "nothing is written for a recipe that can't run");
     let idx = ["distill", TINY, "--set", "data.kind=idx", "--set", "data.dir=absent"];
     assert!(bad(at, &idx).contains("train-images-idx3-ubyte"));
@@ -116,6 +119,12 @@ fn bad_input_is_named_and_nothing_panics() {
     std::fs::write(at.join("text.png"), "no image").unwrap();
     let predict = ["predict", "run/student.safetensors", "text.png"];
     assert!(bad(at, &predict).contains("text.png: expected an image"));
+    for command in ["eval", "predict"] {
+        let odd = [command, "run/student.safetensors", "--device", "cuda:999"];
+        let odd = bad(at, &[&odd[..], &["text.png"][..usize::from(command == "predict")]].concat());
+        assert!(odd.contains("error: device cuda:999: expected"), "{odd}");
+    }
+    assert!(bad(at, &["eval", "run/student.safetensors", "--device", "gpu"]).contains("cuda:N"));
     let student = at.join("run/student.safetensors");
     let whole = std::fs::read(&student).unwrap();
     std::fs::write(&student, &whole[..100]).unwrap();
@@ -139,6 +148,10 @@ fn a_dry_run_and_the_doctor_write_nothing() {
     assert!(text.contains("6 steps of 30 images, 180 in all"), "{text}");
     let text = good(at, &["doctor", TINY]);
     assert!(text.contains("ok       teacher") && !text.contains("PROBLEM"), "{text}");
+    assert!(text.contains("ok       device: CPU; built with"), "{text}");
+    let out = vkd(at, &["doctor", TINY, "--set", "training.device=cuda:999"]);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(text.contains("PROBLEM  device: device cuda:999: expected"), "{text}");
     let out = vkd(at, &["doctor", TINY, "--set", "data.kind=idx", "--set", "data.dir=absent"]);
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(!out.status.success() && text.contains("PROBLEM  data: absent"), "{text}");

@@ -371,6 +371,11 @@ impl<M: Blueprint> StudentOf<M> {
         &self.model
     }
 
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The network alone.
     pub fn into_network(self) -> M::Built {
         self.model
@@ -396,12 +401,14 @@ impl Student {
         Tensor::from_vec(values, (images.len(), channels, size, size), &self.device)
     }
 
-    /// Class logits `(B, K)` of preprocessed images `(B, C, H, W)`: the mean of the two heads where there are two.
+    /// Class logits `(B, K)`, on the student's device, of preprocessed images `(B, C, H, W)`, which may lie anywhere: the mean of the
+    /// two heads where there are two.
     ///
     /// # Errors
     /// Images of another shape or dtype.
     pub fn logits(&self, images: &Tensor) -> Result<Tensor> {
-        self.model.forward(images, &Context::eval())?.prediction()
+        let images = images.to_device(&self.device)?;
+        self.model.forward(&images, &Context::eval())?.prediction()
     }
 
     /// Class probabilities `(B, K)` of preprocessed images `(B, C, H, W)`.

@@ -1,6 +1,6 @@
 //! What a trainer drives: phases, steps and named loss terms.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use std::sync::Arc;
 use vkd_loss::Term;
 use vkd_norm::Context;
@@ -15,6 +15,28 @@ pub struct Batch {
     pub labels: Tensor,
     /// Identity of each image in its data set, `B` of them.
     pub sample_ids: Arc<[u64]>,
+}
+
+impl Batch {
+    /// The same on `device`; what lies there already is shared.
+    ///
+    /// # Errors
+    /// Those of the copy.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self {
+            images: moved(&self.images, device)?,
+            labels: moved(&self.labels, device)?,
+            sample_ids: self.sample_ids.clone(),
+        })
+    }
+}
+
+/// `xs` on `device`. Without values it stays where it is: a CUDA device has no memory of no bytes.
+pub(crate) fn moved(xs: &Tensor, device: &Device) -> Result<Tensor> {
+    match xs.elem_count() {
+        0 => Ok(xs.clone()),
+        _ => xs.to_device(device),
+    }
 }
 
 /// A part of a step with an optimiser of its own: one for classification and detection, two for a GAN.

@@ -4,7 +4,7 @@ use crate::augment::Augment;
 use crate::augment::mix::{Mix, draw};
 use crate::data::Dataset;
 use crate::loader::{Prefetch, guarded};
-use crate::recipe::{AugmentConfig, DataConfig};
+use crate::recipe::{AugmentConfig, ComputeDevice, DataConfig};
 use crate::share::Share;
 use candle_core::{Device, Result, Tensor, bail};
 use rand::Rng;
@@ -60,6 +60,7 @@ pub struct Batches {
     ahead: Option<Prefetch<Batch>>,
     /// The recipe's table whose `batch` they are.
     table: &'static str,
+    device: ComputeDevice,
 }
 
 /// Makes the batch of a step.
@@ -134,12 +135,17 @@ impl Batches {
             share: Share::whole(),
         };
         let ahead = (workers > 0).then(|| Prefetch::new(workers));
-        Ok(Self { maker, ahead, table: "training" })
+        Ok(Self { maker, ahead, table: "training", device: ComputeDevice::Cpu })
     }
 
     /// The teacher's: messages name `teacher.batch`.
     pub(crate) fn of_teacher(self) -> Self {
         Self { table: "teacher", ..self }
+    }
+
+    /// The same on `device`: each batch is made on the CPU and moved once, by the thread that asks for it.
+    pub fn on(self, device: ComputeDevice) -> Self {
+        Self { device, ..self }
     }
 
     /// From now on only the part of every batch that `share` says: of the labelled images and of the others a block each, or,
@@ -173,15 +179,17 @@ impl Batches {
     /// Steps may be asked for in any order; the next one after the last is already being made.
     ///
     /// # Errors
-    /// An image that can't be read, by its name, where the recipe says to stop; a hundred in a row where it says to skip.
+    /// An image that can't be read, by its name, where the recipe says to stop; a hundred in a row where it says to skip; those of
+    /// the device.
     pub fn get(&mut self, step: u64) -> Result<Batch> {
-        let Some(ahead) = &mut self.ahead else {
-            return self.maker.batch(step, &AtomicBool::new(false));
-        };
-        ahead.get(step, |threads| {
-            let mut maker = Maker { threads: Some(threads), ..self.maker.clone() };
-            move |step, stop| maker.batch(step, stop)
-        })
+        let batch = match &mut self.ahead {
+            None => self.maker.batch(step, &AtomicBool::new(false)),
+            Some(ahead) => ahead.get(step, |threads| {
+                let mut maker = Maker { threads: Some(threads), ..self.maker.clone() };
+                move |step, stop| maker.batch(step, stop)
+            }),
+        }?;
+        batch.to_device(&self.device.open()?)
     }
 }
 

@@ -22,14 +22,16 @@ pub(crate) const STUDENT: &str = "student";
 /// Variables of the projectors in the run's store.
 const PROJECTOR: &str = "projector";
 
-/// Builds everything that a recipe asks for once and throws it away: sizes that don't fit, unknown maps and normalisers
-/// and splits that the data can't give are found before anything is trained or written.
+/// Builds everything that a recipe asks for once and throws it away: a device that there isn't, sizes that don't fit, unknown maps and
+/// normalisers and splits that the data can't give are found before anything is trained or written.
 ///
 /// # Errors
 /// The first thing that can't be built.
 pub fn check<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) -> Result<()> {
+    // The rest on the CPU, whatever the device: it is about sizes and names.
+    recipe.training.device.probe()?;
     W::check_data(recipe, data)?;
-    starting_teacher(recipe, data)?;
+    starting_teacher(recipe, data, &Device::Cpu)?;
     for name in &recipe.arms {
         let arm = recipe.arm(name)?;
         let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
@@ -52,10 +54,11 @@ pub fn check_ranks<W: Workload>(
     commit: Option<&str>,
 ) -> Result<()> {
     ranks.agree(&common(recipe, data, commit)?)?;
+    recipe.training.device.for_ranks(ranks.size())?;
     let share = ranks.share()?;
     let shared = || {
         // A teacher that is given sees no batches.
-        if W::teacher_task(recipe, data, &fresh_teacher(recipe, data)?)?.is_some() {
+        if W::teacher_task(recipe, data, &fresh_teacher(recipe, data, &Device::Cpu)?)?.is_some() {
             W::teacher_batches(recipe, data)?.share(share)?;
         }
         let of_arm = |name: &String| W::batches(recipe, data, recipe.arm(name)?)?.0.share(share);
@@ -65,8 +68,12 @@ pub fn check_ranks<W: Workload>(
 }
 
 /// The variables of the teacher as it begins.
-pub(crate) fn fresh_teacher<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) -> Result<VarStore> {
-    let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
+pub(crate) fn fresh_teacher<W: Workload>(
+    recipe: &RecipeOf<W>,
+    data: &W::Data,
+    device: &Device,
+) -> Result<VarStore> {
+    let store = VarStore::new(recipe.seed, DType::F32, device);
     let named = |e| Error::Msg(format!("teacher.model: {}", crate::plain(&e)));
     W::declare_teacher(recipe, data, store.builder()).map_err(named)?;
     Ok(store)
@@ -76,8 +83,9 @@ pub(crate) fn fresh_teacher<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) -
 pub(crate) fn starting_teacher<W: Workload>(
     recipe: &RecipeOf<W>,
     data: &W::Data,
+    device: &Device,
 ) -> Result<VarStore> {
-    let store = fresh_teacher(recipe, data)?;
+    let store = fresh_teacher(recipe, data, device)?;
     let Some(path) = &recipe.teacher.checkpoint else { return Ok(store) };
     let named = |e| Error::Msg(format!("teacher.checkpoint: {}", crate::plain(&e)));
     let path = &hub::local(path).map_err(named)?;

@@ -5,7 +5,7 @@ use crate::batches::Pool;
 use crate::data::detection::{bytes, size};
 use crate::data::{DetectionDataset, normalization};
 use crate::loader::{Prefetch, guarded};
-use crate::recipe::DetectionDataConfig;
+use crate::recipe::{ComputeDevice, DetectionDataConfig};
 use crate::share::Share;
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::ThreadPool;
@@ -35,6 +35,7 @@ pub struct DetectionBatches {
     ahead: Option<Prefetch<DetectionBatch>>,
     /// The recipe's table whose `batch` they are.
     table: &'static str,
+    device: ComputeDevice,
 }
 
 #[derive(Clone)]
@@ -76,12 +77,17 @@ impl DetectionBatches {
             share: Share::whole(),
         };
         let ahead = (config.workers > 0).then(|| Prefetch::new(config.workers));
-        Ok(Self { maker, ahead, table: "training" })
+        Ok(Self { maker, ahead, table: "training", device: ComputeDevice::Cpu })
     }
 
     /// The teacher's: messages name `teacher.batch`.
     pub(crate) fn of_teacher(self) -> Self {
         Self { table: "teacher", ..self }
+    }
+
+    /// The same on `device`: each batch is made on the CPU and moved once, by the thread that asks for it.
+    pub fn on(self, device: ComputeDevice) -> Self {
+        Self { device, ..self }
     }
 
     /// From now on only the block of every batch that `share` says, padded as the whole batch is. A rank reads no image of another:
@@ -107,15 +113,16 @@ impl DetectionBatches {
     /// is already being made.
     ///
     /// # Errors
-    /// An image that can't be read or is larger than `data.pad`, by its name.
+    /// An image that can't be read or is larger than `data.pad`, by its name; those of the device.
     pub fn get(&mut self, step: u64) -> Result<DetectionBatch> {
-        let Some(ahead) = &mut self.ahead else {
-            return self.maker.batch(step, &AtomicBool::new(false));
-        };
-        ahead.get(step, |threads| {
-            let mut maker = Maker { threads: Some(threads), ..self.maker.clone() };
-            move |step, stop| maker.batch(step, stop)
-        })
+        let batch = match &mut self.ahead {
+            None => self.maker.batch(step, &AtomicBool::new(false)),
+            Some(ahead) => ahead.get(step, |threads| {
+                let mut maker = Maker { threads: Some(threads), ..self.maker.clone() };
+                move |step, stop| maker.batch(step, stop)
+            }),
+        }?;
+        batch.to_device(&self.device.open()?)
     }
 }
 

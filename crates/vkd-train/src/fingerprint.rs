@@ -214,6 +214,7 @@ mod tests {
             "arm.linear.features=9",
             "training.log_every=2",
             "data.workers=2",
+            "training.device=cpu",
             // The same by another way.
             "arm.vkd.map=cayley",
         ] {
@@ -221,6 +222,7 @@ mod tests {
         }
         for other in [
             "training.steps=7",
+            "training.device=cuda",
             "arm.vkd.features=6",
             "arm.vkd.map=householder",
             "distill.map=householder",
@@ -271,6 +273,7 @@ mod tests {
             "teacher.model.widths=[4, 9]",
             // Shared with the student.
             "training.warmup=3",
+            "training.device=cuda:1",
             "data.shift=0",
             "data.train=210",
         ] {

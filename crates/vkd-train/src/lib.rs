@@ -76,12 +76,13 @@ pub use ranks::{Communicator, Ranks, Traffic, is_of_another_rank, thread_ranks};
 pub use ranks::{MpiSession, mpi_ranks};
 pub use recipe::{
     AnyRecipe, ArmConfig, AugmentConfig, BoxAugmentConfig, BoxCriterionConfig, BoxCropConfig,
-    CacheConfig, ClipTeacherConfig, CocoConfig, ComputeKind, CovarianceKind, CropConfig,
-    DataConfig, DataKind, DetectionDataConfig, DetectionRecipe, DetectionSource, DiffAugmentConfig,
-    DistillConfig, EraseWith, GanCriterionConfig, GanTeacherModel, GenerationRecipe, InitConfig,
-    LabelBudget, LecamTableConfig, LogitLossKind, LossKind, OnCorrupt, OptimizerKind, Outside,
-    PaddingKind, ProjectorKind, QueryCriterionConfig, RandAugmentConfig, Recipe, RecipeOf,
-    ScenesConfig, ScheduleKind, TapNames, TaskKind, TeacherConfig, TrainingConfig, ValidationPart,
+    CacheConfig, ClipTeacherConfig, CocoConfig, ComputeDevice, ComputeKind, CovarianceKind,
+    CropConfig, DataConfig, DataKind, DetectionDataConfig, DetectionRecipe, DetectionSource,
+    DiffAugmentConfig, DistillConfig, EraseWith, GanCriterionConfig, GanTeacherModel,
+    GenerationRecipe, InitConfig, LabelBudget, LecamTableConfig, LogitLossKind, LossKind,
+    OnCorrupt, OptimizerKind, Outside, PaddingKind, ProjectorKind, QueryCriterionConfig,
+    RandAugmentConfig, Recipe, RecipeOf, ScenesConfig, ScheduleKind, TapNames, TaskKind,
+    TeacherConfig, TrainingConfig, ValidationPart,
 };
 pub use report::{ArmReport, Report, TeacherReport};
 pub use result::{ArmResult, RunFacts};

@@ -1,6 +1,7 @@
 //! The models of vkd-models as networks of vkd-tasks, and the dtype in which they compute.
 //!
-//! Invariant: variables are f32 whatever a network computes in, and so are gradients, averages, checkpoints and files.
+//! Invariants: variables are f32 whatever a network computes in, and so are gradients, averages, checkpoints and files. Images may lie
+//! anywhere: a network answers on the device of its variables.
 
 use crate::recipe::ComputeKind;
 use candle_core::{DType, Result, Tensor, bail};
@@ -54,8 +55,10 @@ pub(crate) fn training_network(
 ) -> Result<impl Network + use<>> {
     let vb = prefix.map_or(store.builder(), |prefix| store.builder().pp(prefix));
     let whole = network(model.build(vb.clone())?);
+    let device = vb.device().clone();
     let half = vb.set_dtype(compute.dtype());
     Ok(move |images: &Tensor, ctx: &Context| {
+        let images = &images.to_device(&device)?;
         if compute == ComputeKind::F32 || !ctx.train {
             return whole(images, ctx);
         }
@@ -71,9 +74,11 @@ pub(crate) fn frozen_network(
     compute: ComputeKind,
     vb: VarBuilder,
 ) -> Result<impl Network + use<>> {
+    let device = vb.device().clone();
     let frozen = network(model.build(vb.set_dtype(compute.dtype()))?);
     Ok(move |images: &Tensor, ctx: &Context| {
-        single(frozen(&images.to_dtype(compute.dtype())?, ctx)?)
+        let images = images.to_device(&device)?.to_dtype(compute.dtype())?;
+        single(frozen(&images, ctx)?)
     })
 }
 
@@ -92,9 +97,11 @@ pub(crate) fn detector(
     config: &DetectorConfig,
     vb: VarBuilder,
 ) -> Result<impl Fn(&Tensor, &Tensor, &Context) -> Result<DetectorOutput> + use<>> {
-    let (model, strides) = (config.build(vb)?, strides(config));
+    let (device, strides) = (vb.device().clone(), strides(config));
+    let model = config.build(vb)?;
     Ok(move |images: &Tensor, padding: &Tensor, ctx: &Context| {
-        output(model.as_ref(), &strides, images, padding, ctx)
+        let (images, padding) = (images.to_device(&device)?, padding.to_device(&device)?);
+        output(model.as_ref(), &strides, &images, &padding, ctx)
     })
 }
 
@@ -104,7 +111,9 @@ pub(crate) fn saved_detector(
 ) -> impl Fn(&Tensor, &Tensor, &Context) -> Result<DetectorOutput> {
     let strides = strides(&student.card.model);
     move |images: &Tensor, padding: &Tensor, ctx: &Context| {
-        output(student.network().as_ref(), &strides, images, padding, ctx)
+        let device = student.device();
+        let (images, padding) = (images.to_device(device)?, padding.to_device(device)?);
+        output(student.network().as_ref(), &strides, &images, &padding, ctx)
     }
 }
 

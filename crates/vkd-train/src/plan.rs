@@ -6,7 +6,7 @@ use crate::cache::CachePlan;
 use crate::ranks::Ranks;
 use crate::recipe::{ComputeKind, RecipeOf};
 use crate::workload::{Stream, Workload};
-use candle_core::{DType, Device, Error, Result};
+use candle_core::{DType, Error, Result};
 use std::collections::BTreeMap;
 use std::time::Instant;
 use vkd_nn::{Context, VarStore};
@@ -76,7 +76,7 @@ pub fn plan<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) -> Result<Plan> {
     let trial = TRIAL.min(recipe.training.batch);
     let (mut arms, mut teacher_parameters, mut teacher_bytes) = (Vec::new(), 0, 0);
     for name in &recipe.arms {
-        let store = starting_teacher(recipe, data)?;
+        let store = starting_teacher(recipe, data, &recipe.device()?)?;
         teacher_parameters = parameters_of::<W>(&store);
         let values: usize = store.tensors().values().map(|t| t.elem_count()).sum();
         teacher_bytes = values * recipe.teacher.compute.dtype().size_in_bytes();
@@ -105,7 +105,7 @@ fn arm<W: Workload>(
     trial: usize,
 ) -> Result<ArmPlan> {
     let config = recipe.arm(name)?;
-    let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
+    let store = VarStore::new(recipe.seed, DType::F32, &recipe.device()?);
     // Built twice, as only the first holds the student alone: variables are found again by their names.
     W::student_task(recipe, data, &store, None, None)?;
     start_student(recipe, &store)?;

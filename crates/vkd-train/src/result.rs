@@ -7,6 +7,7 @@
 use crate::event::{Event, EventKind};
 use crate::fingerprint::{fingerprint, hex};
 use crate::folder::{RunFolderOf, named};
+use crate::recipe::ComputeDevice;
 use crate::report::{ArmReport, Report, TeacherReport};
 use crate::workload::{Samples, Workload};
 use candle_core::{Error, Result, bail};
@@ -58,6 +59,9 @@ pub struct RunFacts {
     pub steps: u64,
     /// Images seen, repeats counted.
     pub images: u64,
+    /// Where it was computed: `cpu`, or a GPU with the name that the driver gives it; of each in turn where several trained it.
+    #[serde(default = "cpu", skip_serializing_if = "is_cpu")]
+    pub device: String,
     /// Threads of the process that trained it, or of each.
     pub threads: usize,
     /// Processes that trained it together, by whom it was begun or last gone on with.
@@ -72,6 +76,14 @@ pub struct RunFacts {
     pub commit: Option<String>,
     /// Processor.
     pub machine: String,
+}
+
+fn cpu() -> String {
+    ComputeDevice::Cpu.to_string()
+}
+
+fn is_cpu(device: &String) -> bool {
+    *device == cpu()
 }
 
 fn one() -> usize {
@@ -93,14 +105,16 @@ impl RunFacts {
         loader_threads: usize,
         rounds: u64,
         earlier: Option<Self>,
-    ) -> Self {
+    ) -> Result<Self> {
         let (training, worker) = (&run.recipe().training, run.worker());
+        let before = earlier.as_ref().map(|e| e.device.clone());
         let (version, commit) = earlier.map(|e| (e.version, e.commit)).unwrap_or_default();
         let version = in_turn(Some(version).filter(|v| !v.is_empty()), env!("CARGO_PKG_VERSION"));
-        Self {
+        Ok(Self {
             batch: training.effective_batch(),
             steps: training.steps,
             images: training.images().saturating_mul(rounds),
+            device: in_turn(before, &training.device.describe()?),
             threads: rayon::current_num_threads(),
             ranks: run.ranks().size(),
             loader_threads,
@@ -110,11 +124,11 @@ impl RunFacts {
                 None => commit,
             },
             machine: worker.machine.clone(),
-        }
+        })
     }
 }
 
-/// `a, b`, or `b` alone where `a` ends in it.
+/// `a, b`, or `a` alone where it ends in `b`.
 fn in_turn(before: Option<String>, now: &str) -> String {
     match before {
         Some(before) if before.rsplit(", ").next() != Some(now) => format!("{before}, {now}"),
@@ -292,22 +306,23 @@ mod tests {
             let recipe = Recipe::parse(TINY, "tiny.toml", &[])?;
             let worker = Worker { commit: commit.map(str::to_owned), ..Worker::default() };
             let run = RunFolder::take(folder.path(), recipe)?.with_worker(worker);
-            Ok(RunFacts::begun(&run, 3, 1, earlier))
+            RunFacts::begun(&run, 3, 1, earlier)
         };
         let first = begun(Some("a"), None)?;
         assert_eq!(
             (first.commit.as_deref(), first.loader_threads, first.images),
             (Some("a"), 3, 60)
         );
+        assert_eq!(first.device, "cpu");
         assert_eq!(begun(Some("a"), Some(first.clone()))?, first);
         let second = begun(Some("b"), Some(first.clone()))?;
         assert_eq!(second.commit.as_deref(), Some("a, b"));
         assert_eq!(second.version, first.version);
         assert_eq!(begun(None, Some(first.clone()))?.commit, first.commit);
-        // Files of before have no loader threads, and those of training without any are as before.
+        // Files of before have no loader threads and no device, and those of training without any are as before.
         let none =
             serde_json::to_value(RunFacts { loader_threads: 0, ..first }).map_err(Error::wrap)?;
-        assert!(none.get("loader_threads").is_none());
+        assert!(none.get("loader_threads").is_none() && none.get("device").is_none());
         assert_eq!(
             serde_json::from_value::<RunFacts>(none).map_err(Error::wrap)?.loader_threads,
             0

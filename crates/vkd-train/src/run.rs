@@ -52,7 +52,10 @@ pub fn train_teacher<W: Workload>(
 fn agree<W: Workload>(run: &RunFolderOf<W>, data: &W::Data) -> Result<()> {
     match run.ranks().size() {
         1 => Ok(()),
-        _ => run.ranks().agree(&common(run.recipe(), data, run.worker().commit.as_deref())?),
+        size => {
+            run.ranks().agree(&common(run.recipe(), data, run.worker().commit.as_deref())?)?;
+            run.recipe().training.device.for_ranks(size)
+        }
     }
 }
 
@@ -67,7 +70,8 @@ fn fit_teacher<W: Workload>(
     if let Some(report) = ranks.from_first(|| run.teacher_report())? {
         return Ok(report);
     }
-    let (store, config) = (starting_teacher(recipe, data)?, &recipe.teacher);
+    let (device, config) = (recipe.device()?, &recipe.teacher);
+    let store = starting_teacher(recipe, data, &device)?;
     let Some(task) = W::teacher_task(recipe, data, &store)? else {
         return keep_teacher(run, data, &store, 0.);
     };
@@ -149,10 +153,14 @@ fn keep_teacher<W: Workload>(
     })
 }
 
-/// What the folder holds of the teacher.
-pub(crate) fn load_teacher<W: Workload>(run: &RunFolderOf<W>, data: &W::Data) -> Result<VarStore> {
+/// What the folder holds of the teacher, on `device`.
+pub(crate) fn load_teacher<W: Workload>(
+    run: &RunFolderOf<W>,
+    data: &W::Data,
+    device: &Device,
+) -> Result<VarStore> {
     let (tensors, _) = checkpoint::load(&run.teacher_path())?;
-    let store = fresh_teacher(run.recipe(), data)?;
+    let store = fresh_teacher(run.recipe(), data, device)?;
     store.load(&tensors)?;
     Ok(store)
 }
@@ -181,10 +189,12 @@ pub fn train_arm<W: Workload>(
         return Ok(report);
     }
     let (arm, training) = (recipe.arm(name)?, &recipe.training);
-    let store = VarStore::new(recipe.seed, DType::F32, &Device::Cpu);
+    let device = recipe.device()?;
+    let store = VarStore::new(recipe.seed, DType::F32, &device);
     let (teacher, finish) = match W::wants_teacher(arm) {
         true => {
-            let (teacher, finish) = W::remembering_teacher(run, data, &load_teacher(run, data)?)?;
+            let own = load_teacher(run, data, &device)?;
+            let (teacher, finish) = W::remembering_teacher(run, data, &own)?;
             (Some(teacher), finish)
         }
         false => (None, None),
@@ -202,7 +212,7 @@ pub fn train_arm<W: Workload>(
     // Before any result, so that none is ever taken for another program's.
     ranks.from_first(|| {
         let earlier = if newest.is_some() { run.facts(name)? } else { None };
-        run.write_facts(name, &RunFacts::begun(run, batches.workers(), task.rounds(), earlier))
+        run.write_facts(name, &RunFacts::begun(run, batches.workers(), task.rounds(), earlier)?)
     })?;
     let trainer = TrainerConfig {
         arm: name,

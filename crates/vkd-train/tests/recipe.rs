@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use vkd_models::ModelConfig;
 use vkd_nn::VarStore;
-use vkd_train::{AnyRecipe, Dataset, Recipe};
+use vkd_train::{AnyRecipe, ComputeDevice, Dataset, Recipe, check_ranks, thread_ranks};
 
 const TINY: &str = include_str!("tiny.toml");
 
@@ -68,6 +68,10 @@ fn unknown_keys_come_with_line_and_nearest_key() {
 #[test]
 fn bad_values_are_named() {
     for (set, part) in [
+        (
+            "training.device=gpu",
+            "--set training.device=gpu: device: expected cpu, cuda or cuda:N, got \"gpu\"",
+        ),
         ("training.steps=abc", "--set training.steps=abc"),
         ("training.steps=0", "training.steps: expected at least 1, got 0"),
         ("training.steps=-1", "--set training.steps=-1"),
@@ -190,4 +194,32 @@ fn a_checkpoint_of_the_hub_needs_the_feature() {
     let message = message.err().map(|e| vkd_train::plain(&e)).unwrap_or_default();
     let wanted = "teacher.checkpoint: hf://timm/regnety_160/model.safetensors@main: expected a build with the feature `hub`";
     assert!(message.contains(wanted), "{message}");
+}
+
+#[test]
+fn a_device_is_part_of_a_recipe_and_must_be_there() -> Result<()> {
+    let plain = Recipe::parse(TINY, "tiny.toml", &[])?;
+    assert_eq!(plain.training.device, ComputeDevice::Cpu);
+    assert!(!plain.to_toml()?.contains("device"), "a default is not written");
+    // A number that no machine has.
+    let far = Recipe::parse(TINY, "tiny.toml", &["training.device=cuda:999".to_owned()])?;
+    assert_eq!(far.training.device, ComputeDevice::Cuda(999));
+    assert_eq!(Recipe::parse(&far.to_toml()?, "again", &[])?, far);
+    let data = Dataset::open(&far.data)?;
+    let message = vkd_train::check(&far, &data).map_err(|e| vkd_train::plain(&e)).unwrap_err();
+    assert!(message.starts_with("device cuda:999: expected"), "{message}");
+    assert!(vkd_train::check(&plain, &data).is_ok());
+    std::thread::scope(|scope| {
+        for ranks in thread_ranks(2) {
+            let (far, data) = (&far, &data);
+            scope.spawn(move || {
+                let message =
+                    check_ranks(far, data, &ranks, None).map_err(|e| vkd_train::plain(&e));
+                let message = message.unwrap_err();
+                let part = "training.device: expected cpu for 2 ranks, got cuda:999";
+                assert!(message.contains(part), "{message}");
+            });
+        }
+    });
+    Ok(())
 }

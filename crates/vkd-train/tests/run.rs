@@ -224,6 +224,9 @@ fn finished_parts_are_reused_and_other_recipes_refused() -> Result<()> {
     assert_eq!(std::fs::metadata(folder.path().join("teacher.safetensors"))?.modified()?, before);
     let message = says(RunFolder::create(folder.path(), recipe(&["training.steps=7"])?, false));
     assert!(message.contains("training.steps is 7 here and 6 there"), "{message}");
+    let elsewhere = RunFolder::fits(folder.path(), &recipe(&["training.device=cuda"])?);
+    let message = says(elsewhere);
+    assert!(message.contains("training.device is \"cuda\" here and nothing there"), "{message}");
     assert!(RunFolder::fits(folder.path(), &recipe(&["arms=[\"vkd\"]"])?)?);
     assert!(!RunFolder::fits(&folder.path().join("new"), &recipe(&[])?)?);
     RunFolder::create(folder.path(), recipe(&["training.steps=7"])?, true)?;

@@ -29,6 +29,7 @@ pub(crate) fn result(arm: &str, seed: u64, accuracy: f64) -> ArmResult {
         losses: BTreeMap::new(),
         geometry: BTreeMap::from([("rank.tokens".to_owned(), 8.)]),
         run: Some(RunFacts {
+            device: "cpu".to_owned(),
             batch: 100,
             steps: 20,
             images: 2000,

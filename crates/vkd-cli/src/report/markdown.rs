@@ -222,7 +222,11 @@ pub(crate) fn facts(grid: &Grid) -> Vec<String> {
         ));
         let commits =
             ran(&|f| f.commit.clone().unwrap_or_else(|| format!("of version {}", f.version)));
-        facts.push(format!("Commit {commits}; {}.", ran(&|f| f.machine.clone())));
+        let place = |f: &vkd_train::RunFacts| match f.device.as_str() {
+            "cpu" => f.machine.clone(),
+            device => format!("{} with {device}", f.machine),
+        };
+        facts.push(format!("Commit {commits}; {}.", ran(&place)));
     }
     if first.task == "generation" {
         facts.push(JUDGED.to_owned());

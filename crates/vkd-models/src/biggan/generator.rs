@@ -2,7 +2,7 @@
 
 use super::GeneratorConfig;
 use super::layers::{MapAttention, NORMAL, SpectralConv, SpectralLinear};
-use candle_core::{D, Module, Result, Tensor, bail};
+use candle_core::{D, Device, Module, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use vkd_nn::{
     BatchNormConfig, BatchStatistics, ConditionalBatchNorm2d, Context, Embedding,
@@ -173,6 +173,11 @@ impl Generator {
             norm: conditional_batch_norm2d(width, BatchNormConfig::default(), output.pp("0"))?,
             output: SpectralConv::new([width, channels], 3, output.pp("2"))?,
         })
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        self.gain.device()
     }
 
     /// Noise `(B, noise)` and classes `(B)`, u32, to images `(B, channels, S, S)` from -1 to 1.

@@ -99,7 +99,7 @@ impl Ema {
     pub fn load(&mut self, updates: u64, tensors: &HashMap<String, Tensor>) -> Result<()> {
         let read = |(name, old): (&String, &Tensor)| match tensors.get(name) {
             Some(t) if t.dims() == old.dims() && t.dtype() == old.dtype() => {
-                Ok((name.clone(), t.force_contiguous()?))
+                Ok((name.clone(), t.to_device(old.device())?.force_contiguous()?))
             }
             Some(t) => bail!(
                 "{OP}: {name}: expected {:?} of {:?}, got {:?} of {:?}",

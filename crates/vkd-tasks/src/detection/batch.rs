@@ -1,7 +1,8 @@
 //! One batch of images with boxes.
 
 use super::Objects;
-use candle_core::Tensor;
+use crate::task::moved;
+use candle_core::{Device, Result, Tensor};
 use std::sync::Arc;
 
 /// Images of different sizes side by side, padded at the right and at the bottom, with what is to be found in them.
@@ -23,6 +24,15 @@ pub struct DetectionBatch {
 }
 
 impl DetectionBatch {
+    /// The same with its tensors on `device`; boxes and sizes are no tensors.
+    ///
+    /// # Errors
+    /// Those of the copy.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let (images, padding) = (moved(&self.images, device)?, moved(&self.padding, device)?);
+        Ok(Self { images, padding, ..self.clone() })
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.objects.len()

@@ -1,5 +1,6 @@
 //! What a step of a GAN learns from, and what it draws.
 
+use crate::task::moved;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rand::Rng;
 use std::ops::Range;
@@ -76,6 +77,18 @@ pub fn uniform_classes(
 }
 
 impl GenerationBatch {
+    /// The same on `device`; what lies there already is shared.
+    ///
+    /// # Errors
+    /// Those of the copy.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self {
+            images: moved(&self.images, device)?,
+            labels: moved(&self.labels, device)?,
+            sample_ids: self.sample_ids.clone(),
+        })
+    }
+
     /// Refuses a batch that contradicts itself or names a class that there isn't.
     pub(super) fn check(&self, classes: usize) -> Result<usize> {
         let batch = match *self.images.dims() {

@@ -99,7 +99,7 @@ impl Answers {
             ids.iter().zip(&sums).map(|(id, sum)| state.find(*id, *sum)).collect();
         let known: Vec<Place> = found.iter().flatten().copied().collect();
         if known.len() == ids.len() && state.compared {
-            return output(state.gather(&known)?);
+            return output(state.gather(&known)?, images.device());
         }
         // Whole, in the batch as it stands: the bits are those of a run without this.
         let answer = compute()?;

@@ -18,9 +18,9 @@ use crate::build::fresh_teacher;
 use crate::data::Dataset;
 use crate::fingerprint::hex;
 use crate::folder::RunFolder;
-use crate::recipe::Recipe;
+use crate::recipe::{ComputeDevice, Recipe};
 use crate::workload::{Classification, Workload};
-use candle_core::{DType, Error, Result, Tensor, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -60,7 +60,8 @@ pub(crate) fn plan(recipe: &Recipe, data: &Dataset) -> Result<Option<CachePlan>>
     let looks = recipe.data.looks().map_err(|name| {
         Error::Msg(format!("teacher.cache: expected looks that come again, got {name}"))
     })?;
-    let teacher = Classification::teacher(recipe, data, &fresh_teacher(recipe, data)?)?;
+    let fresh = fresh_teacher(recipe, data, &Device::Cpu)?;
+    let teacher = Classification::teacher(recipe, data, &fresh)?;
     let output = teacher.forward(&data.blank()?)?;
     let size = |t: &Tensor| (t.elem_count() * t.dtype().size_in_bytes()) as u64;
     let answer: u64 = rows::parts(&output, &taps(recipe))?.values().map(size).sum();
@@ -110,7 +111,7 @@ fn key(recipe: &Recipe, data: &Dataset, teacher: &VarStore) -> Result<String> {
         let data = &recipe.data;
         json!({"seed": recipe.seed, "shift": data.shift, "augment": data.augment})
     });
-    let key = json!({
+    let mut key = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "teacher": {
             "model": recipe.teacher.model,
@@ -128,6 +129,10 @@ fn key(recipe: &Recipe, data: &Dataset, teacher: &VarStore) -> Result<String> {
         },
         "drawn": drawn,
     });
+    // Another device, other bits; not written while it is the default, as with every key.
+    if recipe.training.device != ComputeDevice::default() {
+        key["device"] = json!(recipe.training.device);
+    }
     Ok(key.to_string())
 }
 

@@ -30,22 +30,24 @@ pub(super) struct Rows {
     pub(super) answers: BTreeMap<String, Tensor>,
 }
 
-/// The parts of an output that are remembered, by name.
+/// The parts of an output that are remembered, by name, on the CPU: memory and files are the host's.
 pub(super) fn parts(
     output: &NetworkOutput,
     taps: &BTreeSet<String>,
 ) -> Result<BTreeMap<String, Tensor>> {
-    let mut all = BTreeMap::from([(LOGITS.to_owned(), output.logits.clone())]);
+    let logits = output.logits.to_device(&Device::Cpu)?;
+    let mut all = BTreeMap::from([(LOGITS.to_owned(), logits)]);
     for name in taps {
-        all.insert(format!("{TAP}{name}"), output.tap("teacher", name)?.tensor().clone());
+        let features = output.tap("teacher", name)?.tensor().to_device(&Device::Cpu)?;
+        all.insert(format!("{TAP}{name}"), features);
     }
     Ok(all)
 }
 
-/// The output that [`parts`] took apart. The rank of a tap is its layout, as everywhere in this crate.
-pub(super) fn output(parts: BTreeMap<String, Tensor>) -> Result<NetworkOutput> {
+/// The output that [`parts`] took apart, on `device`. The rank of a tap is its layout, as everywhere in this crate.
+pub(super) fn output(parts: BTreeMap<String, Tensor>, device: &Device) -> Result<NetworkOutput> {
     let Some(logits) = parts.get(LOGITS) else { bail!("teacher.cache: expected logits, got none") };
-    let mut output = NetworkOutput::new(logits.clone());
+    let mut output = NetworkOutput::new(logits.to_device(device)?);
     for (name, tensor) in &parts {
         if let Some(name) = name.strip_prefix(TAP) {
             let layout = match tensor.rank() {
@@ -53,7 +55,8 @@ pub(super) fn output(parts: BTreeMap<String, Tensor>) -> Result<NetworkOutput> {
                 3 => Layout::Tokens,
                 _ => Layout::Grid,
             };
-            output = output.with_tap(name, FeatureMap::new(tensor.clone(), layout)?);
+            let tensor = tensor.to_device(device)?;
+            output = output.with_tap(name, FeatureMap::new(tensor, layout)?);
         }
     }
     Ok(output)

@@ -6,6 +6,7 @@ mod augment;
 mod criterion;
 mod data;
 mod detection;
+mod device;
 mod generation;
 mod init;
 mod overrides;
@@ -24,6 +25,7 @@ pub use detection::{
     BoxAugmentConfig, BoxCropConfig, CocoConfig, DetectionDataConfig, DetectionSource, Outside,
     ScenesConfig, ValidationPart,
 };
+pub use device::ComputeDevice;
 pub use generation::{
     ClipTeacherConfig, DiffAugmentConfig, GanCriterionConfig, GanTeacherModel, LecamTableConfig,
 };
@@ -32,7 +34,7 @@ pub use teacher::{CacheConfig, TeacherConfig};
 pub use training::{ComputeKind, OptimizerKind, ScheduleKind, TrainingConfig};
 
 use crate::workload::{Classification, Detection, Generation, Workload};
-use candle_core::{Result, bail};
+use candle_core::{Device, Result, bail};
 use overrides::{blame, located, set};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -175,6 +177,11 @@ impl<W: Workload> RecipeOf<W> {
                 )
             }
         }
+    }
+
+    /// Where the run computes; the same device at every call.
+    pub(crate) fn device(&self) -> Result<Device> {
+        self.training.device.open()
     }
 
     /// What a single table can't know is checked here; each table checks itself.

@@ -1,5 +1,6 @@
 //! How the student trains.
 
+use super::device::ComputeDevice;
 use super::teacher::TeacherConfig;
 use super::{at_least_one, not_negative, shares};
 use candle_core::{DType, Result, bail};
@@ -81,6 +82,9 @@ pub struct TrainingConfig {
     /// its file holds it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub compute: ComputeKind,
+    /// Where teacher and student train and are scored: `cpu` (default), `cuda` for the first GPU, `cuda:N` for another.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub device: ComputeDevice,
     /// Optimiser: `adamw` (default), `sgd` or `lamb`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub optimizer: OptimizerKind,

@@ -185,7 +185,8 @@ impl Workload for Classification {
 
     fn teacher_batches(recipe: &Recipe, data: &Dataset) -> Result<Batches> {
         let (images, batch) = (data.train.clone(), recipe.teacher.batch);
-        Ok(Batches::new(data, images, batch, 0, &recipe.data, recipe.seed)?.of_teacher())
+        let batches = Batches::new(data, images, batch, 0, &recipe.data, recipe.seed)?;
+        Ok(batches.of_teacher().on(recipe.training.device))
     }
 
     fn validate_teacher(
@@ -254,7 +255,8 @@ impl Workload for Classification {
             _ => training.batch,
         };
         let rest = training.batch - from_labelled;
-        Ok((Batches::new(data, labelled, from_labelled, rest, &recipe.data, recipe.seed)?, labels))
+        let batches = Batches::new(data, labelled, from_labelled, rest, &recipe.data, recipe.seed)?;
+        Ok((batches.on(training.device), labels))
     }
 
     fn first(batch: &Batch, count: usize) -> Result<Batch> {

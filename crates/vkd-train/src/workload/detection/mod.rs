@@ -269,7 +269,8 @@ impl Workload for Detection {
         data: &DetectionDataset,
     ) -> Result<DetectionBatches> {
         let batch = recipe.teacher.batch;
-        Ok(DetectionBatches::new(data, &recipe.data, batch, recipe.seed)?.of_teacher())
+        let batches = DetectionBatches::new(data, &recipe.data, batch, recipe.seed)?;
+        Ok(batches.of_teacher().on(recipe.training.device))
     }
 
     fn validate_teacher(
@@ -320,7 +321,7 @@ impl Workload for Detection {
     ) -> Result<(DetectionBatches, usize)> {
         let count = recipe.training.batch;
         let batches = DetectionBatches::new(data, &recipe.data, count, recipe.seed)?;
-        Ok((batches, data.train.len()))
+        Ok((batches.on(recipe.training.device), data.train.len()))
     }
 
     fn first(batch: &DetectionBatch, count: usize) -> Result<DetectionBatch> {

@@ -8,7 +8,7 @@ use crate::ranks::Ranks;
 use crate::recipe::GanCriterionConfig;
 use crate::score::EVALUATION_BATCH;
 use crate::workload::Scores;
-use candle_core::{D, Device, Result, Tensor, bail};
+use candle_core::{D, Result, Tensor, bail};
 use std::cell::OnceCell;
 use std::ops::Range;
 use std::sync::Arc;
@@ -57,9 +57,9 @@ impl Sampler {
     }
 
     fn part(&self, name: &str, numbers: Range<usize>, labels: &[u32]) -> Result<Tensor> {
-        let width = self.generator.noise();
-        let noise = white_noise(self.seed, name, 0, numbers, width, &Device::Cpu)?;
-        Ok(self.generator.sample(&noise, &Tensor::new(labels, &Device::Cpu)?)?.detach())
+        let (width, device) = (self.generator.noise(), self.generator.device());
+        let noise = white_noise(self.seed, name, 0, numbers, width, device)?;
+        Ok(self.generator.sample(&noise, &Tensor::new(labels, device)?)?.detach())
     }
 
     /// Classes in turn.

@@ -32,6 +32,7 @@ pub struct Judge {
     width: usize,
     /// Rows of features that are kept of each side: as many as there are samples, because coverage and recall depend on both numbers.
     keep: usize,
+    device: Device,
 }
 
 impl Judge {
@@ -43,12 +44,14 @@ impl Judge {
         vb: VarBuilder,
     ) -> Result<Self> {
         let name = format!("a classifier of the {} training images", data.train.len());
-        Ok(Self { model: config.build(vb)?, name, width: width(config)?, keep })
+        let device = vb.device().clone();
+        Ok(Self { model: config.build(vb)?, name, width: width(config)?, keep, device })
     }
 
-    /// Pooled features and logits of images.
+    /// Pooled features and logits of images, which may lie anywhere.
     pub(super) fn look(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
-        let output = self.model.forward(images, &Context::eval())?;
+        let images = images.to_device(&self.device)?;
+        let output = self.model.forward(&images, &Context::eval())?;
         Ok((output.tap(TAP)?.clone(), output.prediction()?))
     }
 
@@ -162,7 +165,7 @@ impl DistillTask for TeacherTraining {
 
 /// Sets the judge's variables in `store` to those of its own seed.
 pub(super) fn start_judge(config: &ModelConfig, store: &VarStore) -> Result<()> {
-    let own = VarStore::new(JUDGE_SEED, DType::F32, &Device::Cpu);
+    let own = VarStore::new(JUDGE_SEED, DType::F32, store.builder().device());
     config.build(own.builder().pp(JUDGE))?;
     let values = own.tensors();
     for (name, var) in store.parameters() {

@@ -252,7 +252,8 @@ impl Workload for Generation {
     fn teacher_batches(recipe: &GenerationRecipe, data: &Dataset) -> Result<TeacherBatches> {
         let batches = |seed| -> Result<Batches> {
             let (images, batch) = (data.train.clone(), recipe.teacher.batch);
-            Ok(Batches::new(data, images, batch, 0, &recipe.data, seed)?.of_teacher())
+            let batches = Batches::new(data, images, batch, 0, &recipe.data, seed)?;
+            Ok(batches.of_teacher().on(recipe.training.device))
         };
         Ok(TeacherBatches { teacher: batches(recipe.seed)?, judge: batches(JUDGE_SEED)? })
     }
@@ -316,8 +317,9 @@ impl Workload for Generation {
         Ok(JudgedGan { task, sampler, judge, validation: OnceCell::new(), criterion })
     }
 
-    fn check_task(task: &JudgedGan, _recipe: &GenerationRecipe, data: &Dataset) -> Result<()> {
-        task.task.check(&real(data, &data.train[..data.train.len().min(2)])?)
+    fn check_task(task: &JudgedGan, recipe: &GenerationRecipe, data: &Dataset) -> Result<()> {
+        let two = real(data, &data.train[..data.train.len().min(2)])?;
+        task.task.check(&two.to_device(&recipe.device()?)?)
     }
 
     fn teacher(
@@ -336,9 +338,9 @@ impl Workload for Generation {
                 let (input, size) = (clip.input, clip.sizes.image_size);
                 let encoder: Box<dyn Model> =
                     Box::new(ClipVision::new(&clip.sizes, vb.pp(TEACHER))?);
-                let encoder = network(encoder);
+                let (encoder, device) = (network(encoder), vb.device().clone());
                 Teacher::new(move |images: &Tensor, ctx: &Context| {
-                    encoder(&input.apply(images, size)?, ctx)
+                    encoder(&input.apply(&images.to_device(&device)?, size)?, ctx)
                 })
             }
         };
@@ -355,7 +357,7 @@ impl Workload for Generation {
         let (seen, count) = (seen(recipe, data, arm)?, recipe.training.batch);
         let images = seen.len();
         let batches = Batches::new(data, seen, count, 0, &recipe.data, recipe.seed)?;
-        Ok((GenerationBatches(batches), images))
+        Ok((GenerationBatches(batches.on(recipe.training.device)), images))
     }
 
     fn first(batch: &GenerationBatch, count: usize) -> Result<GenerationBatch> {
@@ -421,11 +423,11 @@ impl Workload for Generation {
 
     fn geometry(
         task: &JudgedGan,
-        _recipe: &GenerationRecipe,
+        recipe: &GenerationRecipe,
         data: &Dataset,
     ) -> Result<Vec<(String, f64)>> {
         let images = &data.validation[..data.validation.len().min(EVALUATION_BATCH)];
-        task.task.geometry(&real(data, images)?)
+        task.task.geometry(&real(data, images)?.to_device(&recipe.device()?)?)
     }
 
     fn illustrate(task: &JudgedGan, folder: &Path, step: u64) -> Result<()> {
@@ -450,7 +452,7 @@ impl Workload for Generation {
     }
 }
 
-/// Real images with their classes, as they are.
+/// Real images with their classes, as they are, on the CPU.
 fn real(data: &Dataset, indices: &[usize]) -> Result<GenerationBatch> {
     let (images, read) = readable_images(data, indices, data.preprocessing())?;
     let labels: Vec<u32> = read.iter().map(|&i| data.label(i)).collect();

@@ -12,7 +12,7 @@ use candle_core::{Result, bail};
 use vkd_models::GeneratorStudent;
 
 /// Scores of a saved generator against images `indices`, by the judge of the run that it comes from; the samples are those that the
-/// run's report is of, whatever the images.
+/// run's report is of, whatever the images. Computed where the generator lies.
 ///
 /// # Errors
 /// A generator of other images than the run's, a run whose teacher is not finished, and too few images.
@@ -38,7 +38,7 @@ pub fn evaluate_generator(
         )
     }
     let recipe = run.recipe();
-    let store = load_teacher(run, data)?;
+    let store = load_teacher(run, data, student.device())?;
     let judge = Judge::new(
         &judge_model(recipe, data)?,
         data,
