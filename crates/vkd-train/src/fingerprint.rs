@@ -1,7 +1,9 @@
 //! What decides a result, and the hash that it is found by.
 
 use crate::folder::named;
-use crate::recipe::{ArmConfig, CovarianceKind, LogitLossKind, NEUTRAL, PaddingKind, RecipeOf};
+use crate::recipe::{
+    ArmConfig, CovarianceKind, LogitLossKind, LossKind, NEUTRAL, PaddingKind, RecipeOf,
+};
 use crate::workload::Workload;
 use candle_core::{Error, Result};
 use serde_json::{Value, json};
@@ -30,6 +32,7 @@ pub fn fingerprint<W: Workload>(
         flatten(table, &whole[table], &mut settings);
     }
     forget::<W>(&mut settings);
+    files(recipe, "", &mut settings)?;
     W::identify(recipe, data, &mut settings);
     if let Some(init) = &recipe.init {
         flatten("init", &whole["init"], &mut settings);
@@ -39,7 +42,7 @@ pub fn fingerprint<W: Workload>(
     if W::wants_teacher(config) {
         teacher(recipe, &whole, &mut settings)?;
     }
-    method(recipe, config, &mut settings);
+    method(recipe, config, &mut settings)?;
     let hash = hash(&settings)?;
     Ok((settings, hash))
 }
@@ -60,6 +63,7 @@ pub fn teacher_fingerprint<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) ->
     // How many labels arms know, how often is validated, and how good a teacher must be, change none.
     settings.remove("data.labels");
     settings.remove("training.evaluate_every");
+    files(recipe, "", &mut settings)?;
     W::identify(recipe, data, &mut settings);
     teacher(recipe, &whole, &mut settings)?;
     settings.remove("teacher.floor");
@@ -78,17 +82,33 @@ pub(crate) fn common<W: Workload>(
         settings.remove(&format!("recipe.{key}"));
     }
     W::identify(recipe, data, &mut settings);
-    let files = [
-        ("recipe.teacher.checkpoint", recipe.teacher.checkpoint.as_ref()),
-        ("recipe.init.checkpoint", recipe.init.as_ref().map(|init| &init.checkpoint)),
+    let mut named = vec![
+        ("teacher.checkpoint".to_owned(), recipe.teacher.checkpoint.as_ref()),
+        ("init.checkpoint".to_owned(), recipe.init.as_ref().map(|init| &init.checkpoint)),
+        ("distill.texts".to_owned(), recipe.distill.texts.as_ref()),
     ];
-    for (key, path) in files {
+    let arms = recipe.arm.iter();
+    named.extend(arms.map(|(name, arm)| (format!("arm.{name}.texts"), arm.texts.as_ref())));
+    for (key, path) in named {
         if let Some(path) = path {
-            settings.insert(key.to_owned(), file_hash(path)?);
+            settings.insert(format!("recipe.{key}"), file_hash(path)?);
         }
     }
+    files(recipe, "recipe.", &mut settings)?;
     settings.insert("vkd".to_owned(), json!([env!("CARGO_PKG_VERSION"), commit]));
     Ok(settings)
+}
+
+/// The hashes of the task's own files, in place of their paths.
+fn files<W: Workload>(
+    recipe: &RecipeOf<W>,
+    before: &str,
+    settings: &mut BTreeMap<String, Value>,
+) -> Result<()> {
+    for (key, path) in W::files(recipe) {
+        settings.insert(format!("{before}{key}"), file_hash(path)?);
+    }
+    Ok(())
 }
 
 /// Removes what decides nothing.
@@ -111,7 +131,7 @@ fn teacher<W: Workload>(
 }
 
 /// The hash of a file, in place of its path.
-fn file_hash(path: &Path) -> Result<Value> {
+pub(crate) fn file_hash(path: &Path) -> Result<Value> {
     let path = &crate::hub::local(path)?;
     let bytes = std::fs::read(path).map_err(|e| named(path, &e))?;
     Ok(hex(Sha256::new_with_prefix(bytes)).into())
@@ -127,7 +147,7 @@ fn method<W: Workload>(
     recipe: &RecipeOf<W>,
     config: &ArmConfig,
     settings: &mut BTreeMap<String, Value>,
-) {
+) -> Result<()> {
     let method = config.method(&recipe.distill);
     let mut put = |key: &str, value: Value| settings.insert(key.to_owned(), value);
     if config.logits > 0. {
@@ -161,6 +181,9 @@ fn method<W: Workload>(
         if let Some(shrinkage) = method.shrinkage {
             put("distill.shrinkage", json!(shrinkage));
         }
+        if let (LossKind::KdDlgan, Some(texts)) = (method.loss, &method.texts) {
+            put("distill.texts", file_hash(texts)?);
+        }
         if let Some(generated) = config.generated {
             put("arm.generated", json!(generated));
         }
@@ -170,6 +193,7 @@ fn method<W: Workload>(
         put("distill.teacher_normalizer", json!(method.teacher_normalizer));
         put("distill.student_normalizer", json!(method.student_normalizer));
     }
+    Ok(())
 }
 
 /// The first 16 hexadecimal digits.

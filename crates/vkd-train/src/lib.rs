@@ -78,10 +78,11 @@ pub use recipe::{
     AnyRecipe, ArmConfig, AugmentConfig, BoxAugmentConfig, BoxCriterionConfig, BoxCropConfig,
     CacheConfig, ClipTeacherConfig, CocoConfig, ComputeKind, CovarianceKind, CropConfig,
     DataConfig, DataKind, DetectionDataConfig, DetectionRecipe, DetectionSource, DiffAugmentConfig,
-    DistillConfig, EraseWith, GanCriterionConfig, GanTeacherModel, GenerationRecipe, InitConfig,
-    LabelBudget, LecamTableConfig, LogitLossKind, LossKind, OnCorrupt, OptimizerKind, Outside,
-    PaddingKind, ProjectorKind, QueryCriterionConfig, RandAugmentConfig, Recipe, RecipeOf,
-    ScenesConfig, ScheduleKind, TapNames, TaskKind, TeacherConfig, TrainingConfig, ValidationPart,
+    DistillConfig, EraseWith, GanCriterionConfig, GanTeacherModel, GenerationRecipe,
+    InceptionTableConfig, InitConfig, LabelBudget, LecamTableConfig, LogitLossKind, LossKind,
+    OnCorrupt, OptimizerKind, Outside, PaddingKind, ProjectorKind, QueryCriterionConfig,
+    RandAugmentConfig, Recipe, RecipeOf, ScenesConfig, ScheduleKind, TapNames, TaskKind,
+    TeacherConfig, TrainingConfig, ValidationPart,
 };
 pub use report::{ArmReport, Report, TeacherReport};
 pub use result::{ArmResult, RunFacts};

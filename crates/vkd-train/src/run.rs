@@ -249,6 +249,7 @@ pub fn train_arm<W: Workload>(
             terms: W::term_weights(recipe, arm),
             labels,
             metrics: W::scores(&task, recipe, data)?,
+            extractor: W::extractor(&task),
             projector_residual_max: outcome.residual,
             parameters: tensors.values().map(Tensor::elem_count).sum(),
             seconds: outcome.seconds,

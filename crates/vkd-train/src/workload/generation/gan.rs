@@ -12,7 +12,7 @@ use std::cell::OnceCell;
 use std::ops::Range;
 use std::sync::Arc;
 use vkd_models::Generator;
-use vkd_nn::{Context, softmax};
+use vkd_nn::Context;
 use vkd_tasks::{DistillTask, GenerationBatch, GenerationTask, Phase, StepOutput, white_noise};
 
 /// Most columns of a grid of samples.
@@ -73,17 +73,18 @@ impl Sampler {
         sample_grid(&self.images("samples.grid", &labels)?, columns)
     }
 
-    /// Features of `count` images, how many of these the judge gives their class, and the Inception score's formula of its classes.
+    /// Features of `count` images, how many of these the judge gives their class, and the Inception score of the classes of what made
+    /// the features.
     fn judged(&self, name: &str, judge: &Judge, count: usize) -> Result<(Features, usize, f64)> {
         let mut found = judge.nothing()?;
-        let (mut recognised, mut inception) = (0, InceptionScore::new(self.generator.classes()));
+        let (mut recognised, mut inception) = (0, InceptionScore::new(judge.classes()));
         for numbers in parts(count) {
             let labels = self.classes(numbers.clone());
             let images = self.part(name, numbers, &labels)?;
-            let (features, logits) = judge.look(&images)?;
-            found.add(&features)?;
-            inception.add(&softmax(&logits)?)?;
-            let classes = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
+            let look = judge.look(&images)?;
+            found.add(&look.features)?;
+            inception.add(&look.probabilities)?;
+            let classes = look.logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
             recognised += classes.iter().zip(&labels).filter(|(a, b)| a == b).count();
         }
         Ok((found, recognised, inception.finish()?))

@@ -1,16 +1,18 @@
-//! The classifier whose features scores are of, and the teacher beside it.
+//! The classifier that knows the data, whose features scores are of unless Inception's are, and the teacher beside it.
 
 use super::super::Stream;
+use super::extractor::Extractor;
 use crate::batches::{Batches, readable_images};
 use crate::data::Dataset;
 use crate::metrics::Features;
+use crate::recipe::GanCriterionConfig;
 use crate::score::EVALUATION_BATCH;
 use crate::share::Share;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::sync::Arc;
 use vkd_models::{Model, ModelConfig};
-use vkd_nn::{Context, VarStore};
+use vkd_nn::{Context, VarStore, softmax};
 use vkd_tasks::{Batch, ClassificationTask, DistillTask, Phase, StepOutput, Teacher};
 
 /// Variables of the teacher in its store, and the phase that trains them.
@@ -24,13 +26,27 @@ pub(super) const JUDGE_SEED: u64 = 0x006a_7564_6765;
 /// The tap that scores are of.
 const TAP: &str = "pooled";
 
-/// A classifier that no GAN sees: scores are distances of its features.
+/// A classifier that no GAN sees. Scores are distances of its features, or of Inception's where the recipe names its weights; what class a
+/// sample is of, it says itself.
 pub struct Judge {
     model: Box<dyn Model>,
+    extractor: Option<Extractor>,
     name: String,
     width: usize,
+    /// Classes of what the Inception score is of.
+    classes: usize,
     /// Rows of features that are kept of each side: as many as there are samples, because coverage and recall depend on both numbers.
     keep: usize,
+}
+
+/// What a [`Judge`] finds in images.
+pub(super) struct Look {
+    /// Features that scores are of.
+    pub(super) features: Tensor,
+    /// Probabilities of the classes that the Inception score is of.
+    pub(super) probabilities: Tensor,
+    /// The judge's logits, of the data's own classes.
+    pub(super) logits: Tensor,
 }
 
 impl Judge {
@@ -38,17 +54,45 @@ impl Judge {
     pub(super) fn new(
         config: &ModelConfig,
         data: &Dataset,
-        keep: usize,
+        criterion: &GanCriterionConfig,
         vb: VarBuilder,
     ) -> Result<Self> {
-        let name = format!("a classifier of the {} training images", data.train.len());
-        Ok(Self { model: config.build(vb)?, name, width: width(config)?, keep })
+        let extractor = Extractor::of(criterion)?;
+        let (name, width, classes) = match &extractor {
+            Some(own) => (own.name.clone(), own.width(), own.classes()),
+            None => {
+                let name = format!("a classifier of the {} training images", data.train.len());
+                (name, width(config)?, config.classes)
+            }
+        };
+        let (model, keep) = (config.build(vb)?, criterion.samples);
+        Ok(Self { model, extractor, name, width, classes, keep })
     }
 
-    /// Pooled features and logits of images.
-    pub(super) fn look(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// What made the features, where the judge did not.
+    pub(super) fn extractor(&self) -> Option<&str> {
+        self.extractor.as_ref().map(|own| own.name.as_str())
+    }
+
+    /// Classes of what the Inception score is of.
+    pub(super) fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// All that scores are made of.
+    pub(super) fn look(&self, images: &Tensor) -> Result<Look> {
         let output = self.model.forward(images, &Context::eval())?;
-        Ok((output.tap(TAP)?.clone(), output.prediction()?))
+        let logits = output.prediction()?;
+        let (features, probabilities) = match &self.extractor {
+            Some(own) => own.look(images)?,
+            None => (output.tap(TAP)?.clone(), softmax(&logits)?),
+        };
+        Ok(Look { features, probabilities, logits })
+    }
+
+    /// The judge's logits alone.
+    pub(super) fn logits(&self, images: &Tensor) -> Result<Tensor> {
+        self.model.forward(images, &Context::eval())?.prediction()
     }
 
     /// No features yet.
@@ -62,7 +106,7 @@ impl Judge {
         for chunk in indices.chunks(EVALUATION_BATCH) {
             let (images, read) = readable_images(data, chunk, data.preprocessing())?;
             if !read.is_empty() {
-                found.add(&self.look(&images)?.0)?;
+                found.add(&self.look(&images)?.features)?;
             }
         }
         Ok(found)
