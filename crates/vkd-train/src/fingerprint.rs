@@ -64,6 +64,8 @@ pub fn teacher_fingerprint<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) ->
     settings.remove("data.labels");
     settings.remove("training.evaluate_every");
     files(recipe, "", &mut settings)?;
+    // Nor does a network that measures what students make.
+    settings.retain(|key, _| !key.starts_with("criterion.inception."));
     W::identify(recipe, data, &mut settings);
     teacher(recipe, &whole, &mut settings)?;
     settings.remove("teacher.floor");
@@ -218,7 +220,7 @@ fn flatten(prefix: &str, value: &Value, out: &mut BTreeMap<String, Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dataset, Recipe};
+    use crate::{Dataset, Generation, GenerationRecipe, Recipe};
 
     const TINY: &str = include_str!("../tests/tiny.toml");
 
@@ -259,6 +261,43 @@ mod tests {
         assert_eq!(hash("none", &["teacher.steps=31", "distill.temperature=2"])?, none);
         assert_eq!(hash("logits", &["distill.map=householder"])?, logits);
         assert_ne!(hash("logits", &["distill.temperature=2"])?, logits);
+        Ok(())
+    }
+
+    #[test]
+    fn files_that_a_recipe_names_count_by_what_they_hold() -> Result<()> {
+        const GAN: &str = include_str!("../tests/gan.toml");
+        let folder = tempfile::tempdir()?;
+        let recipe = |file: &str| {
+            let path = folder.path().join(file).display().to_string();
+            let set = [
+                format!(
+                    r#"criterion.inception={{ weights = "{path}", variant = "fid", width = 2 }}"#
+                ),
+                format!("arm.kd-dlgan.texts={path}"),
+            ];
+            GenerationRecipe::parse(GAN, "gan.toml", &set)
+        };
+        for (file, content) in [("a.pth", "same"), ("b.pth", "same"), ("c.pth", "other")] {
+            std::fs::write(folder.path().join(file), content)?;
+        }
+        let (a, b, c) = (recipe("a.pth")?, recipe("b.pth")?, recipe("c.pth")?);
+        let data = Generation::open(&a.data)?;
+        assert_eq!(common(&a, &data, None)?, common(&b, &data, None)?);
+        let (ours, theirs) = (common(&a, &data, None)?, common(&c, &data, None)?);
+        let apart: Vec<&String> =
+            ours.iter().filter(|(key, value)| theirs[*key] != **value).map(|(k, _)| k).collect();
+        assert_eq!(apart, ["recipe.arm.kd-dlgan.texts", "recipe.criterion.inception.weights"]);
+        let hash = |recipe, arm| Ok::<_, Error>(fingerprint(recipe, arm, &data)?.1);
+        for arm in ["none", "kd-dlgan"] {
+            assert_eq!(hash(&a, arm)?, hash(&b, arm)?);
+            assert_ne!(hash(&a, arm)?, hash(&c, arm)?);
+        }
+        // What measures students moves no teacher.
+        let without = GenerationRecipe::parse(GAN, "gan.toml", &[])?;
+        let teacher = |recipe| teacher_fingerprint(recipe, &data);
+        assert_eq!((teacher(&a)?, teacher(&c)?), (teacher(&without)?, teacher(&without)?));
+        assert!(common(&recipe("absent.pth")?, &data, None).is_err());
         Ok(())
     }
 
