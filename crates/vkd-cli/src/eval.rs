@@ -89,20 +89,25 @@ fn generator(args: &Args, run: Option<&Path>) -> Result<()> {
     let device = args.device.open(run.recipe().training.device)?;
     let student = GeneratorStudent::load(&args.student, &device)?;
     let scores = evaluate_generator(student, &run, &data, indices)?;
+    let extractor = run.recipe().criterion.extractor()?;
     if args.json {
         let mut json = serde_json::to_value(&scores).map_err(Error::wrap)?;
         json["student"] = args.student.display().to_string().into();
         json["data"] = data.name.as_str().into();
         json["split"] = name.into();
+        if let Some(extractor) = extractor {
+            json["extractor"] = extractor.into();
+        }
         return crate::print(&format!("{json}\n"));
     }
     let lines = scores.iter().map(|(name, value)| format!("{name:<16} {value:.4}\n"));
     crate::print(&format!(
-        "{}: {} samples against {} {name} images of {}, by the judge's features\n{}",
+        "{}: {} samples against {} {name} images of {}, by the features of {}\n{}",
         args.student.display(),
         run.recipe().criterion.samples,
         indices.len(),
         data.name,
+        extractor.as_deref().unwrap_or("the judge"),
         lines.collect::<String>()
     ))
 }

@@ -4,7 +4,11 @@
 
 mod common;
 
+use candle_core::{Device, Tensor};
 use common::{bad, good, vkd};
+use std::collections::HashMap;
+use std::path::Path;
+use vkd_models::{InceptionConfig, InceptionVariant};
 
 const GAN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../vkd-train/tests/gan.toml");
 
@@ -99,4 +103,58 @@ fn gans_are_compared() {
     }
     let again = String::from_utf8_lossy(&vkd(at, &args).stderr).into_owned();
     assert!(again.contains("4 of 4 runs found"), "{again}");
+}
+
+/// A narrow Inception-v3: norms that change nothing, and other weights that differ from place to place.
+fn inception(path: &Path) {
+    let config =
+        InceptionConfig { variant: InceptionVariant::Torchvision, image_size: 75, width: 2 };
+    let weight = |name: &str, dims: &[usize]| -> candle_core::Result<Tensor> {
+        let count: usize = dims.iter().product();
+        match (dims.len(), name.ends_with("bn.weight") || name.ends_with("running_var")) {
+            (1, gain) => Tensor::full(f32::from(u8::from(gain)), dims, &Device::Cpu),
+            _ => {
+                let bound = (6. * dims[0] as f64 / count as f64).sqrt();
+                Tensor::arange(0f32, count as f32, &Device::Cpu)?.sin()?.reshape(dims)? * bound
+            }
+        }
+    };
+    let variables = config.variables().unwrap().into_iter();
+    let tensors: HashMap<_, _> =
+        variables.map(|(n, s)| (n.clone(), weight(&n, s.dims()).unwrap())).collect();
+    candle_core::safetensors::save(&tensors, path).unwrap();
+}
+
+#[test]
+fn reports_say_whose_features_scores_are_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    inception(&at.join("weights.safetensors"));
+    let table = r#"criterion.inception={ weights = "weights.safetensors", variant = "torchvision", image_size = 75, width = 2 }"#;
+    // Few images for the test, and one arm.
+    let set = ["--set", table, "--set", "data.train=1600", "--set", "training.steps=3"];
+    good(at, &[&["distill", GAN, "--set", r#"arms=["none"]"#], &set[..]].concat());
+    let run = at.join("runs/gan-seed0");
+    let name =
+        "Inception-v3 (torchvision of width 2) at 75x75 pixels, weights.safetensors, SHA-256 ";
+    let report = std::fs::read(run.join("report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    let extractor = report["arms"][0]["extractor"].as_str().unwrap();
+    assert!(extractor.starts_with(name), "{extractor}");
+    let page = std::fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(page.contains(&format!("pooled features of {extractor}")), "{page}");
+    assert!(!page.contains("pooled features of the judge"));
+    let student = "runs/gan-seed0/student.safetensors";
+    let text = good(at, &["eval", student]);
+    assert!(text.contains(&format!("by the features of {extractor}")), "{text}");
+    let json = good(at, &["eval", student, "--json"]);
+    assert!(json.contains(&format!(r#""extractor":"{extractor}""#)), "{json}");
+    let args = [&["compare", GAN, "--arms", "none", "--seeds", "1", "--out", "grid"], &set[..]];
+    let text = good(at, &args.concat());
+    assert!(text.contains(&format!("pooled features of {extractor}")), "{text}");
+    let missing = set.map(|part| part.replace("weights.safetensors", "absent.safetensors"));
+    let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
+    let no = bad(at, &[&["distill", GAN, "--out", "other"], &missing[..]].concat());
+    assert!(no.contains("criterion.inception.weights: absent.safetensors"), "{no}");
+    assert!(!at.join("other").exists(), "nothing was begun");
 }

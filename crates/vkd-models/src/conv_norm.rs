@@ -37,6 +37,11 @@ pub(crate) fn conv_norm(
     })
 }
 
+/// A [`ConvNorm`] of layers that were built elsewhere.
+pub(crate) fn of_parts(conv: Conv2d, norm: BatchNorm2d, activation: Activation) -> ConvNorm {
+    ConvNorm { conv, norm, activation }
+}
+
 impl ConvNorm {
     pub(crate) fn forward(&self, xs: &Tensor, ctx: &Context) -> Result<Tensor> {
         let ys = if ctx.train {

@@ -14,7 +14,7 @@
 //!
 //! [`Fcos`] (`kind` `fcos`) and [`Vidt`] (`vidt`) are detectors, built by a [`DetectorConfig`]: one hands over a [`DenseOutput`]
 //! of levels, the other a [`QueryOutput`] of classes and boxes, both with taps. [`Generator`] and [`Discriminator`] are a BigGAN
-//! for small images, whose discriminator has taps too, and [`ClipVision`] is a teacher for it.
+//! for small images, whose discriminator has taps too, [`ClipVision`] is a teacher for it, and [`InceptionV3`] what published scores are measured by.
 //!
 //! [`load_weights`] reads files with timm's key names; [`Student`] is a distilled network as it is saved, loaded and used.
 //! Images are channels first outside and channels last inside.
@@ -53,6 +53,7 @@ mod detection;
 mod efficientnet_lite;
 mod encoder;
 mod fcos;
+mod inception;
 mod model;
 mod pickle;
 mod regnet;
@@ -74,6 +75,7 @@ pub use deit::{Deit, DeitConfig, DistillationToken, Embedding};
 pub use detection::{Detector, DetectorArchitecture, DetectorConfig, DetectorOutput, QueryOutput};
 pub use efficientnet_lite::{EfficientnetLite, EfficientnetLiteConfig};
 pub use fcos::{DenseLevel, DenseOutput, Fcos, FcosConfig, GridShape};
+pub use inception::{InceptionConfig, InceptionV3, InceptionVariant};
 pub use model::{Architecture, Model, ModelConfig, ModelOutput};
 pub use regnet::{Regnet, RegnetConfig};
 pub use resnet::{Resnet, ResnetBlock, ResnetConfig};

@@ -44,13 +44,28 @@ pub fn conv2d_no_bias(
     config: Conv2dConfig,
     vb: VarBuilder,
 ) -> Result<Conv2d> {
+    conv2d_rect_no_bias(in_channels, out_channels, (kernel, kernel), config, vb)
+}
+
+/// As [`conv2d_no_bias`], with a kernel of (rows, columns).
+///
+/// # Errors
+/// Those of [`conv2d`].
+pub fn conv2d_rect_no_bias(
+    in_channels: usize,
+    out_channels: usize,
+    kernel: (usize, usize),
+    config: Conv2dConfig,
+    vb: VarBuilder,
+) -> Result<Conv2d> {
     let what = format!("conv2d {}", vb.prefix());
     divide(&what, in_channels, out_channels, config.groups)?;
-    config.window((kernel, kernel)).check(&what)?;
+    config.window(kernel).check(&what)?;
     let fan_in = in_channels / config.groups;
-    let stdev = (2. / (fan_in * kernel * kernel) as f64).sqrt();
+    let (rows, columns) = kernel;
+    let stdev = (2. / (fan_in * rows * columns) as f64).sqrt();
     let weight = vb.get_with_hints(
-        (out_channels, fan_in, kernel, kernel),
+        (out_channels, fan_in, rows, columns),
         "weight",
         Init::Randn { mean: 0., stdev },
     )?;

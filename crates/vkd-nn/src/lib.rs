@@ -47,7 +47,9 @@ mod spectral_norm;
 mod var_store;
 
 pub use attention::{SelfAttention, self_attention};
-pub use conv::{Conv2d, ConvTranspose2d, conv_transpose2d, conv2d, conv2d_no_bias};
+pub use conv::{
+    Conv2d, ConvTranspose2d, conv_transpose2d, conv2d, conv2d_no_bias, conv2d_rect_no_bias,
+};
 pub use drop::{drop_path, drop_path_scales, dropout};
 pub use embedding::{Embedding, embedding};
 pub use layer_norm::{LayerNorm, layer_norm};

@@ -5,9 +5,10 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use vkd_norm::{Context, Normalizer, Replicas};
 use vkd_tasks::{
-    DenseCriterion, DenseLevel, DetectionAdapter, Distiller, FeatureLoss, FeatureMap, ImageSize,
-    Layout, LogitDistance, LogitLoss, NetworkOutput, Objects, Padding, ProjectorConfig,
-    QueryPredictions, SetCriterion, TapConfig, Taps, Term, weighted_sum,
+    DenseCriterion, DenseLevel, DetectionAdapter, Distiller, FeatureLoss, FeatureMap,
+    GenerationDistiller, GenerationLoss, GenerationTap, ImageSize, Layout, LogitDistance,
+    LogitLoss, NetworkOutput, Objects, Padding, ProjectorConfig, QueryPredictions, SetCriterion,
+    Sides, TapConfig, Taps, TeacherNormalizer, Term, weighted_sum,
 };
 use vkd_testkit::{Tolerance, assert_close, normal, sums_among, uniform};
 
@@ -208,6 +209,77 @@ fn logits_are_compared_over_all_rows() -> Result<()> {
             distiller.terms(&NetworkOutput::new(x[0].clone()), &taught, ctx)
         };
         law(&format!("{distance:?}"), std::slice::from_ref(&student), &splits, &work)?;
+    }
+    Ok(())
+}
+
+/// A rank has its part of the labelled images, which come first in a batch, and of the others.
+#[test]
+fn the_decoupled_distance_is_of_the_labelled_rows_of_all() -> Result<()> {
+    let (student, teacher) = (normal(&[6, 4], DType::F64, 1)?, normal(&[6, 4], DType::F64, 2)?);
+    let labels = Tensor::new(&[2u32, 0, 3, 1, 1, 0], &Device::Cpu)?;
+    // Rows of a rank, and how many of them are labelled.
+    for (rows, labelled) in [(3, 1), (3, 2), (2, 2), (1, 1)] {
+        let (vars, splits) = (VarMap::new(), vec![rows; 6 / rows]);
+        let work = |x: &[Tensor], start: usize, count: usize, ctx: &Context| {
+            let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
+            let logits = Some(LogitLoss { temperature: 2., weight: 1.5 });
+            let distance = LogitDistance::Decoupled { alpha: 0.7, beta: 3. };
+            let distiller = Distiller::new(vec![], logits, vb)?.with_logit_distance(distance);
+            let all = (start..start + count).map(|i| i as u32);
+            let (known, others): (Vec<u32>, Vec<u32>) =
+                all.partition(|i| *i as usize % rows < labelled);
+            let order = [known.clone(), others].concat();
+            let own: Vec<u32> = order.iter().map(|i| i - start as u32).collect();
+            let at = |rows: Vec<u32>| Tensor::new(rows, &Device::Cpu);
+            let student = NetworkOutput::new(x[0].index_select(&at(own)?, 0)?);
+            let taught = NetworkOutput::new(teacher.index_select(&at(order)?, 0)?);
+            let labels = labels.index_select(&at(known)?, 0)?;
+            distiller.terms_with_labels(&student, &taught, &labels, ctx)
+        };
+        let what = format!("dkd, {labelled} of {rows} labelled");
+        law(&what, std::slice::from_ref(&student), &[&splits], &work)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn kd_dlgan_sums_its_texts_over_all_rows() -> Result<()> {
+    let splits: [&[usize]; 2] = [&[3, 3], &[2, 2, 2]];
+    let rows = |seed| normal(&[6, 3], DType::F64, seed);
+    let (real, generated) = (rows(1)?, rows(2)?);
+    let (taught_real, taught_generated) = (rows(3)?, rows(4)?);
+    let texts = normal(&[5, 3], DType::F64, 9)?;
+    for texts in [None, Some(texts)] {
+        let vars = VarMap::new();
+        let work = |x: &[Tensor], start: usize, count: usize, ctx: &Context| {
+            let tap = GenerationTap {
+                student: "x".into(),
+                student_width: 3,
+                teacher: "y".into(),
+                teacher_width: 3,
+                projector: ProjectorConfig::Identity,
+                student_normalizer: Normalizer::Identity,
+                teacher_normalizer: TeacherNormalizer::Fixed(Normalizer::Identity),
+                together: true,
+                loss: GenerationLoss::KdDlgan { texts: texts.clone() },
+                real_weight: 1.5,
+                generated_weight: 0.5,
+            };
+            let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
+            let distiller = GenerationDistiller::new(tap, vb)?;
+            let of = |name: &str, t: &Tensor| -> Result<Taps> {
+                Ok(taps(name, FeatureMap::new(t.clone(), Layout::Pooled)?))
+            };
+            let own = |t: &Tensor| of("y", &t.narrow(0, start, count)?);
+            let student = Sides { real: of("x", &x[0])?, generated: of("x", &x[1])? };
+            let teacher = Sides { real: own(&taught_real)?, generated: own(&taught_generated)? };
+            let terms = distiller.terms(&student, &teacher, ctx)?;
+            assert_eq!(terms.len(), if texts.is_some() { 4 } else { 2 });
+            Ok(terms)
+        };
+        let what = format!("KD-DLGAN, texts: {}", texts.is_some());
+        law(&what, &[real.clone(), generated.clone()], &splits, &work)?;
     }
     Ok(())
 }

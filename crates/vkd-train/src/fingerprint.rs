@@ -1,7 +1,9 @@
 //! What decides a result, and the hash that it is found by.
 
 use crate::folder::named;
-use crate::recipe::{ArmConfig, CovarianceKind, LogitLossKind, NEUTRAL, PaddingKind, RecipeOf};
+use crate::recipe::{
+    ArmConfig, CovarianceKind, LogitLossKind, LossKind, NEUTRAL, PaddingKind, RecipeOf,
+};
 use crate::workload::Workload;
 use candle_core::{Error, Result};
 use serde_json::{Value, json};
@@ -30,6 +32,7 @@ pub fn fingerprint<W: Workload>(
         flatten(table, &whole[table], &mut settings);
     }
     forget::<W>(&mut settings);
+    files(recipe, "", &mut settings)?;
     W::identify(recipe, data, &mut settings);
     if let Some(init) = &recipe.init {
         flatten("init", &whole["init"], &mut settings);
@@ -39,7 +42,7 @@ pub fn fingerprint<W: Workload>(
     if W::wants_teacher(config) {
         teacher(recipe, &whole, &mut settings)?;
     }
-    method(recipe, config, &mut settings);
+    method(recipe, config, &mut settings)?;
     let hash = hash(&settings)?;
     Ok((settings, hash))
 }
@@ -60,6 +63,9 @@ pub fn teacher_fingerprint<W: Workload>(recipe: &RecipeOf<W>, data: &W::Data) ->
     // How many labels arms know, how often is validated, and how good a teacher must be, change none.
     settings.remove("data.labels");
     settings.remove("training.evaluate_every");
+    files(recipe, "", &mut settings)?;
+    // Nor does a network that measures what students make.
+    settings.retain(|key, _| !key.starts_with("criterion.inception."));
     W::identify(recipe, data, &mut settings);
     teacher(recipe, &whole, &mut settings)?;
     settings.remove("teacher.floor");
@@ -78,17 +84,33 @@ pub(crate) fn common<W: Workload>(
         settings.remove(&format!("recipe.{key}"));
     }
     W::identify(recipe, data, &mut settings);
-    let files = [
-        ("recipe.teacher.checkpoint", recipe.teacher.checkpoint.as_ref()),
-        ("recipe.init.checkpoint", recipe.init.as_ref().map(|init| &init.checkpoint)),
+    let mut named = vec![
+        ("teacher.checkpoint".to_owned(), recipe.teacher.checkpoint.as_ref()),
+        ("init.checkpoint".to_owned(), recipe.init.as_ref().map(|init| &init.checkpoint)),
+        ("distill.texts".to_owned(), recipe.distill.texts.as_ref()),
     ];
-    for (key, path) in files {
+    let arms = recipe.arm.iter();
+    named.extend(arms.map(|(name, arm)| (format!("arm.{name}.texts"), arm.texts.as_ref())));
+    for (key, path) in named {
         if let Some(path) = path {
-            settings.insert(key.to_owned(), file_hash(path)?);
+            settings.insert(format!("recipe.{key}"), file_hash(path)?);
         }
     }
+    files(recipe, "recipe.", &mut settings)?;
     settings.insert("vkd".to_owned(), json!([env!("CARGO_PKG_VERSION"), commit]));
     Ok(settings)
+}
+
+/// The hashes of the task's own files, in place of their paths.
+fn files<W: Workload>(
+    recipe: &RecipeOf<W>,
+    before: &str,
+    settings: &mut BTreeMap<String, Value>,
+) -> Result<()> {
+    for (key, path) in W::files(recipe) {
+        settings.insert(format!("{before}{key}"), file_hash(path)?);
+    }
+    Ok(())
 }
 
 /// Removes what decides nothing.
@@ -111,7 +133,7 @@ fn teacher<W: Workload>(
 }
 
 /// The hash of a file, in place of its path.
-fn file_hash(path: &Path) -> Result<Value> {
+pub(crate) fn file_hash(path: &Path) -> Result<Value> {
     let path = &crate::hub::local(path)?;
     let bytes = std::fs::read(path).map_err(|e| named(path, &e))?;
     Ok(hex(Sha256::new_with_prefix(bytes)).into())
@@ -127,7 +149,7 @@ fn method<W: Workload>(
     recipe: &RecipeOf<W>,
     config: &ArmConfig,
     settings: &mut BTreeMap<String, Value>,
-) {
+) -> Result<()> {
     let method = config.method(&recipe.distill);
     let mut put = |key: &str, value: Value| settings.insert(key.to_owned(), value);
     if config.logits > 0. {
@@ -161,6 +183,9 @@ fn method<W: Workload>(
         if let Some(shrinkage) = method.shrinkage {
             put("distill.shrinkage", json!(shrinkage));
         }
+        if let (LossKind::KdDlgan, Some(texts)) = (method.loss, &method.texts) {
+            put("distill.texts", file_hash(texts)?);
+        }
         if let Some(generated) = config.generated {
             put("arm.generated", json!(generated));
         }
@@ -170,6 +195,7 @@ fn method<W: Workload>(
         put("distill.teacher_normalizer", json!(method.teacher_normalizer));
         put("distill.student_normalizer", json!(method.student_normalizer));
     }
+    Ok(())
 }
 
 /// The first 16 hexadecimal digits.
@@ -194,7 +220,7 @@ fn flatten(prefix: &str, value: &Value, out: &mut BTreeMap<String, Value>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Dataset, Recipe};
+    use crate::{Dataset, Generation, GenerationRecipe, Recipe};
 
     const TINY: &str = include_str!("../tests/tiny.toml");
 
@@ -237,6 +263,43 @@ mod tests {
         assert_eq!(hash("none", &["teacher.steps=31", "distill.temperature=2"])?, none);
         assert_eq!(hash("logits", &["distill.map=householder"])?, logits);
         assert_ne!(hash("logits", &["distill.temperature=2"])?, logits);
+        Ok(())
+    }
+
+    #[test]
+    fn files_that_a_recipe_names_count_by_what_they_hold() -> Result<()> {
+        const GAN: &str = include_str!("../tests/gan.toml");
+        let folder = tempfile::tempdir()?;
+        let recipe = |file: &str| {
+            let path = folder.path().join(file).display().to_string();
+            let set = [
+                format!(
+                    r#"criterion.inception={{ weights = "{path}", variant = "fid", width = 2 }}"#
+                ),
+                format!("arm.kd-dlgan.texts={path}"),
+            ];
+            GenerationRecipe::parse(GAN, "gan.toml", &set)
+        };
+        for (file, content) in [("a.pth", "same"), ("b.pth", "same"), ("c.pth", "other")] {
+            std::fs::write(folder.path().join(file), content)?;
+        }
+        let (a, b, c) = (recipe("a.pth")?, recipe("b.pth")?, recipe("c.pth")?);
+        let data = Generation::open(&a.data)?;
+        assert_eq!(common(&a, &data, None)?, common(&b, &data, None)?);
+        let (ours, theirs) = (common(&a, &data, None)?, common(&c, &data, None)?);
+        let apart: Vec<&String> =
+            ours.iter().filter(|(key, value)| theirs[*key] != **value).map(|(k, _)| k).collect();
+        assert_eq!(apart, ["recipe.arm.kd-dlgan.texts", "recipe.criterion.inception.weights"]);
+        let hash = |recipe, arm| Ok::<_, Error>(fingerprint(recipe, arm, &data)?.1);
+        for arm in ["none", "kd-dlgan"] {
+            assert_eq!(hash(&a, arm)?, hash(&b, arm)?);
+            assert_ne!(hash(&a, arm)?, hash(&c, arm)?);
+        }
+        // What measures students moves no teacher.
+        let without = GenerationRecipe::parse(GAN, "gan.toml", &[])?;
+        let teacher = |recipe| teacher_fingerprint(recipe, &data);
+        assert_eq!((teacher(&a)?, teacher(&c)?), (teacher(&without)?, teacher(&without)?));
+        assert!(common(&recipe("absent.pth")?, &data, None).is_err());
         Ok(())
     }
 

@@ -79,10 +79,10 @@ pub use recipe::{
     CacheConfig, ClipTeacherConfig, CocoConfig, ComputeDevice, ComputeKind, CovarianceKind,
     CropConfig, DataConfig, DataKind, DetectionDataConfig, DetectionRecipe, DetectionSource,
     DiffAugmentConfig, DistillConfig, EraseWith, GanCriterionConfig, GanTeacherModel,
-    GenerationRecipe, InitConfig, LabelBudget, LecamTableConfig, LogitLossKind, LossKind,
-    OnCorrupt, OptimizerKind, Outside, PaddingKind, ProjectorKind, QueryCriterionConfig,
-    RandAugmentConfig, Recipe, RecipeOf, ScenesConfig, ScheduleKind, TapNames, TaskKind,
-    TeacherConfig, TrainingConfig, ValidationPart,
+    GenerationRecipe, InceptionTableConfig, InitConfig, LabelBudget, LecamTableConfig,
+    LogitLossKind, LossKind, OnCorrupt, OptimizerKind, Outside, PaddingKind, ProjectorKind,
+    QueryCriterionConfig, RandAugmentConfig, Recipe, RecipeOf, ScenesConfig, ScheduleKind,
+    TapNames, TaskKind, TeacherConfig, TrainingConfig, ValidationPart,
 };
 pub use report::{ArmReport, Report, TeacherReport};
 pub use result::{ArmResult, RunFacts};

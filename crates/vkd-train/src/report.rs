@@ -48,6 +48,10 @@ pub struct ArmReport {
     pub labels: usize,
     /// Scores by name, as for the teacher.
     pub metrics: BTreeMap<String, f64>,
+    /// What made the features that scores of generated images are of, a file by its name and hash; `None` where it was the run's own judge,
+    /// and where there are no such scores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extractor: Option<String>,
     /// Largest `max|WᵀW − I|` over the whole run, measured in f64; null where no projector is orthogonal.
     pub projector_residual_max: Option<f64>,
     /// Number of trainable values of the exported student.

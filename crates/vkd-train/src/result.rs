@@ -341,6 +341,7 @@ mod tests {
             terms: BTreeMap::from([("label".to_owned(), 1.)]),
             labels: 20,
             metrics: scores.clone(),
+            extractor: None,
             projector_residual_max: Some(3e-8),
             parameters: 7,
             seconds: 1.5,

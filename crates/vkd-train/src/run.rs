@@ -262,6 +262,7 @@ pub fn train_arm<W: Workload>(
             terms: W::term_weights(recipe, arm),
             labels,
             metrics,
+            extractor: W::extractor(&task),
             projector_residual_max: outcome.residual,
             parameters: tensors.values().map(Tensor::elem_count).sum(),
             seconds: outcome.seconds,

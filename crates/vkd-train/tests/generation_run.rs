@@ -281,7 +281,13 @@ fn what_does_not_fit_is_named() -> Result<()> {
     }
     // Other tasks know none of it.
     let digits = include_str!("tiny.toml");
-    for set in ["distill.covariance=data", "arm.vkd.generated=1.0", "distill.loss=kd_dlgan"] {
+    for set in [
+        "distill.covariance=data",
+        "distill.texts=a.safetensors",
+        "arm.vkd.texts=a.safetensors",
+        "arm.vkd.generated=1.0",
+        "distill.loss=kd_dlgan",
+    ] {
         let e = AnyRecipe::parse(digits, "tiny.toml", &[set.to_owned()]).map(|_| ()).unwrap_err();
         assert!(e.to_string().contains("expected none with task"), "{set}: {e}");
     }

@@ -20,6 +20,7 @@ pub(crate) fn result(arm: &str, seed: u64, accuracy: f64) -> ArmResult {
             terms: [("label".to_owned(), 1.), ("feature.tokens".to_owned(), 2.5)].into(),
             labels: 50,
             metrics: scores(accuracy),
+            extractor: None,
             projector_residual_max: (arm == "vkd").then_some(3e-8),
             parameters: 31188,
             seconds: 12.,

@@ -3,7 +3,7 @@
 use super::Page;
 use super::curves::LAW;
 use super::html::{Pen, count, escape, percent, scientific, seconds};
-use super::markdown::{JUDGED, Metric};
+use super::markdown::{Metric, measured};
 use std::collections::BTreeMap;
 use vkd_train::{ArmReport, LabelBudget, ProjectorKind};
 
@@ -322,7 +322,7 @@ fn notes(page: &Page, marked: bool) -> String {
         ));
     }
     if page.report.task == "generation" {
-        notes.push(JUDGED.to_owned());
+        notes.extend(page.report.arms.first().map(measured));
     }
     if page.metric().is_share() {
         notes.push("Bars run from 0 to 100 %; the upright mark is the teacher.".to_owned());

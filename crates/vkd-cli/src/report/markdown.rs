@@ -3,6 +3,7 @@
 use crate::grid::{Grid, Pair};
 use crate::summary::Summary;
 use std::collections::{BTreeMap, BTreeSet};
+use vkd_train::ArmReport;
 
 /// How a metric is written.
 #[derive(Clone, Copy)]
@@ -229,13 +230,25 @@ pub(crate) fn facts(grid: &Grid) -> Vec<String> {
         facts.push(format!("Commit {commits}; {}.", ran(&place)));
     }
     if first.task == "generation" {
-        facts.push(JUDGED.to_owned());
+        facts.push(measured(&first.arm));
     }
     facts
 }
 
-/// What the scores of generators are of.
-pub(crate) const JUDGED: &str = "Distances, coverage, recall, precision and density are of the pooled features of the judge, a classifier of all \
+/// What the scores of generators are of, which all arms of a comparison have alike.
+pub(crate) fn measured(arm: &ArmReport) -> String {
+    match &arm.extractor {
+        None => JUDGED.to_owned(),
+        Some(extractor) => format!(
+            "Distances, coverage, recall, precision and density are of the pooled features of {extractor}, and the inception score is of its \
+             classes; recognised is the share of samples that the judge, a classifier of all training images that no generator and no \
+             discriminator sees, gives the class that they were made for. They compare with scores of the same weights, as many samples and \
+             the same real images. Less is better of distances."
+        ),
+    }
+}
+
+const JUDGED: &str = "Distances, coverage, recall, precision and density are of the pooled features of the judge, a classifier of all \
      training images that no generator and no discriminator sees, and recognised is the share of samples that it gives their class: they \
      compare within this table, and with no published FID. Less is better of distances.";
 

@@ -19,6 +19,7 @@ fn arm(name: &str, accuracy: f64, residual: Option<f64>) -> ArmReport {
         terms: [("label".to_owned(), 1.), ("feature.tokens".to_owned(), 50.)].into(),
         labels: 50,
         metrics: scores(accuracy),
+        extractor: None,
         projector_residual_max: residual,
         parameters: 31188,
         seconds: 55.4,

@@ -5,6 +5,7 @@ use super::{AugmentConfig, not_negative};
 use crate::networks::{STUDENT_TAP, TEACHER_TAP};
 use candle_core::{Result, bail};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use vkd_loss::baselines::DkdConfig;
 
 /// Settings of the method.
@@ -38,6 +39,11 @@ pub struct DistillConfig {
     /// 1e-4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shrinkage: Option<f64>,
+    /// Of generation, for `loss = "kd_dlgan"`: a file with one feature of the teacher's for each class, of a text that names it; by
+    /// default that loss has no terms of texts. A `.safetensors` or `.pth` file with a tensor `texts` of (classes, width of the teacher's
+    /// tap), in the order of the data's classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub texts: Option<PathBuf>,
 }
 
 impl DistillConfig {
@@ -143,7 +149,7 @@ pub enum LossKind {
     /// ViDT's token matching, arXiv:2110.03921, for detectors: the square root of the sum over taps of the mean distance of
     /// a row to the teacher's, times the layers that a tap stacks. The arm's weight stands before the root.
     TokenMatching,
-    /// KD-DLGAN's terms without texts, arXiv:2303.17158, for GANs.
+    /// KD-DLGAN's terms, arXiv:2303.17158, for GANs; those of texts where `texts` names a file of them.
     KdDlgan,
 }
 
@@ -222,6 +228,9 @@ pub struct ArmConfig {
     /// In place of `distill.shrinkage`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shrinkage: Option<f64>,
+    /// In place of `distill.texts`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub texts: Option<PathBuf>,
     /// Of generation: weight of the features of generated images; by default that of real ones, `features`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generated: Option<f64>,
@@ -295,6 +304,7 @@ impl ArmConfig {
             student_normalizer: or(&self.student_normalizer, &distill.student_normalizer),
             covariance: self.covariance.unwrap_or(distill.covariance),
             shrinkage: self.shrinkage.or(distill.shrinkage),
+            texts: self.texts.as_ref().or(distill.texts.as_ref()).cloned(),
             ..distill.clone()
         }
     }

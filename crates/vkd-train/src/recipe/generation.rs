@@ -2,10 +2,11 @@
 
 use super::training::is_default;
 use super::{at_least_one, not_negative, shares};
-use candle_core::Result;
+use candle_core::{Error, Result};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
-use vkd_models::{Architecture, ClipInput, ClipVisionConfig};
+use std::path::PathBuf;
+use vkd_models::{Architecture, ClipInput, ClipVisionConfig, InceptionConfig, InceptionVariant};
 use vkd_tasks::{DiffAugment, LecamConfig};
 
 /// The table `[teacher.model]`: a classifier, or CLIP's image encoder with `kind = "clip"`.
@@ -66,6 +67,10 @@ pub struct GanCriterionConfig {
     /// on all training images as the teacher is, with a seed of its own that no run's seed changes, and the GAN never sees it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub judge: Option<Architecture>,
+    /// Inception-v3, whose features scores are of in place of the judge's; by default none. The judge still says which samples are of the
+    /// class that they were made for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inception: Option<InceptionTableConfig>,
     /// Generated images that a score is of, and real ones at most whose neighbourhoods are looked at; default 1000.
     pub samples: usize,
     /// Neighbours of precision, recall, density and coverage; default 5.
@@ -79,8 +84,37 @@ impl Default for GanCriterionConfig {
             diff_augment: DiffAugmentConfig::default(),
             lecam: None,
             judge: None,
+            inception: None,
             samples: 1000,
             neighbours: 5,
+        }
+    }
+}
+
+/// Weights of Inception-v3 and how it is used: `[criterion.inception]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InceptionTableConfig {
+    /// A `.pth` or `.safetensors` file with torchvision's names, or one of the hub as `teacher.checkpoint` names it.
+    pub weights: PathBuf,
+    /// `torchvision`, or `fid` for the network that FIDs are published of.
+    pub variant: InceptionVariant,
+    /// Height and width that images are brought to; default 299.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<usize>,
+    /// Channels of the first convolution; default 32, the original.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<usize>,
+}
+
+impl InceptionTableConfig {
+    /// The network's settings.
+    pub fn network(&self) -> InceptionConfig {
+        let original = InceptionConfig::new(self.variant);
+        InceptionConfig {
+            image_size: self.image_size.unwrap_or(original.image_size),
+            width: self.width.unwrap_or(original.width),
+            ..original
         }
     }
 }
@@ -129,6 +163,10 @@ impl GanCriterionConfig {
         if let Some(lecam) = &self.lecam {
             not_negative(&[("criterion.lecam.weight", lecam.weight)])?;
             shares(&[("criterion.lecam.decay", lecam.decay)])?;
+        }
+        if let Some(inception) = &self.inception {
+            let named = |e| Error::Msg(format!("criterion.{}", crate::plain(&e)));
+            inception.network().check().map_err(named)?;
         }
         self.augment().check()
     }

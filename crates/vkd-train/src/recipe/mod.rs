@@ -27,7 +27,8 @@ pub use detection::{
 };
 pub use device::ComputeDevice;
 pub use generation::{
-    ClipTeacherConfig, DiffAugmentConfig, GanCriterionConfig, GanTeacherModel, LecamTableConfig,
+    ClipTeacherConfig, DiffAugmentConfig, GanCriterionConfig, GanTeacherModel,
+    InceptionTableConfig, LecamTableConfig,
 };
 pub use init::InitConfig;
 pub use teacher::{CacheConfig, TeacherConfig};
@@ -224,12 +225,14 @@ impl<W: Workload> RecipeOf<W> {
         let mut refused = vec![
             ("distill.covariance".to_owned(), self.distill.covariance != Default::default()),
             ("distill.shrinkage".to_owned(), self.distill.shrinkage.is_some()),
+            ("distill.texts".to_owned(), self.distill.texts.is_some()),
         ];
         for (name, arm) in &self.arm {
             let loss = arm.method(&self.distill).loss;
             refused.extend([
                 (format!("arm.{name}.covariance"), arm.covariance.is_some()),
                 (format!("arm.{name}.shrinkage"), arm.shrinkage.is_some()),
+                (format!("arm.{name}.texts"), arm.texts.is_some()),
                 (format!("arm.{name}.generated"), arm.generated.is_some()),
                 (format!("arm.{name}: the loss kd_dlgan"), loss == LossKind::KdDlgan),
             ]);

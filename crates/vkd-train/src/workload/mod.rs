@@ -186,6 +186,11 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
         Ok(())
     }
 
+    /// Files that decide a result beside data, checkpoints and what arms name: the key of the recipe, and the path.
+    fn files(_recipe: &RecipeOf<Self>) -> Vec<(&'static str, &Path)> {
+        Vec::new()
+    }
+
     /// Adds to `settings` what says which data it is, wherever its files lie.
     fn identify(recipe: &RecipeOf<Self>, data: &Self::Data, settings: &mut BTreeMap<String, Value>);
 
@@ -347,6 +352,11 @@ pub trait Workload: Copy + Debug + PartialEq + Send + Sync + 'static {
         data: &Self::Data,
         ranks: &Ranks,
     ) -> Result<Scores>;
+
+    /// What made the features that scores of a student are of, where that is no network of the run itself.
+    fn extractor(_task: &Self::Task) -> Option<String> {
+        None
+    }
 
     /// What a report holds of a teacher, `validation_TEACHER_METRIC` among it; by all ranks.
     ///

@@ -8,12 +8,12 @@ use crate::ranks::Ranks;
 use crate::recipe::GanCriterionConfig;
 use crate::score::EVALUATION_BATCH;
 use crate::workload::Scores;
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{D, Device, Result, Tensor, bail};
 use std::cell::OnceCell;
 use std::ops::Range;
 use std::sync::Arc;
 use vkd_models::Generator;
-use vkd_nn::{Context, softmax};
+use vkd_nn::Context;
 use vkd_tasks::{DistillTask, GenerationBatch, GenerationTask, Phase, StepOutput, white_noise};
 
 /// Most columns of a grid of samples.
@@ -74,8 +74,8 @@ impl Sampler {
         sample_grid(&self.images("samples.grid", &labels)?, columns)
     }
 
-    /// Features of `count` images, how many of these the judge gives their class, and what the Inception score is of, all of it on the
-    /// first rank; each rank makes some of the images.
+    /// Features of `count` images, how many of these the judge gives their class, and what the Inception score is of, by the classes of
+    /// what made the features; all of it on the first rank, and each rank makes some of the images.
     fn judged(
         &self,
         name: &str,
@@ -84,17 +84,18 @@ impl Sampler {
         ranks: &Ranks,
     ) -> Result<(Features, usize, InceptionScore)> {
         let mut found = judge.nothing()?;
-        let (mut recognised, mut inception) = (0, InceptionScore::new(self.generator.classes()));
+        let (mut recognised, mut inception) = (0, InceptionScore::new(judge.classes()));
         let parts: Vec<Range<usize>> = parts(count).collect();
         let look = |number: usize| {
             let labels = self.classes(parts[number].clone());
             let images = self.part(name, parts[number].clone(), &labels)?;
-            let (features, logits) = judge.look(&images)?;
-            Ok(Some([features, logits, Tensor::new(labels, &Device::Cpu)?]))
+            let look = judge.look(&images)?;
+            let labels = Tensor::new(labels, &Device::Cpu)?;
+            Ok(Some([look.features, look.probabilities, look.logits, labels]))
         };
-        ranks.in_turn(parts.len(), look, |[features, logits, labels]| {
+        ranks.in_turn(parts.len(), look, |[features, probabilities, logits, labels]| {
             found.add(&features)?;
-            inception.add(&softmax(&logits)?)?;
+            inception.add(&probabilities)?;
             let classes = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
             let labels = labels.to_vec1::<u32>()?;
             recognised += classes.iter().zip(&labels).filter(|(a, b)| a == b).count();

@@ -1,17 +1,19 @@
-//! The classifier whose features scores are of, and the teacher beside it.
+//! The classifier that knows the data, whose features scores are of unless Inception's are, and the teacher beside it.
 
 use super::super::Stream;
+use super::extractor::Extractor;
 use crate::batches::{Batches, readable_images};
 use crate::data::Dataset;
 use crate::metrics::Features;
 use crate::ranks::Ranks;
+use crate::recipe::GanCriterionConfig;
 use crate::score::EVALUATION_BATCH;
 use crate::share::Share;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::sync::Arc;
 use vkd_models::{Model, ModelConfig};
-use vkd_nn::{Context, VarStore};
+use vkd_nn::{Context, VarStore, softmax};
 use vkd_tasks::{Batch, ClassificationTask, DistillTask, Phase, StepOutput, Teacher};
 
 /// Variables of the teacher in its store, and the phase that trains them.
@@ -25,14 +27,28 @@ pub(super) const JUDGE_SEED: u64 = 0x006a_7564_6765;
 /// The tap that scores are of.
 const TAP: &str = "pooled";
 
-/// A classifier that no GAN sees: scores are distances of its features.
+/// A classifier that no GAN sees. Scores are distances of its features, or of Inception's where the recipe names its weights; what class a
+/// sample is of, it says itself.
 pub struct Judge {
     model: Box<dyn Model>,
+    extractor: Option<Extractor>,
     name: String,
     width: usize,
+    /// Classes of what the Inception score is of.
+    classes: usize,
     /// Rows of features that are kept of each side: as many as there are samples, because coverage and recall depend on both numbers.
     keep: usize,
     device: Device,
+}
+
+/// What a [`Judge`] finds in images.
+pub(super) struct Look {
+    /// Features that scores are of.
+    pub(super) features: Tensor,
+    /// Probabilities of the classes that the Inception score is of.
+    pub(super) probabilities: Tensor,
+    /// The judge's logits, of the data's own classes.
+    pub(super) logits: Tensor,
 }
 
 impl Judge {
@@ -40,19 +56,48 @@ impl Judge {
     pub(super) fn new(
         config: &ModelConfig,
         data: &Dataset,
-        keep: usize,
+        criterion: &GanCriterionConfig,
         vb: VarBuilder,
     ) -> Result<Self> {
-        let name = format!("a classifier of the {} training images", data.train.len());
         let device = vb.device().clone();
-        Ok(Self { model: config.build(vb)?, name, width: width(config)?, keep, device })
+        let extractor = Extractor::of(criterion, &device)?;
+        let (name, width, classes) = match &extractor {
+            Some(own) => (own.name.clone(), own.width(), own.classes()),
+            None => {
+                let name = format!("a classifier of the {} training images", data.train.len());
+                (name, width(config)?, config.classes)
+            }
+        };
+        let (model, keep) = (config.build(vb)?, criterion.samples);
+        Ok(Self { model, extractor, name, width, classes, keep, device })
     }
 
-    /// Pooled features and logits of images, which may lie anywhere.
-    pub(super) fn look(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// What made the features, where the judge did not.
+    pub(super) fn extractor(&self) -> Option<&str> {
+        self.extractor.as_ref().map(|own| own.name.as_str())
+    }
+
+    /// Classes of what the Inception score is of.
+    pub(super) fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// All that scores are made of; the images may lie anywhere.
+    pub(super) fn look(&self, images: &Tensor) -> Result<Look> {
         let images = images.to_device(&self.device)?;
         let output = self.model.forward(&images, &Context::eval())?;
-        Ok((output.tap(TAP)?.clone(), output.prediction()?))
+        let logits = output.prediction()?;
+        let (features, probabilities) = match &self.extractor {
+            Some(own) => own.look(&images)?,
+            None => (output.tap(TAP)?.clone(), softmax(&logits)?),
+        };
+        Ok(Look { features, probabilities, logits })
+    }
+
+    /// The judge's logits alone.
+    pub(super) fn logits(&self, images: &Tensor) -> Result<Tensor> {
+        let images = images.to_device(&self.device)?;
+        self.model.forward(&images, &Context::eval())?.prediction()
     }
 
     /// No features yet.
@@ -73,7 +118,7 @@ impl Judge {
             let (images, read) = readable_images(data, passes[pass], data.preprocessing())?;
             match read.is_empty() {
                 true => Ok(None),
-                false => Ok(Some([self.look(&images)?.0])),
+                false => Ok(Some([self.look(&images)?.features])),
             }
         };
         ranks.in_turn(passes.len(), look, |[features]| found.add(&features))?;

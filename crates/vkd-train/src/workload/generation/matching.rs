@@ -2,6 +2,7 @@
 
 use super::JudgedTeacher;
 use super::classification::model;
+use super::texts::texts;
 use crate::batches::readable_images;
 use crate::build::{feature_loss, normalizers, projector, width};
 use crate::data::Dataset;
@@ -127,7 +128,11 @@ pub(super) fn distiller(
         teacher_normalizer,
         together: true,
         loss: match method.loss {
-            LossKind::KdDlgan => GenerationLoss::KdDlgan { texts: None },
+            LossKind::KdDlgan => {
+                let file = method.texts.as_deref();
+                let texts = file.map(|path| texts(path, data, teacher_width)).transpose()?;
+                GenerationLoss::KdDlgan { texts }
+            }
             _ => GenerationLoss::Feature(feature_loss(&method)?),
         },
         real_weight: arm.features * names.weight,

@@ -1,9 +1,11 @@
 //! Images made by a generator, whose discriminator learns from a teacher.
 
+mod extractor;
 mod gan;
 mod judge;
 mod matching;
 mod saved;
+mod texts;
 
 pub use gan::{JudgedGan, Sampler};
 pub use judge::{Judge, JudgedTeacher, TeacherBatch, TeacherBatches, TeacherTraining};
@@ -17,13 +19,14 @@ use crate::generation::{discriminator_network, generator_network};
 use crate::networks::{frozen_network, network, training_network};
 use crate::ranks::Ranks;
 use crate::recipe::{
-    ArmConfig, ComputeKind, DataConfig, GanCriterionConfig, GanTeacherModel, GenerationRecipe,
-    LabelBudget, TaskKind, not_with,
+    ArmConfig, ComputeKind, DataConfig, DistillConfig, GanCriterionConfig, GanTeacherModel,
+    GenerationRecipe, LabelBudget, LossKind, TaskKind, not_with,
 };
 use crate::score::{EVALUATION_BATCH, score, scores};
 use crate::share::Share;
 use candle_core::{Device, Error, Result, Tensor, bail};
 use candle_nn::VarBuilder;
+use extractor::Extractor;
 use judge::{JUDGE, JUDGE_SEED, TEACHER, start_judge};
 use matching::{judge_model, seen};
 use serde_json::Value;
@@ -40,7 +43,7 @@ use vkd_tasks::{
     GenerationDistiller, GenerationTask, NetworkOutput, Teacher,
 };
 
-/// Generated images; scores compare them with real ones by the features of a classifier.
+/// Generated images; scores compare them with real ones by the features of a classifier or of Inception-v3.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Generation;
 
@@ -119,6 +122,17 @@ impl Workload for Generation {
             if let Some((key, _)) = own.iter().find(|(_, given)| *given && !whitens) {
                 bail!("arm.{name}.{key}: expected it beside a teacher_normalizer that whitens")
             }
+            let method = arm.method(&recipe.distill);
+            if arm.texts.is_some() && loss != LossKind::KdDlgan {
+                bail!("arm.{name}.texts: expected it beside the loss kd_dlgan, got another")
+            }
+            if has_texts(&method) && method.teacher_normalizer != "identity" {
+                bail!(
+                    "arm.{name}: expected teacher_normalizer = \"identity\" beside texts, which are compared with the teacher's features \
+                     as they are, got {}",
+                    method.teacher_normalizer
+                )
+            }
             if arm.generated.is_some() && arm.features == 0. {
                 bail!("arm.{name}.generated: expected it beside features above 0, got no features")
             }
@@ -126,6 +140,10 @@ impl Workload for Generation {
         let refused: Vec<(&str, bool)> =
             refused.iter().map(|(key, on)| (key.as_str(), *on)).collect();
         not_with(TaskKind::Generation, &refused)?;
+        let compares = |arm: &ArmConfig| has_texts(&arm.method(&recipe.distill));
+        if recipe.distill.texts.is_some() && !recipe.arm.values().any(compares) {
+            bail!("distill.texts: expected an arm with the loss kd_dlgan, got none")
+        }
         if recipe.distill.tap.len() != 1 {
             bail!("distill.tap: expected one for a GAN, got {}", recipe.distill.tap.len())
         }
@@ -172,7 +190,13 @@ impl Workload for Generation {
                 )
             }
         }
+        Extractor::of(&recipe.criterion, &Device::Cpu)?;
         judge::width(&judge_model(recipe, data)?).map(|_| ())
+    }
+
+    fn files(recipe: &GenerationRecipe) -> Vec<(&'static str, &Path)> {
+        let inception = recipe.criterion.inception.iter();
+        inception.map(|i| ("criterion.inception.weights", i.weights.as_path())).collect()
     }
 
     fn identify(recipe: &GenerationRecipe, data: &Dataset, settings: &mut BTreeMap<String, Value>) {
@@ -215,6 +239,9 @@ impl Workload for Generation {
             let generated = arm.generated.unwrap_or(arm.features);
             for (side, weight) in [("real", arm.features), ("generated", generated)] {
                 all.push((format!("{DISCRIMINATOR}.{side}.{}", tap.student), weight * tap.weight));
+                if has_texts(&arm.method(&recipe.distill)) {
+                    all.push((format!("{DISCRIMINATOR}.{side}.texts"), weight * tap.weight));
+                }
             }
         }
         all.into_iter().filter(|(_, weight)| *weight > 0.).collect()
@@ -344,8 +371,7 @@ impl Workload for Generation {
                 })
             }
         };
-        let judge =
-            Judge::new(&judge_model(recipe, data)?, data, recipe.criterion.samples, vb.pp(JUDGE))?;
+        let judge = Judge::new(&judge_model(recipe, data)?, data, &recipe.criterion, vb.pp(JUDGE))?;
         Ok(JudgedTeacher { teacher, judge })
     }
 
@@ -388,6 +414,10 @@ impl Workload for Generation {
         Ok(found)
     }
 
+    fn extractor(task: &JudgedGan) -> Option<String> {
+        task.judge.as_ref().and_then(|judge| judge.extractor()).map(str::to_owned)
+    }
+
     /// Those of a classifier, and the judge's accuracies, which alone there are beside CLIP.
     fn teacher_scores(
         teacher: &JudgedTeacher,
@@ -396,7 +426,7 @@ impl Workload for Generation {
         ranks: &Ranks,
     ) -> Result<Scores> {
         let judge = |images: &Tensor| -> Result<NetworkOutput> {
-            Ok(NetworkOutput::new(teacher.judge.look(images)?.1))
+            Ok(NetworkOutput::new(teacher.judge.logits(images)?))
         };
         let of_judge = scores(judge, data, ranks)?;
         let mut found = match &recipe.teacher.model {
@@ -450,6 +480,11 @@ impl Workload for Generation {
         let card = GeneratorCard::new(model, preprocessing, data.class_names.clone());
         GeneratorStudent::save(path, &card, tensors)
     }
+}
+
+/// Whether the loss has terms of texts.
+fn has_texts(method: &DistillConfig) -> bool {
+    method.loss == LossKind::KdDlgan && method.texts.is_some()
 }
 
 /// Real images with their classes, as they are, on the CPU.

@@ -11,11 +11,11 @@ use crate::workload::Scores;
 use candle_core::{Result, bail};
 use vkd_models::GeneratorStudent;
 
-/// Scores of a saved generator against images `indices`, by the judge of the run that it comes from; the samples are those that the
-/// run's report is of, whatever the images. Computed where the generator lies.
+/// Scores of a saved generator against images `indices`, by the judge of the run that it comes from, or its Inception where it has one;
+/// the samples are those that the run's report is of, whatever the images. Computed where the generator lies.
 ///
 /// # Errors
-/// A generator of other images than the run's, a run whose teacher is not finished, and too few images.
+/// A generator of other images than the run's, weights of Inception that are not those that its arms were scored by, a run whose teacher is not finished, and too few images.
 pub fn evaluate_generator(
     student: GeneratorStudent,
     run: &RunFolderOf<Generation>,
@@ -39,12 +39,19 @@ pub fn evaluate_generator(
     }
     let recipe = run.recipe();
     let store = load_teacher(run, data, student.device())?;
-    let judge = Judge::new(
-        &judge_model(recipe, data)?,
-        data,
-        recipe.criterion.samples,
-        store.frozen().pp(JUDGE),
-    )?;
+    let judge =
+        Judge::new(&judge_model(recipe, data)?, data, &recipe.criterion, store.frozen().pp(JUDGE))?;
+    for arm in &recipe.arms {
+        if let Some(report) = run.arm_report(arm)?
+            && report.extractor.as_deref() != judge.extractor()
+        {
+            bail!(
+                "eval: expected the extractor that arm {arm} was scored by, {}, got {}",
+                report.extractor.as_deref().unwrap_or("the judge"),
+                judge.extractor().unwrap_or("the judge")
+            )
+        }
+    }
     let sampler = Sampler::new(student.into_network(), recipe.seed);
     let alone = Ranks::alone();
     let real = judge.features(data, indices, &alone)?;
