@@ -30,7 +30,7 @@ pub(super) struct Plan {
 pub(super) struct Kept {
     centred: Tensor,
     /// `XᵀX`
-    scatter: Tensor,
+    squares: Tensor,
     /// What became of the shrinkage; places as in `shrink.cuh`.
     state: Tensor,
     /// The squared lengths of the rows, where their fourth powers count.
@@ -150,7 +150,7 @@ impl Plan {
             }
         };
         let ys = centred.matmul(&w.t()?)?;
-        let kept = Kept { centred, scatter, state, lengths, w, form };
+        let kept = Kept { centred, squares: scatter, state, lengths, w, form };
         Ok((self.written(xs.dtype(), vec![ys])?, kept))
     }
 
