@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         cudaforge::KernelBuilder::new()
             .source_glob("src/ops/*/*.cu")
             .watch(["src/ops/common.cuh", "src/ops/moments.cuh", "src/ops/tiles.cuh"])
+            .watch(["polynomial", "shrink", "spectrum"].map(|n| format!("src/ops/whiten/{n}.cuh")))
             .include_path("src/ops")
             .args(["-std=c++17", "-O3"])
             .build_ptx()?;

@@ -12,10 +12,7 @@ const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90"];
 
 /// Builds all crates, unless `kernels_only`, and judges the kernels.
 pub(crate) fn check(root: &Path, kernels_only: bool) -> Result<()> {
-    let toolkit = Toolkit::of(root)?;
-    if !toolkit.is_complete() {
-        return Err("no CUDA toolkit under target/: run `cargo xtask cuda setup` first".to_owned());
-    }
+    let toolkit = found(root)?;
     if !kernels_only {
         // The binary needs every crate, and links: that is where a missing symbol shows.
         let mut build = cargo(root);
@@ -43,6 +40,23 @@ pub(crate) fn check(root: &Path, kernels_only: bool) -> Result<()> {
         0 => Ok(()),
         n => Err(format!("{n} functions spill registers or keep arrays in local memory")),
     }
+}
+
+/// The toolkit in cargo's target folder, or else in the workspace's own `target/`: `CARGO_TARGET_DIR` moves the one and not
+/// the other, and a shell that builds with the feature has it set.
+fn found(root: &Path) -> Result<Toolkit> {
+    let (set, own) = (Toolkit::of(root)?, Toolkit::under(&root.join("target")));
+    if set.is_complete() {
+        return Ok(set);
+    }
+    if own.is_complete() {
+        return Ok(own);
+    }
+    let moved = std::env::var_os("CARGO_TARGET_DIR").map_or("", |_| " (CARGO_TARGET_DIR is set)");
+    Err(format!(
+        "expected a CUDA toolkit with bin/nvcc and lib/libcuda.so in {}{moved}, got none: run `cargo xtask cuda setup` first",
+        set.home.display()
+    ))
 }
 
 /// `crates/*/src/ops/*/*.cu`, sorted.

@@ -42,8 +42,11 @@ struct Toolkit {
 
 impl Toolkit {
     fn of(root: &Path) -> Result<Self> {
-        let target = shell::target_directory(&shell::metadata(root)?)?;
-        Ok(Self { home: target.join("cuda-toolkit/nvidia/cu13"), target: target.join("cuda") })
+        Ok(Self::under(&shell::target_directory(&shell::metadata(root)?)?))
+    }
+
+    fn under(target: &Path) -> Self {
+        Self { home: target.join("cuda-toolkit/nvidia/cu13"), target: target.join("cuda") }
     }
 
     fn is_complete(&self) -> bool {

@@ -64,7 +64,8 @@ struct Barrier {
 };
 
 inline Barrier block_barrier, warp_barriers[MOST / WARP];
-inline uint64_t slots[MOST];
+// Two sets in turn: what a shuffle reads is overwritten only when all have come to the one after the next.
+inline uint64_t slots[2][MOST];
 inline unsigned char* dynamic_shared = nullptr;
 inline thread_local unsigned index_in_block, block_turn, warp_turn;
 
@@ -82,11 +83,11 @@ T vkd_host_exchange(T value, unsigned from) {
     using namespace vkd_host;
     static_assert(sizeof(T) <= 8, "a shuffle moves at most eight bytes");
     unsigned warp = index_in_block / WARP;
-    memcpy(&slots[index_in_block], &value, sizeof(T));
+    uint64_t* set = slots[warp_turn & 1];
+    memcpy(&set[index_in_block], &value, sizeof(T));
     warp_barriers[warp].wait(SHUFFLE, warp_turn);
     T got;
-    memcpy(&got, &slots[warp * WARP + from % WARP], sizeof(T));
-    warp_barriers[warp].wait(SHUFFLE, warp_turn);
+    memcpy(&got, &set[warp * WARP + from % WARP], sizeof(T));
     return got;
 }
 
@@ -107,10 +108,10 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
     using namespace vkd_host;
     if (mask != 0xffffffffu) fail("ballot", "only whole warps are served");
     unsigned warp = index_in_block / WARP, bits = 0;
-    slots[index_in_block] = predicate != 0;
+    uint64_t* set = slots[warp_turn & 1];
+    set[index_in_block] = predicate != 0;
     warp_barriers[warp].wait(BALLOT, warp_turn);
-    for (unsigned i = 0; i < WARP; i++) bits |= unsigned(slots[warp * WARP + i]) << i;
-    warp_barriers[warp].wait(BALLOT, warp_turn);
+    for (unsigned i = 0; i < WARP; i++) bits |= unsigned(set[warp * WARP + i]) << i;
     return bits;
 }
 
@@ -221,31 +222,65 @@ struct Register {
 inline const Kernel* kernel = nullptr;
 inline const Argument* kernel_arguments = nullptr;
 
+// The threads of a block, which stay for the next launch with as many: to make them takes far longer than most launches do.
+// All wait at the gate, the main thread too, before a launch and after it.
+inline pthread_barrier_t gate;
+inline pthread_t handles[MOST];
+inline unsigned waiting = 0;
+
 inline void* thread_main(void* index) {
     index_in_block = unsigned(reinterpret_cast<uintptr_t>(index));
-    block_turn = warp_turn = 0;
-    unsigned rest = index_in_block;
-    threadIdx = {rest % blockDim.x, rest / blockDim.x % blockDim.y, rest / (blockDim.x * blockDim.y)};
-    for (unsigned z = 0; z < gridDim.z; z++)
-        for (unsigned y = 0; y < gridDim.y; y++)
-            for (unsigned x = 0; x < gridDim.x; x++) {
-                blockIdx = {x, y, z};
-                kernel->call(kernel_arguments);
-                block_barrier.wait(END, block_turn);
-            }
-    return nullptr;
+    while (true) {
+        pthread_barrier_wait(&gate);
+        // No kernel: no launch with as many follows.
+        if (!kernel) return nullptr;
+        block_turn = warp_turn = 0;
+        unsigned rest = index_in_block;
+        threadIdx = {rest % blockDim.x, rest / blockDim.x % blockDim.y, rest / (blockDim.x * blockDim.y)};
+        for (unsigned z = 0; z < gridDim.z; z++)
+            for (unsigned y = 0; y < gridDim.y; y++)
+                for (unsigned x = 0; x < gridDim.x; x++) {
+                    blockIdx = {x, y, z};
+                    kernel->call(kernel_arguments);
+                    block_barrier.wait(END, block_turn);
+                }
+        pthread_barrier_wait(&gate);
+    }
+}
+
+inline void dismiss_threads() {
+    if (waiting == 0) return;
+    kernel = nullptr;
+    pthread_barrier_wait(&gate);
+    for (unsigned i = 0; i < waiting; i++) pthread_join(handles[i], nullptr);
+    pthread_barrier_destroy(&gate);
+    waiting = 0;
+}
+
+inline void call_threads(unsigned threads) {
+    if (waiting == threads) return;
+    dismiss_threads();
+    pthread_barrier_init(&gate, nullptr, threads + 1);
+    pthread_attr_t small;
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, 256 * 1024);
+    for (uintptr_t i = 0; i < threads; i++)
+        if (pthread_create(&handles[i], &small, thread_main, reinterpret_cast<void*>(i))) fail("thread", "not made");
+    waiting = threads;
 }
 
 inline void launch(const char* name, dim3 grid, dim3 block, unsigned shared, const Argument* arguments, unsigned count) {
-    kernel = nullptr;
+    const Kernel* found = nullptr;
     for (Entry* e = entries; e; e = e->next)
-        if (!strcmp(e->name, name)) kernel = e->kernel;
-    if (!kernel) fail("no such kernel", name);
-    if (kernel->arity() != count) fail("another number of arguments", name);
+        if (!strcmp(e->name, name)) found = e->kernel;
+    if (!found) fail("no such kernel", name);
+    if (found->arity() != count) fail("another number of arguments", name);
     unsigned threads = block.x * block.y * block.z;
     if (threads == 0 || threads > MOST || threads % WARP) fail("threads are not whole warps up to 1024", name);
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) fail("grid", name);
     if (shared > 48 * 1024) fail("more than 48 KiB of shared memory", name);
+    call_threads(threads);
+    kernel = found;
     blockDim = block;
     gridDim = grid;
     kernel_arguments = arguments;
@@ -254,13 +289,8 @@ inline void launch(const char* name, dim3 grid, dim3 block, unsigned shared, con
     memset(dynamic_shared, 0xff, shared);
     block_barrier.reset(threads);
     for (unsigned w = 0; w < threads / WARP; w++) warp_barriers[w].reset(WARP);
-    pthread_t handles[MOST];
-    pthread_attr_t small;
-    pthread_attr_init(&small);
-    pthread_attr_setstacksize(&small, 256 * 1024);
-    for (uintptr_t i = 0; i < threads; i++)
-        if (pthread_create(&handles[i], &small, thread_main, reinterpret_cast<void*>(i))) fail("thread", name);
-    for (unsigned i = 0; i < threads; i++) pthread_join(handles[i], nullptr);
+    pthread_barrier_wait(&gate);
+    pthread_barrier_wait(&gate);
     free(dynamic_shared);
 }
 
@@ -347,6 +377,7 @@ inline int run(const char* path) {
         }
     }
     fclose(script);
+    dismiss_threads();
     for (unsigned i = 0; i < input_count; i++) free(inputs[i].data);
     for (unsigned i = 0; i < buffer_count; i++) free(buffers[i].data);
     for (unsigned i = 0; i < table_count; i++) free(tables[i].data);

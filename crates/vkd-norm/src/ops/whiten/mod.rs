@@ -59,10 +59,13 @@ use tape::Whiten;
 /// Without shrinkage the covariance of the result is within 1e-10 of the identity in f64, 1e-5 in f32, for moderate
 /// correlation; channels of very different size cost Cholesky nothing, ZCA and PCA `100 d eps` times the ratio of their
 /// deviations. A batch without any spread (`N = 1`, equal rows) gives 0.
-/// On a CUDA device Cholesky under [`Deficient::Full`](crate::Deficient) with a given shrinkage stays there, in f64: a `Fixed`
-/// one that lifts all directions over the rounding of the others, and any `Absolute` one above zero. Values are not looked at
-/// there: NaN gives NaN, and so does a trace so far above an absolute target that the factor breaks down (about 1e11 times at
-/// 512 rows). All other configurations go to the CPU and back.
+///
+/// On a CUDA device these stay there, in f64: Newton-Schulz unless rows are to be refused, and under
+/// [`Deficient::Full`](crate::Deficient) Cholesky of any width and ZCA and PCA up to 1024 channels, with a `Fixed` shrinkage that
+/// lifts all directions over the rounding of the others, any `Absolute` one above zero, or an estimated one, which is then no less than
+/// what lifts them. All other configurations go to the CPU and back. Values are not looked at there, and what is an error here gives
+/// NaN: values that are none, fourth powers outside f64, PCA's gradient without an eigengap; so does a trace so far above an absolute
+/// target that the factor breaks down (about 1e11 times at 512 rows).
 ///
 /// Never NaN for finite input, unless a variance overflows f64, which is an error. Ledoit-Wolf and OAS need fourth powers
 /// of the deviations: between about 1e-70 and 1e70; far beyond, that is an error too. Gradients of ZCA, PCA and Newton-Schulz
@@ -172,7 +175,7 @@ fn run(op: &'static str, xs: &Tensor, config: WhitenConfig) -> Result<Tensor> {
         return run(op, &xs.to_dtype(DType::F32)?, config)?.to_dtype(xs.dtype());
     }
     check(op, xs)?;
-    // All other factorisations exist on the CPU only; the tape records both ways.
+    // What the rows decide is decided on the CPU; the tape records both ways.
     let device = xs.device().clone();
     let xs = xs.to_device(&Device::Cpu)?.contiguous()?;
     xs.apply_op1(Whiten::new(op, config, xs.track_op()))?.to_device(&device)

@@ -1,7 +1,10 @@
-// Whitening by the Cholesky factor of the covariance, all of it in f64; the rows in their own type.
+// Whitening by the covariance of the rows, all of it in f64; the rows in their own type.
 //
-// The products of rows are cuBLAS's. W = L⁻¹ comes from elimination over tiles, a launch for each pivot tile, as the inverse in
-// vkd-ortho: what is left of the covariance stands right of the pivot's column, what is done of W left of it.
+// The products of rows are cuBLAS's. The inverse Cholesky factor comes from elimination over tiles, a launch for each pivot tile, as
+// the inverse in vkd-ortho: what is left of the covariance stands right of the pivot's column, what is done of W left of it.
+#include "polynomial.cuh"
+#include "shrink.cuh"
+#include "spectrum.cuh"
 #include "tiles.cuh"
 
 namespace vkd {
@@ -94,30 +97,15 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 VKD_EXPORT(whiten_mean)
 
-// With S = factor `squares`: what the shrinkage adds to its diagonal, level + share trace(S), and 0 where the sum, (1 - rho) S
-// with that, has no trace, else 1. By one block.
-extern "C" __global__ void __launch_bounds__(256)
-    whiten_ridge(const double* squares, double* state, unsigned d, double factor, double rho, double level, double share) {
-    double trace = 0;
-    for (unsigned i = threadIdx.x; i < d; i += blockDim.x) trace += squares[size_t(i) * d + i];
-    trace = factor * vkd::block_sum(trace);
-    if (threadIdx.x == 0) {
-        state[0] = level + share * trace;
-        // NaN is not zero and goes on.
-        state[1] = (1 - rho) * trace + d * state[0] == 0 ? 0.0 : 1.0;
-    }
-}
-VKD_EXPORT(whiten_ridge)
-
-// factor (1 - rho) `squares` with the ridge, and the inverse factor of its first tile. Nothing spread: the identity.
+// factor `squares` as `state` keeps it, with the ridge, and the inverse factor of its first tile. Nothing spread: the identity.
 extern "C" __global__ void __launch_bounds__(256)
     whiten_start(const double* squares, const double* state, double* a, double* pivot, unsigned d, double factor) {
     const unsigned tile_j = blockIdx.x, tile_i = blockIdx.y;
-    const double ridge = state[0], live = state[1];
+    const double ridge = state[vkd::RIDGE], live = state[vkd::LIVE], kept = factor * state[vkd::KEEP];
     vkd::Quarter v = vkd::each_entry([&](unsigned r, unsigned c) {
         auto entry = [&](unsigned i, unsigned j) {
             if (live == 0) return i == j ? 1.0 : 0.0;
-            const double own = factor * squares[size_t(i) * d + j];
+            const double own = kept * squares[size_t(i) * d + j];
             return i == j ? own + ridge : own;
         };
         return vkd::padded(entry, tile_i * vkd::TILE + r, tile_j * vkd::TILE + c, d);
@@ -162,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
         row = vkd::product(own, right);
     }
     if (tile_i == p) {
-        vkd::store(w, vkd::times(row, state[1]), tile_i, tile_j, d);
+        vkd::store(w, vkd::times(row, state[vkd::LIVE]), tile_i, tile_j, d);
         return;
     }
     // A_ip Dᵀ
@@ -190,19 +178,6 @@ extern "C" __global__ void __launch_bounds__(256) whiten_mirror(const double* x,
     out[at] = i >= j ? x[at] : x[j * d + i];
 }
 VKD_EXPORT(whiten_mirror)
-
-// Of the gradient -x/2 of the shrunk covariance: weight (1 - rho) times it, and on the diagonal weight share times its trace,
-// which stands in `state` as `whiten_ridge` leaves it, with the level zero and the share one.
-extern "C" __global__ void __launch_bounds__(256)
-    whiten_adjoint(const double* x, const double* state, double* out, unsigned d, double weight, double rho, double share) {
-    const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (at >= size_t(d) * d) return;
-    const size_t i = at / d, j = at % d;
-    const double own = -0.25 * (x[at] + x[j * d + i]);
-    const double on = i == j ? share * -0.5 * state[0] : 0.0;
-    out[at] = weight * ((1 - rho) * own + on);
-}
-VKD_EXPORT(whiten_adjoint)
 
 #define KERNELS(T, S)                                                                                                     \
     extern "C" __global__ void __launch_bounds__(256)                                                                     \
