@@ -13,6 +13,24 @@ pub(crate) fn size() -> usize {
     SIZES.iter().find_map(of).unwrap_or(1)
 }
 
+/// What tells which of the processes on one machine this is, by launcher.
+#[cfg(all(feature = "mpi", unix))]
+const LOCAL_RANKS: [&str; 3] = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"];
+
+/// The GPUs that CUDA shows to a process.
+#[cfg(all(feature = "mpi", unix))]
+const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
+
+/// The GPU of process `local` of a machine: of those that all are shown the one of its place; `None` where fewer are shown, as by a
+/// launcher that has handed them out itself.
+#[cfg(any(all(feature = "mpi", unix), test))]
+fn own_gpu(local: usize, shown: Option<&str>) -> Option<String> {
+    match shown {
+        None => Some(local.to_string()),
+        Some(shown) => shown.split(',').nth(local).map(str::to_owned),
+    }
+}
+
 /// To be one of several where a command has no use for them.
 pub(crate) fn refused() -> Result<()> {
     bail!("vkd: expected one process, got {} from a launcher; only distill shares its work", size())
@@ -78,10 +96,28 @@ fn one_thread() -> Result<()> {
     for (name, value) in crate::worker::KEEP_MEMORY {
         command.env(name, value);
     }
+    let local = LOCAL_RANKS.iter().find_map(|name| var(name).ok()?.parse().ok());
+    if let Some(gpu) = local.and_then(|local| own_gpu(local, var(VISIBLE).ok().as_deref())) {
+        command.env(VISIBLE, gpu);
+    }
     Err(command.exec().into())
 }
 
 #[cfg(all(feature = "mpi", not(unix)))]
 fn one_thread() -> Result<()> {
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::own_gpu;
+
+    #[test]
+    fn each_rank_of_a_machine_has_its_own_gpu() {
+        assert_eq!(own_gpu(3, None).as_deref(), Some("3"));
+        assert_eq!(own_gpu(1, Some("4,GPU-a1,6")).as_deref(), Some("GPU-a1"));
+        // Slurm has given each of four tasks one.
+        assert_eq!(own_gpu(2, Some("5")), None);
+        assert_eq!(own_gpu(0, Some("5")).as_deref(), Some("5"));
+    }
 }

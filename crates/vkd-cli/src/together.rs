@@ -21,6 +21,8 @@ pub(crate) fn distill<W: Shown>(
 ) -> Result<()> {
     let data = ranks.all_well(checked(args, &recipe, ranks))?;
     check_ranks(&recipe, &data, ranks, worker.commit.as_deref())?;
+    // Once it is known that all have the same device in mind.
+    let ranks = &recipe.training.device.joins(ranks.clone())?;
     let out = args.folder(&recipe);
     let run = folder(args, recipe, &out, ranks)?.with_worker(worker).with_ranks(ranks.clone());
     let training = &run.recipe().training;

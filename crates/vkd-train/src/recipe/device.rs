@@ -1,5 +1,6 @@
 //! Where a run computes.
 
+use crate::ranks::Ranks;
 use candle_core::{Device, Error, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -86,16 +87,36 @@ impl ComputeDevice {
         })
     }
 
-    /// Refuses to be the device of several ranks.
+    /// Refuses what several ranks can't compute on.
     pub(crate) fn for_ranks(self, size: usize) -> Result<()> {
         match self {
-            Self::Cuda(_) if size > 1 => {
+            Self::Cuda(_) if size > 1 && !cfg!(feature = "nccl") => {
                 bail!(
-                    "training.device: expected cpu for {size} ranks, got {self}: ranks train on CPUs so far"
+                    "training.device: expected cpu for {size} ranks of a program that was built without the feature nccl, got {self}"
+                )
+            }
+            Self::Cuda(number) if size > 1 && number > 0 => {
+                bail!(
+                    "training.device: expected cuda for {size} ranks, of which each is shown its own GPU alone, got {self}"
                 )
             }
             _ => Ok(()),
         }
+    }
+
+    /// The ranks as they sum on this device: by NCCL where it is a GPU.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open) and of `Ranks::with_nccl`, and a device that several ranks can't compute on.
+    pub fn joins(self, ranks: Ranks) -> Result<Ranks> {
+        self.for_ranks(ranks.size())?;
+        #[cfg(feature = "nccl")]
+        if let Self::Cuda(_) = self
+            && ranks.size() > 1
+        {
+            return ranks.with_nccl(&ranks.all_well(self.open())?);
+        }
+        Ok(ranks)
     }
 }
 
@@ -180,10 +201,11 @@ mod tests {
         assert!(ComputeDevice::Cpu.for_ranks(4).is_ok());
         assert!(ComputeDevice::Cuda(0).for_ranks(1).is_ok());
         let message = ComputeDevice::Cuda(1).for_ranks(4).unwrap_err().to_string();
-        assert!(
-            message.contains("training.device: expected cpu for 4 ranks, got cuda:1"),
-            "{message}"
-        );
+        let want = match cfg!(feature = "nccl") {
+            true => "training.device: expected cuda for 4 ranks",
+            false => "training.device: expected cpu for 4 ranks",
+        };
+        assert!(message.contains(want) && message.contains("got cuda:1"), "{message}");
     }
 
     /// Without the feature it says what to build; with it, where there is no GPU, what is missing.
