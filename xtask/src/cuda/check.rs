@@ -16,7 +16,14 @@ pub(crate) fn check(root: &Path, kernels_only: bool) -> Result<()> {
     if !kernels_only {
         // The binary needs every crate, and links: that is where a missing symbol shows.
         let mut build = cargo(root);
-        build.args(["build", "--release", "--package", "vkd-cli", "--features", "vkd-cli/cuda"]);
+        let nccl = toolkit.home.join("lib/libnccl.so").exists();
+        let features = if nccl && crate::scale::mpi() { "vkd-cli/nccl" } else { "vkd-cli/cuda" };
+        if features == "vkd-cli/cuda" {
+            println!(
+                "SKIPPED: ranks on GPUs, as there is no MPI to build with, or no NCCL (cargo xtask cuda setup)"
+            );
+        }
+        build.args(["build", "--release", "--package", "vkd-cli", "--features", features]);
         shell::run(toolkit.environment(&mut build).arg("--target-dir").arg(&toolkit.target))?;
     }
     let mut findings = 0;

@@ -21,13 +21,23 @@ const WHEELS: [&str; 8] = [
     "nvidia-curand==10.4.*",
 ];
 
+/// What ranks with a GPU each sum by; 2.30 is what cudarc's bindings are of, and its library is apart from the others.
+const NCCL: &str = "nvidia-nccl-cu13>=2.30";
+
 pub(super) fn setup(root: &Path) -> Result<()> {
     let toolkit = Toolkit::of(root)?;
-    if !toolkit.home.join("bin/nvcc").is_file() {
-        let folder = shell::target_directory(&shell::metadata(root)?)?.join("cuda-toolkit");
+    let folder = shell::target_directory(&shell::metadata(root)?)?.join("cuda-toolkit");
+    let install = |wheels: &[&str]| {
         let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "install", "--no-deps", "--target"]).arg(folder).args(WHEELS);
-        shell::run(&mut pip)?;
+        pip.args(["-m", "pip", "install", "--no-deps", "--target"]).arg(&folder).args(wheels);
+        shell::run(&mut pip)
+    };
+    if !toolkit.home.join("bin/nvcc").is_file() {
+        install(&WHEELS)?;
+    }
+    if !toolkit.home.join("lib/libnccl.so").exists() {
+        install(&[NCCL])?;
+        link("../../nccl/lib/libnccl.so.2", &toolkit.home.join("lib/libnccl.so.2"))?;
     }
     links(&toolkit.home)?;
     stub(&toolkit.home)?;
