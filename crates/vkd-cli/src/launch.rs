@@ -21,13 +21,14 @@ const LOCAL_RANKS: [&str; 3] = ["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
 #[cfg(all(feature = "mpi", unix))]
 const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
 
-/// The GPU of process `local` of a machine: of those that all are shown the one of its place; `None` where fewer are shown, as by a
-/// launcher that has handed them out itself.
+/// The GPU of process `local` of a machine: of those that it is shown the one of its place; one alone is its own, as Slurm hands them
+/// out. Where there is none of its place it sees none, and says so once it is to compute there.
 #[cfg(any(all(feature = "mpi", unix), test))]
-fn own_gpu(local: usize, shown: Option<&str>) -> Option<String> {
-    match shown {
-        None => Some(local.to_string()),
-        Some(shown) => shown.split(',').nth(local).map(str::to_owned),
+fn own_gpu(local: usize, shown: Option<&str>) -> String {
+    match shown.map(|shown| shown.split(',').collect::<Vec<_>>()).as_deref() {
+        None => local.to_string(),
+        Some([one]) => (*one).to_owned(),
+        Some(several) => several.get(local).copied().unwrap_or_default().to_owned(),
     }
 }
 
@@ -97,8 +98,8 @@ fn one_thread() -> Result<()> {
         command.env(name, value);
     }
     let local = LOCAL_RANKS.iter().find_map(|name| var(name).ok()?.parse().ok());
-    if let Some(gpu) = local.and_then(|local| own_gpu(local, var(VISIBLE).ok().as_deref())) {
-        command.env(VISIBLE, gpu);
+    if let Some(local) = local {
+        command.env(VISIBLE, own_gpu(local, var(VISIBLE).ok().as_deref()));
     }
     Err(command.exec().into())
 }
@@ -114,10 +115,11 @@ mod tests {
 
     #[test]
     fn each_rank_of_a_machine_has_its_own_gpu() {
-        assert_eq!(own_gpu(3, None).as_deref(), Some("3"));
-        assert_eq!(own_gpu(1, Some("4,GPU-a1,6")).as_deref(), Some("GPU-a1"));
+        assert_eq!(own_gpu(3, None), "3");
+        assert_eq!(own_gpu(1, Some("4,GPU-a1,6")), "GPU-a1");
         // Slurm has given each of four tasks one.
-        assert_eq!(own_gpu(2, Some("5")), None);
-        assert_eq!(own_gpu(0, Some("5")).as_deref(), Some("5"));
+        assert_eq!(own_gpu(2, Some("5")), "5");
+        // Not that of another rank.
+        assert_eq!(own_gpu(2, Some("0,1")), "");
     }
 }

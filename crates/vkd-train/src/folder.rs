@@ -213,6 +213,22 @@ impl<W: Workload> RunFolderOf<W> {
         write_json(&self.arm_path(arm, "run.json"), facts)
     }
 
+    /// Refuses scores of other features than those that finished arms have.
+    pub(crate) fn check_extractor(&self, extractor: Option<&str>) -> Result<()> {
+        for arm in &self.recipe.arms {
+            let Some(report) = self.arm_report(arm)? else { continue };
+            if report.extractor.as_deref() != extractor {
+                bail!(
+                    "{}: expected the extractor that arm {arm} was scored by, {}, got {}",
+                    self.dir.display(),
+                    report.extractor.as_deref().unwrap_or("the judge"),
+                    extractor.unwrap_or("the judge")
+                )
+            }
+        }
+        Ok(())
+    }
+
     /// Gathers the finished parts: `report.json`, `metrics.jsonl` and the run's student.
     ///
     /// # Errors

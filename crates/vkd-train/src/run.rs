@@ -36,15 +36,16 @@ pub fn train_teacher<W: Workload>(
     // Written whole; the states on the way there have no further use.
     ranks.from_first(|| run.remove_checkpoints(TEACHER))?;
     let got = W::floor_score(&report.metrics);
-    // Negated so that NaN stops the run.
-    if !(got >= config.floor) {
-        bail!(
+    // By the first rank's bits. Negated so that NaN stops the run.
+    ranks.from_first(|| match !(got >= config.floor) {
+        false => Ok(()),
+        true => bail!(
             "teacher: expected a validation {} of at least {} (teacher.floor), got {got:.4}; a student can't learn \
              from a teacher that has not learnt",
             W::TEACHER_METRIC,
             config.floor
-        )
-    }
+        ),
+    })?;
     Ok(report)
 }
 
@@ -206,6 +207,7 @@ pub fn train_arm<W: Workload>(
     let task = W::student_task(recipe, data, &store, teacher, distiller)?;
     start_student(recipe, &store)?;
     W::check_task(&task, recipe, data)?;
+    ranks.from_first(|| run.check_extractor(W::extractor(&task).as_deref()))?;
     let (mut batches, labels) = W::batches(recipe, data, arm)?;
     batches.share(ranks.share()?)?;
     let (checkpoints, newest) = take_up(run, name, log.as_mut())?;

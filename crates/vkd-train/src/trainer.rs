@@ -73,8 +73,8 @@ pub fn decays(name: &str, rank: usize) -> bool {
 /// projector is orthonormal too.
 ///
 /// With several ranks each calls this with the same arguments, but `batch` gives its own part of each batch; statistics, losses and
-/// gradients are those of the whole batch, to rounding. All ranks call `validate`, of which the first one's value counts; it alone
-/// writes and calls `observer`, and whenever it does the ranks compare their variables.
+/// gradients are those of the whole batch, to rounding. All ranks call `validate`, of which the first one's value counts; the first
+/// rank alone writes and calls `observer`, and whenever it does the ranks compare their variables.
 ///
 /// # Errors
 /// A variable that does not learn ([`gradient_audit`](crate::gradient_audit), within its first three steps), a loss term or a variable that is not finite (the first

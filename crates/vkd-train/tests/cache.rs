@@ -232,6 +232,7 @@ fn ranks_share_what_they_remember() -> Result<()> {
     let answers = files(&at("shared"))?;
     assert!(!answers.is_empty());
     two(&at("again"), &cached)?;
+    assert!(answers == files(&at("shared"))?, "all of it was remembered");
     assert!(student("without")? == student("first")? && student("first")? == student("again")?);
     // The teacher of one process differs from that of two by rounding, and has answers of its own.
     run(&at("one"), &cached, None)?;
@@ -241,7 +242,9 @@ fn ranks_share_what_they_remember() -> Result<()> {
     let given = format!("teacher.checkpoint={}", at("alone").join("teacher.safetensors").display());
     let of_given = [&set[..], &[&shared, &given]].concat();
     run(&at("given to one"), &of_given, None)?;
+    let answers = files(&at("shared"))?;
     two(&at("given to two"), &of_given)?;
+    assert!(answers == files(&at("shared"))?, "one has asked for all that two ask for");
     two(&at("given without"), &[&set[..], &[&given]].concat())?;
     assert!(student("given to two")? == student("given without")?);
     assert_eq!(std::fs::read_dir(at("shared"))?.count(), 2);

@@ -45,10 +45,10 @@ fn same_scores<W: Workload>(recipe: &str, settings: &[&str], arm: &str, sizes: &
         assert!(found[0] == want, "{size} ranks: {:?} is not {want:?}", found[0]);
         for (rank, (_, student, teacher)) in found.iter().enumerate() {
             assert_eq!(student.keys().collect::<Vec<_>>(), want.1.keys().collect::<Vec<_>>());
-            for (name, value) in student.iter().chain(teacher) {
-                let first = want.1.get(name).filter(|v| (*v - value).abs() <= 1e-12 * v.abs());
-                let other = want.2.get(name).filter(|v| (*v - value).abs() <= 1e-12 * v.abs());
-                assert!(first.or(other).is_some(), "rank {rank} of {size}: {name}");
+            let of_student = student.iter().map(|(name, value)| (name, value, want.1[name]));
+            let of_teacher = teacher.iter().map(|(name, value)| (name, value, want.2[name]));
+            for (name, value, want) in of_student.chain(of_teacher) {
+                assert!((want - value).abs() <= 1e-12 * want.abs(), "{rank} of {size}: {name}");
             }
         }
     }

@@ -27,17 +27,19 @@ const NCCL: &str = "nvidia-nccl-cu13>=2.30";
 pub(super) fn setup(root: &Path) -> Result<()> {
     let toolkit = Toolkit::of(root)?;
     let folder = shell::target_directory(&shell::metadata(root)?)?.join("cuda-toolkit");
-    let install = |wheels: &[&str]| {
+    let install = |wheels: &[&str], folder: &Path| {
         let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "install", "--no-deps", "--target"]).arg(&folder).args(wheels);
+        pip.args(["-m", "pip", "install", "--no-deps", "--target"]).arg(folder).args(wheels);
         shell::run(&mut pip)
     };
     if !toolkit.home.join("bin/nvcc").is_file() {
-        install(&WHEELS)?;
+        install(&WHEELS, &folder)?;
     }
     if !toolkit.home.join("lib/libnccl.so").exists() {
-        install(&[NCCL])?;
-        link("../../nccl/lib/libnccl.so.2", &toolkit.home.join("lib/libnccl.so.2"))?;
+        // In a folder of its own: pip passes over what it finds there already.
+        install(&[NCCL], &folder.join("nccl"))?;
+        let library = "../../../nccl/nvidia/nccl/lib/libnccl.so.2";
+        link(library, &toolkit.home.join("lib/libnccl.so.2"))?;
     }
     links(&toolkit.home)?;
     stub(&toolkit.home)?;

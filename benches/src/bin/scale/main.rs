@@ -64,6 +64,9 @@ fn all(file: &str) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(e) => bail!("{file}: {e}"),
     };
+    if let Some(other) = rows.iter().find(|row| row["machine"] != machine()) {
+        bail!("{file}: expected rows of {}, got some of {}", machine(), other["machine"])
+    }
     let mut todo: Vec<(usize, usize, Vec<String>)> = Vec::new();
     for ranks in [2, 4] {
         if !rows.iter().any(|row| row["name"] == SUM && row["ranks"] == ranks) {
@@ -75,7 +78,7 @@ fn all(file: &str) -> Result<()> {
             let size = [&row["ranks"], &row["threads"], &row["images_a_rank"]];
             row["name"] == STEP && size == [&json!(ranks), &json!(threads), &json!(images)]
         };
-        if rows.iter().find(same).is_none() {
+        if !rows.iter().any(|row| same(&row)) {
             todo.push((ranks, threads, vec!["step".to_owned(), images.to_string()]));
         }
     }

@@ -301,7 +301,7 @@ impl GenerationDistiller {
                 add(&names[0], real, kd_dlgan_features(a, b, &teacher.real)?);
                 add(&names[1], generated, kd_dlgan_features(b, a, &teacher.generated)?);
                 if let Some(texts) = texts {
-                    let texts = texts.to_dtype(a.dtype())?;
+                    let texts = texts.to_device(a.device())?.to_dtype(a.dtype())?;
                     // A sum over the batch, of which a replica has its part; the trainer takes the mean.
                     let parts = ctx.replicas.as_ref().map_or(1, Replicas::size) as f64;
                     let of = |own: &Tensor, taught: &Tensor| {

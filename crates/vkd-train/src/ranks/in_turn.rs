@@ -8,7 +8,7 @@ impl Ranks {
     /// Makes pieces 0 to `count` - 1, each on one rank, and gives them in this order to `take` on the first rank. So what `take`
     /// makes of them has the same bits for any number of ranks. A piece may be nothing.
     ///
-    /// Tensors of pieces are of the CPU; no more pieces than there are ranks are kept at once.
+    /// With several ranks `take` has copies on the CPU; no more pieces than there are ranks are kept at once.
     ///
     /// # Errors
     /// On every rank that of `make` on the first rank in need, or that of `take`; those of the communicator.
@@ -26,9 +26,8 @@ impl Ranks {
                 made?.map_or(Ok(()), &mut take)?;
                 continue;
             }
-            let bytes =
-                self.all_well(made.and_then(|piece| piece.map_or(Ok(Vec::new()), encode)))?;
-            let all = self.gather(&bytes)?;
+            let all =
+                self.gather_well(made.and_then(|piece| piece.map_or(Ok(Vec::new()), encode)))?;
             if self.leads() && taken.is_ok() {
                 let mut pieces = all.iter().filter(|bytes| !bytes.is_empty());
                 taken = pieces.try_for_each(|bytes| take(decode(bytes)?));

@@ -28,7 +28,8 @@ use vkd_norm::Replicas;
 /// What one of several processes that train together asks of the others. All make the same calls in the same order, and each
 /// call waits for the others.
 ///
-/// Sums have the same bits on every rank, and for the same ranks and numbers always the same.
+/// Sums have the same bits on every rank, and for the same ranks and numbers always the same. (NCCL promises neither in so many words,
+/// and nobody has run it here.)
 pub trait Communicator: Send + Sync {
     /// Which one this is, from zero; the first one leads: it alone writes.
     fn rank(&self) -> usize;
@@ -128,7 +129,7 @@ pub struct Traffic {
     pub calls: u64,
     /// Bytes that this rank gave.
     pub bytes: u64,
-    /// Seconds in those calls: on their way and waiting for others.
+    /// Seconds in those calls: on their way and waiting for others; of NCCL's sums only those of asking for them.
     pub seconds: f64,
 }
 
@@ -290,13 +291,36 @@ impl Ranks {
         if self.size() == 1 {
             return found;
         }
-        let said = found.as_ref().map_or_else(crate::plain, |_| String::new());
-        let said = self.gather(said.as_bytes())?;
-        match said.iter().position(|text| !text.is_empty()) {
-            Some(rank) if rank != self.rank() => {
-                Err(of_rank(rank, &String::from_utf8_lossy(&said[rank])))
+        let (value, said) = match found {
+            Ok(value) => (Some(value), Ok(Vec::new())),
+            Err(e) => (None, Err(e)),
+        };
+        self.gather_well(said)?;
+        value.ok_or_else(|| Error::Msg("ranks: expected a value where all are well".to_owned()))
+    }
+
+    /// Everybody's bytes, by rank, where all have some.
+    ///
+    /// # Errors
+    /// Those of [`all_well`](Self::all_well).
+    fn gather_well(&self, found: Result<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
+        /// Before the bytes, and before what is wrong.
+        const MARKS: [u8; 2] = [0, 1];
+        let said = match &found {
+            Ok(bytes) => [&MARKS[..1], bytes].concat(),
+            Err(e) => [&MARKS[1..], crate::plain(e).as_bytes()].concat(),
+        };
+        let mut all = self.gather(&said)?;
+        match (all.iter().position(|said| said.first() != Some(&MARKS[0])), found) {
+            (Some(rank), Err(e)) if rank == self.rank() => Err(e),
+            (Some(rank), _) => {
+                let text = all[rank].get(1..).unwrap_or_default();
+                Err(of_rank(rank, &String::from_utf8_lossy(text)))
             }
-            _ => found,
+            (None, _) => {
+                all.iter_mut().for_each(|bytes| drop(bytes.drain(..1)));
+                Ok(all)
+            }
         }
     }
 

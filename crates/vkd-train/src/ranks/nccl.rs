@@ -10,7 +10,7 @@ use candle_core::{
 use std::ffi::c_char;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 /// A tensor to sum, and where the sum is awaited.
 type Request = (Tensor, Sender<Result<Tensor>>);
@@ -19,20 +19,39 @@ type Request = (Tensor, Sender<Result<Tensor>>);
 /// by `others`.
 struct Nccl {
     others: Arc<dyn Communicator>,
-    /// NCCL's handle must stay in one thread, which this leads to.
-    requests: Sender<Request>,
+    /// NCCL's handle must stay in one thread, which this leads to; nothing once that is to end.
+    requests: Option<Sender<Request>>,
+    thread: Option<JoinHandle<()>>,
 }
+
+impl Drop for Nccl {
+    fn drop(&mut self) {
+        // The thread lets NCCL go before MPI and the process end.
+        self.requests.take();
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+/// The handle that CUDA takes for another stream in each thread.
+const OF_EACH_THREAD: usize = 2;
 
 impl Ranks {
     /// The same ranks, which sum tensors on `device` by NCCL. All call it, each with a device of its own; what NCCL needs to
     /// find the others goes by what the ranks have so far.
     ///
     /// # Errors
-    /// A device that is no GPU, and what NCCL refuses, such as two ranks on one GPU.
+    /// A device that is no GPU or has a stream for each thread (`Device::new_cuda_with_stream` has one for all), and what NCCL
+    /// refuses, such as two ranks on one GPU. Another rank may wait for this one then, in a call that never comes: end it.
     pub fn with_nccl(&self, device: &Device) -> Result<Self> {
         let Device::Cuda(device) = device else {
             bail!("nccl: expected a CUDA device for rank {}, got {device:?}", self.rank())
         };
+        let stream = device.cuda_stream();
+        if stream.cu_stream() as usize == OF_EACH_THREAD {
+            bail!("nccl: expected a device with one stream for all threads, got one for each")
+        }
         let id = self.from_first(|| {
             let id = Id::new().map_err(|e| refused("an id for the ranks", &e))?;
             Ok(id.internal().map(c_char::cast_unsigned).to_vec())
@@ -43,12 +62,14 @@ impl Ranks {
         let id = Id::uninit(id.map(u8::cast_signed));
         let (started, start) = channel();
         let (requests, incoming) = channel();
-        let (stream, rank, size) = (device.cuda_stream(), self.rank(), self.size());
-        thread::Builder::new()
+        let (rank, size) = (self.rank(), self.size());
+        let thread = thread::Builder::new()
             .name("nccl".to_owned())
             .spawn(move || serve(stream, rank, size, id, &started, &incoming))?;
-        self.all_well(start.recv().map_err(gone).and_then(|started| started))?;
-        Ok(Self::new(Nccl { others: self.to_others.clone(), requests }))
+        // Not to be agreed on: the others may be waiting within NCCL.
+        start.recv().map_err(gone)??;
+        let (requests, thread) = (Some(requests), Some(thread));
+        Ok(Self::new(Nccl { others: self.to_others.clone(), requests, thread }))
     }
 }
 
@@ -76,8 +97,12 @@ fn serve(
     };
     let _ = started.send(Ok(()));
     for (tensor, reply) in requests {
-        let _ = reply.send(tensor.apply_op1_no_bwd(&Sum(&comm)));
+        let _ = reply.send(sum_no_grad(&tensor, &comm));
     }
+}
+
+fn sum_no_grad(tensor: &Tensor, comm: &Comm) -> Result<Tensor> {
+    tensor.apply_op1_no_bwd(&Sum(comm))
 }
 
 /// The sum over all ranks, on the stream of the device.
@@ -147,7 +172,8 @@ impl Communicator for Nccl {
             return self.others.sum_tensor(tensor);
         }
         let (reply, sum) = channel();
-        self.requests.send((tensor.clone(), reply)).map_err(gone)?;
+        let Some(requests) = &self.requests else { return Err(gone(())) };
+        requests.send((tensor.clone(), reply)).map_err(gone)?;
         sum.recv().map_err(gone)?
     }
 

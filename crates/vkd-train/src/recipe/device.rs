@@ -34,8 +34,7 @@ pub enum ComputeDevice {
 static OPENED: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
 
 impl ComputeDevice {
-    /// candle's device, the same one at every call. A device's work is that of one thread: candle queues each thread's on a stream of
-    /// its own.
+    /// candle's device, the same one at every call, with one stream for the work of all threads.
     ///
     /// # Errors
     /// A program that was built without CUDA, and no driver or GPU; the message says what to do.
@@ -68,7 +67,7 @@ impl ComputeDevice {
                  vkd-cli/cuda, see docs/cuda.md), got one without; the device cpu needs none"
             )
         }
-        Device::new_cuda(number).map_err(|e| {
+        Device::new_cuda_with_stream(number).map_err(|e| {
             Error::Msg(format!(
                 "device {self}: expected GPU {number} behind a driver for CUDA 13 (nvidia-smi shows both), got: {}",
                 crate::plain(&e)

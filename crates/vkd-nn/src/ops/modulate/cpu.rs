@@ -7,11 +7,6 @@ use rayon::prelude::*;
 /// Rows whose sum is taken in the type itself before it is added up in f64.
 const ROWS: usize = 64;
 
-/// Whether the ReLU passes a value on; NaN it does.
-fn passes<T: Real>(y: T) -> bool {
-    !(y <= T::zero())
-}
-
 /// `x · gain + bias` of `samples` of `[rows, channels]`, gain and bias by sample and channel.
 pub(super) fn forward<T: Real>(
     xs: &[T],
@@ -28,7 +23,8 @@ pub(super) fn forward<T: Real>(
         for (ys, xs) in ys.chunks_exact_mut(channels).zip(xs.chunks_exact(channels)) {
             for (((y, &x), &gain), &bias) in ys.iter_mut().zip(xs).zip(gain).zip(bias) {
                 let value = x * gain + bias;
-                *y = if !relu || passes(value) { value } else { T::zero() };
+                // NaN stays.
+                *y = if relu && value <= T::zero() { T::zero() } else { value };
             }
         }
     });
@@ -64,7 +60,7 @@ pub(super) fn backward<T: Real>(
                 match ys.map(|ys| &ys[row]) {
                     None => of.zip(g).zip(to).for_each(|((x, &g), sum)| add(x, g, sum)),
                     Some(ys) => of.zip(g).zip(to).zip(ys).for_each(|(((x, &g), sum), &y)| {
-                        add(x, if passes(y) { g } else { T::zero() }, sum);
+                        add(x, if y > T::zero() { g } else { T::zero() }, sum);
                     }),
                 }
             }

@@ -18,7 +18,7 @@ use vkd_norm::dense::with_slices;
 /// - output: the shape of `xs`, contiguous
 ///
 /// # Gradient
-/// Flows to all three, in one pass over `xs`; of gain and bias summed in f64.
+/// Flows to all three, in one pass over `xs`; of gain and bias by sums of 64 pixels in the type, which are added up in f64.
 ///
 /// # Errors
 /// Another shape or dtype.
@@ -39,7 +39,7 @@ pub fn modulate(xs: &Tensor, gain: &Tensor, bias: &Tensor) -> Result<Tensor> {
     modulated(xs, gain, bias, false)
 }
 
-/// `relu(modulate(xs, gain, bias))` in one op; the gradient at exactly 0 is 0, as [`relu`]'s.
+/// `relu(modulate(xs, gain, bias))` in one op; NaN stays, and the gradient at it and at exactly 0 is 0, as [`relu`]'s.
 ///
 /// # Errors
 /// Those of [`modulate`].

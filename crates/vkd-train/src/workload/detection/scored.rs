@@ -63,13 +63,14 @@ fn to_tensors(found: &[ScoredBox]) -> Result<Option<[Tensor; 2]>> {
 
 fn from_tensors([ids, numbers]: &[Tensor; 2]) -> Result<Vec<ScoredBox>> {
     let (ids, numbers) = (ids.to_vec2::<i64>()?, numbers.to_vec2::<f64>()?);
-    let found = ids.iter().zip(&numbers).filter_map(|(ids, numbers)| {
-        let (&[image_id, category_id], &[x, y, width, height, score]) =
-            (ids.as_array::<2>()?, numbers.as_array::<5>()?);
-        let (image_id, category_id) = (image_id.cast_unsigned(), category_id.cast_unsigned());
-        Some(ScoredBox { image_id, category_id, bbox: [x, y, width, height], score })
+    let found = ids.iter().zip(&numbers).map(|row| match (&row.0[..], &row.1[..]) {
+        (&[image_id, category_id], &[x, y, width, height, score]) => {
+            let (image_id, category_id) = (image_id.cast_unsigned(), category_id.cast_unsigned());
+            Ok(ScoredBox { image_id, category_id, bbox: [x, y, width, height], score })
+        }
+        _ => bail!("detection: expected two ids and five numbers a box, got {row:?}"),
     });
-    Ok(found.collect())
+    found.collect()
 }
 
 /// A detection in pixels of an image that is so many times as large.

@@ -90,15 +90,15 @@ impl Sampler {
             let labels = self.classes(parts[number].clone());
             let images = self.part(name, parts[number].clone(), &labels)?;
             let look = judge.look(&images)?;
-            let labels = Tensor::new(labels, &Device::Cpu)?;
-            Ok(Some([look.features, look.probabilities, look.logits, labels]))
+            let classes = look.logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
+            let hits = classes.iter().zip(&labels).filter(|(a, b)| a == b).count();
+            let hits = Tensor::new(hits as u32, &Device::Cpu)?;
+            Ok(Some([look.features, look.probabilities, hits]))
         };
-        ranks.in_turn(parts.len(), look, |[features, probabilities, logits, labels]| {
+        ranks.in_turn(parts.len(), look, |[features, probabilities, hits]| {
             found.add(&features)?;
             inception.add(&probabilities)?;
-            let classes = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
-            let labels = labels.to_vec1::<u32>()?;
-            recognised += classes.iter().zip(&labels).filter(|(a, b)| a == b).count();
+            recognised += hits.to_scalar::<u32>()? as usize;
             Ok(())
         })?;
         Ok((found, recognised, inception))

@@ -41,17 +41,7 @@ pub fn evaluate_generator(
     let store = load_teacher(run, data, student.device())?;
     let judge =
         Judge::new(&judge_model(recipe, data)?, data, &recipe.criterion, store.frozen().pp(JUDGE))?;
-    for arm in &recipe.arms {
-        if let Some(report) = run.arm_report(arm)?
-            && report.extractor.as_deref() != judge.extractor()
-        {
-            bail!(
-                "eval: expected the extractor that arm {arm} was scored by, {}, got {}",
-                report.extractor.as_deref().unwrap_or("the judge"),
-                judge.extractor().unwrap_or("the judge")
-            )
-        }
-    }
+    run.check_extractor(judge.extractor())?;
     let sampler = Sampler::new(student.into_network(), recipe.seed);
     let alone = Ranks::alone();
     let real = judge.features(data, indices, &alone)?;
