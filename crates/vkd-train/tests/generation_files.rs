@@ -88,7 +88,7 @@ fn again(student: &Path, weights: &Path, data: &Dataset, count: usize) -> Result
     }
     let real = Tensor::from_vec(real, (data.test.len(), 1, 8, 8), &Device::Cpu)?;
     let mut score = InceptionScore::new(1008);
-    score.add(&softmax(&look(&samples)?.logits)?)?;
+    score.add(&softmax(&network.without_bias(&look(&samples)?.logits)?)?)?;
     let distance = frechet_distance(features(&real)?.moments(), features(&samples)?.moments())?;
     Ok([distance, score.finish()?])
 }

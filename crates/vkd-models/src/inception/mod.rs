@@ -194,6 +194,8 @@ impl InceptionConfig {
 pub struct InceptionV3 {
     steps: Vec<Step>,
     fc: Linear,
+    /// The head's own.
+    bias: Tensor,
 }
 
 impl InceptionV3 {
@@ -207,7 +209,18 @@ impl InceptionV3 {
         let all = layers(config.variant);
         let steps = all.iter().map(|layer| Step::new(layer, &mut channels, config.width, &vb));
         let steps = steps.collect::<Result<_>>()?;
-        Ok(Self { steps, fc: linear(channels, config.variant.classes(), vb.pp("fc"))? })
+        let (classes, head) = (config.variant.classes(), vb.pp("fc"));
+        let fc = linear(channels, classes, head.clone())?;
+        Ok(Self { steps, fc, bias: head.get(classes, "bias")? })
+    }
+
+    /// `logits` less the head's bias. The published Inception score (Salimans et al., arXiv:1606.03498) is of their softmax: its code takes
+    /// the head's weight alone.
+    ///
+    /// # Errors
+    /// Logits of another number of classes.
+    pub fn without_bias(&self, logits: &Tensor) -> Result<Tensor> {
+        logits.broadcast_sub(&self.bias)
     }
 
     /// The network of a `.pth` or `.safetensors` file, in f32, made of constants.

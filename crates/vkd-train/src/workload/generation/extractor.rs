@@ -38,7 +38,7 @@ impl Extractor {
         self.config.variant.classes()
     }
 
-    /// Features `(B, width)` and probabilities of its own classes of images `(B, 1 or 3, H, W)` from -1 to 1.
+    /// Features `(B, width)` and probabilities of its own classes, as the Inception score has them, of images `(B, 1 or 3, H, W)` from -1 to 1.
     pub(super) fn look(&self, images: &Tensor) -> Result<(Tensor, Tensor)> {
         let (mut features, mut probabilities) = (Vec::new(), Vec::new());
         let count = images.dim(0)?;
@@ -46,7 +46,7 @@ impl Extractor {
             let some = images.narrow(0, start, PASS.min(count - start))?;
             let output = self.network.forward(&self.config.prepare(&some)?, &Context::eval())?;
             features.push(output.tap("pooled")?.clone());
-            probabilities.push(softmax(&output.logits)?);
+            probabilities.push(softmax(&self.network.without_bias(&output.logits)?)?);
         }
         Ok((Tensor::cat(&features, 0)?, Tensor::cat(&probabilities, 0)?))
     }
@@ -73,7 +73,7 @@ impl GanCriterionConfig {
             false => format!(" of width {}", config.width),
         };
         Ok(Some(format!(
-            "Inception-v3 ({}{narrow}) at {size}x{size} pixels, {file}, SHA-256 {}",
+            "Inception-v3 ({}{narrow}) at {size}x{size} pixels, {file}, SHA-256 {}…",
             config.variant.name(),
             hash.as_str().unwrap_or_default()
         )))

@@ -1,5 +1,6 @@
 //! Images made by a generator, whose discriminator learns from a teacher.
 
+mod check;
 mod extractor;
 mod gan;
 mod judge;
@@ -19,14 +20,13 @@ use crate::generation::{discriminator_network, generator_network};
 use crate::networks::{frozen_network, network, training_network};
 use crate::ranks::Ranks;
 use crate::recipe::{
-    ArmConfig, ComputeKind, DataConfig, DistillConfig, GanCriterionConfig, GanTeacherModel,
-    GenerationRecipe, LabelBudget, LossKind, TaskKind, not_with,
+    ArmConfig, DataConfig, GanCriterionConfig, GanTeacherModel, GenerationRecipe, TaskKind,
 };
 use crate::score::{EVALUATION_BATCH, score, scores};
 use crate::share::Share;
-use candle_core::{Device, Error, Result, Tensor, bail};
+use candle_core::{Device, Error, Result, Tensor};
 use candle_nn::VarBuilder;
-use extractor::Extractor;
+use check::has_texts;
 use judge::{JUDGE, JUDGE_SEED, TEACHER, start_judge};
 use matching::{judge_model, seen};
 use serde_json::Value;
@@ -88,76 +88,7 @@ impl Workload for Generation {
     type Distiller = GenerationDistiller;
 
     fn check(recipe: &GenerationRecipe) -> Result<()> {
-        recipe.data.check()?;
-        recipe.criterion.check()?;
-        let (data, training, teacher) = (&recipe.data, &recipe.training, &recipe.teacher);
-        let mut refused = vec![
-            // The generator's values run from -1 to 1, so real ones do too.
-            ("data.mean".to_owned(), data.mean.is_some()),
-            ("data.std".to_owned(), data.std.is_some()),
-            ("data.augment.mixup and cutmix".to_owned(), data.augment.mixes()),
-            ("training.labelled".to_owned(), training.labelled > 0),
-            ("training.smoothing".to_owned(), training.smoothing > 0.),
-            ("training.compute = \"bf16\"".to_owned(), training.compute != ComputeKind::F32),
-            ("teacher.cache".to_owned(), teacher.cache.is_some()),
-            ("init".to_owned(), recipe.init.is_some()),
-            (
-                "teacher.compute = \"bf16\" of CLIP".to_owned(),
-                teacher.compute != ComputeKind::F32
-                    && matches!(teacher.model, GanTeacherModel::Clip(_)),
-            ),
-            ("distill.padding".to_owned(), recipe.distill.padding != Default::default()),
-        ];
-        for (name, arm) in &recipe.arm {
-            let loss = arm.method(&recipe.distill).loss;
-            refused.extend([
-                (format!("arm.{name}.labels = \"none\""), arm.labels == LabelBudget::None),
-                (format!("arm.{name}.logits"), arm.logits > 0.),
-                (format!("arm.{name}.logit_loss"), arm.logit_loss.is_some()),
-                (format!("arm.{name}: the loss token_matching"), loss.is_rooted()),
-            ]);
-            let whitens = arm.method(&recipe.distill).teacher_normalizer.starts_with("whiten");
-            let own =
-                [("covariance", arm.covariance.is_some()), ("shrinkage", arm.shrinkage.is_some())];
-            if let Some((key, _)) = own.iter().find(|(_, given)| *given && !whitens) {
-                bail!("arm.{name}.{key}: expected it beside a teacher_normalizer that whitens")
-            }
-            let method = arm.method(&recipe.distill);
-            if arm.texts.is_some() && loss != LossKind::KdDlgan {
-                bail!("arm.{name}.texts: expected it beside the loss kd_dlgan, got another")
-            }
-            if has_texts(&method) && method.teacher_normalizer != "identity" {
-                bail!(
-                    "arm.{name}: expected teacher_normalizer = \"identity\" beside texts, which are compared with the teacher's features \
-                     as they are, got {}",
-                    method.teacher_normalizer
-                )
-            }
-            if arm.generated.is_some() && arm.features == 0. {
-                bail!("arm.{name}.generated: expected it beside features above 0, got no features")
-            }
-        }
-        let refused: Vec<(&str, bool)> =
-            refused.iter().map(|(key, on)| (key.as_str(), *on)).collect();
-        not_with(TaskKind::Generation, &refused)?;
-        let compares = |arm: &ArmConfig| has_texts(&arm.method(&recipe.distill));
-        if recipe.distill.texts.is_some() && !recipe.arm.values().any(compares) {
-            bail!("distill.texts: expected an arm with the loss kd_dlgan, got none")
-        }
-        if recipe.distill.tap.len() != 1 {
-            bail!("distill.tap: expected one for a GAN, got {}", recipe.distill.tap.len())
-        }
-        if let GanTeacherModel::Clip(_) = teacher.model {
-            if teacher.checkpoint.is_none() {
-                bail!(
-                    "teacher.checkpoint: expected CLIP's weights with teacher.model.kind = \"clip\", got none"
-                )
-            }
-            if recipe.criterion.judge.is_none() {
-                bail!("criterion.judge: expected a classifier beside CLIP, which is none, got none")
-            }
-        }
-        Ok(())
+        check::recipe(recipe)
     }
 
     /// Values from -1 to 1, whatever the images' own mean.
@@ -167,31 +98,7 @@ impl Workload for Generation {
     }
 
     fn check_data(recipe: &GenerationRecipe, data: &Dataset) -> Result<()> {
-        let made = recipe.student.generator.image_size();
-        if made != data.size {
-            bail!(
-                "student.generator: expected bottom · 2^stages to be the data's {} pixels, got {made}",
-                data.size
-            )
-        }
-        let (samples, classes) = (recipe.criterion.samples, data.class_names.len());
-        if samples < classes {
-            bail!(
-                "criterion.samples: expected at least one for each of {classes} classes, got {samples}"
-            )
-        }
-        let needed = recipe.criterion.neighbours + 1;
-        for (part, indices) in [("validation", &data.validation), ("test", &data.test)] {
-            if indices.len() < needed {
-                bail!(
-                    "data: expected at least {needed} {part} images for the {} neighbours of criterion.neighbours, got {}",
-                    recipe.criterion.neighbours,
-                    indices.len()
-                )
-            }
-        }
-        Extractor::of(&recipe.criterion, &Device::Cpu)?;
-        judge::width(&judge_model(recipe, data)?).map(|_| ())
+        check::with_data(recipe, data)
     }
 
     fn files(recipe: &GenerationRecipe) -> Vec<(&'static str, &Path)> {
@@ -480,11 +387,6 @@ impl Workload for Generation {
         let card = GeneratorCard::new(model, preprocessing, data.class_names.clone());
         GeneratorStudent::save(path, &card, tensors)
     }
-}
-
-/// Whether the loss has terms of texts.
-fn has_texts(method: &DistillConfig) -> bool {
-    method.loss == LossKind::KdDlgan && method.texts.is_some()
 }
 
 /// Real images with their classes, as they are, on the CPU.
