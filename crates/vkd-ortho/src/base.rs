@@ -25,12 +25,30 @@ pub(crate) struct Base {
     v: Tensor,
     t: Tensor,
     signs: Tensor,
-    /// Off the CPU: the stored tensor as it was and the identity's columns in f64, so that no step carries them there.
-    resident: Option<[Tensor; 2]>,
+    resident: Option<Resident>,
+}
+
+/// What stays off the CPU beside the reflectors, so that no step carries it there.
+///
+/// Where there are kernels, a base that is overwritten changes these tensors and the reflectors in place; what stands in the rest
+/// of [`Base`] is then of the old one, and only the CPU reads it.
+#[derive(Debug)]
+pub(crate) struct Resident {
+    /// The stored tensor as it was.
+    pub(crate) stored: Tensor,
+    /// The identity's columns in f64.
+    unit: Tensor,
+    /// 1 or 0: [`Base::exact`]; and 1, or NaN where the base is not orthonormal.
+    pub(crate) state: Tensor,
 }
 
 impl Base {
     pub(crate) fn new(base: &Tensor) -> Result<Self> {
+        Self::kept(base, !base.device().is_cpu())
+    }
+
+    /// `resident`: with what a device keeps.
+    pub(crate) fn kept(base: &Tensor, resident: bool) -> Result<Self> {
         check_orthonormal("stiefel: `base`", base, BASE_RESIDUAL)?;
         let exact = crate::stiefel_residual(base)? <= rounding(base.dtype());
         let (n, k) = base.dims2()?;
@@ -59,16 +77,43 @@ impl Base {
         let (v_tensor, t_tensor) = (tensor(&v, device)?, tensor(&t, device)?);
         let h = Wy::new(v, t, signs);
         let signs = tensor(&padded, device)?;
-        let resident = match device.is_cpu() {
-            true => None,
-            false => Some([base.detach().copy()?, unit_columns(n, k, DType::F64, device)?]),
+        let resident = match resident {
+            false => None,
+            true => Some(Resident {
+                stored: base.detach().copy()?,
+                unit: unit_columns(n, k, DType::F64, device)?,
+                state: Tensor::new(&[f64::from(u8::from(exact)), 1.], device)?,
+            }),
         };
         Ok(Self { source, h, exact, v: v_tensor, t: t_tensor, signs, resident })
     }
 
-    /// Whether the stored tensor still is the one that this was made from. Off the CPU one number comes to the host.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn resident(&self) -> Option<&Resident> {
+        self.resident.as_ref()
+    }
+
+    /// The reflectors as columns of length one, their core, and the signs `(n, 1)`.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn factors(&self) -> [&Tensor; 3] {
+        [&self.v, &self.t, &self.signs]
+    }
+
+    /// What a device runs to bring all of this up to what the stored tensor has become.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn renewal(&self) -> Result<vkd_norm::program::Program> {
+        let dtype = self.resident.as_ref().map_or(DType::F64, |r| r.stored.dtype());
+        crate::ops::renewal(dtype, self.v.dims2()?, [rounding(dtype), BASE_RESIDUAL])
+    }
+
+    /// Whether the stored tensor still is the one that this was made from. On a device without kernels one number comes to the
+    /// host.
     pub(crate) fn made_from(&self, base: &Tensor) -> Result<bool> {
-        if let Some([stored, _]) = &self.resident {
+        #[cfg(feature = "cuda")]
+        if crate::ops::renewed(self, base)? {
+            return Ok(true);
+        }
+        if let Some(Resident { stored, .. }) = &self.resident {
             // NaN differs from all.
             let differs = base.detach().ne(stored)?.to_dtype(DType::F32)?.flatten_all()?.max(0)?;
             return Ok(differs.to_scalar::<f32>()? == 0.);
@@ -93,11 +138,19 @@ impl Base {
         Ok(same)
     }
 
-    /// `H y` for an `n x k` f64 matrix.
+    /// `H y` for an `n x k` f64 matrix; NaN on a device where the base is not orthonormal.
     pub(crate) fn apply(&self, y: &Tensor) -> Result<Tensor> {
         let y = y.broadcast_mul(&self.signs)?;
         let inner = self.t.matmul(&self.v.t()?.matmul(&y)?)?;
-        &y - self.v.matmul(&inner)?
+        self.sound(&y - self.v.matmul(&inner)?)
+    }
+
+    /// What was computed, or NaN.
+    fn sound(&self, q: Result<Tensor>) -> Result<Tensor> {
+        match &self.resident {
+            Some(Resident { state, .. }) => q?.broadcast_mul(&state.narrow(0, 1, 1)?),
+            None => q,
+        }
     }
 
     /// `Q₀ + H (y - E)`: the same up to the rounding of `Q₀`, and `Q₀` to the bit at `y = E`.
@@ -108,24 +161,26 @@ impl Base {
     pub(crate) fn apply_exactly(&self, y: &Tensor) -> Result<Tensor> {
         let dtype = y.dtype();
         let y = y.to_dtype(DType::F64)?;
+        if let Some(Resident { stored, unit, state }) = &self.resident {
+            // Which of the two it is stands on the device.
+            let exact = state.narrow(0, 0, 1)?;
+            let turned = self.apply(&(y - unit.broadcast_mul(&exact)?)?)?;
+            let kept = stored.to_dtype(DType::F64)?.broadcast_mul(&exact)?;
+            return (kept + turned)?.to_dtype(dtype);
+        }
         if !self.exact {
             return self.apply(&y)?.to_dtype(dtype);
         }
         let (n, k) = y.dims2()?;
-        let [stored, unit] = match &self.resident {
-            Some([stored, unit]) => [stored.to_dtype(DType::F64)?, unit.clone()],
-            None => [
-                Tensor::from_slice(&self.source, (n, k), y.device())?,
-                unit_columns(n, k, DType::F64, y.device())?,
-            ],
-        };
+        let stored = Tensor::from_slice(&self.source, (n, k), y.device())?;
+        let unit = unit_columns(n, k, DType::F64, y.device())?;
         (stored + self.apply(&(y - unit)?)?)?.to_dtype(dtype)
     }
 
     /// `Hᵀ q`.
     pub(crate) fn apply_transposed(&self, q: &Tensor) -> Result<Tensor> {
         let inner = self.t.t()?.matmul(&self.v.t()?.matmul(q)?)?;
-        (q - self.v.matmul(&inner)?)?.broadcast_mul(&self.signs)
+        self.sound((q - self.v.matmul(&inner)?)?.broadcast_mul(&self.signs))
     }
 }
 
@@ -143,4 +198,22 @@ fn tensor(a: &Mat<f64>, device: &Device) -> Result<Tensor> {
     let (n, k) = (a.nrows(), a.ncols());
     let values: Vec<f64> = (0..n * k).map(|at| a[(at / k, at % k)]).collect();
     Tensor::from_vec(values, (n, k), device)
+}
+
+#[cfg(test)]
+impl Base {
+    /// Multiplies reflectors and core, so that a test sees whether they are made anew.
+    pub(crate) fn disturb(&mut self, by: f64) -> Result<()> {
+        self.v = (&self.v * by)?;
+        self.t = (&self.t * by)?;
+        Ok(())
+    }
+
+    /// What the kernels wrote in place.
+    pub(crate) fn replace(&mut self, [v, t, signs]: [Tensor; 3], stored: Tensor, state: Tensor) {
+        (self.v, self.t, self.signs) = (v, t, signs);
+        if let Some(resident) = &mut self.resident {
+            (resident.stored, resident.state) = (stored, state);
+        }
+    }
 }

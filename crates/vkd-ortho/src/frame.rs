@@ -169,7 +169,8 @@ impl Stiefel {
     /// 5e-14 in f64. One that is further off is not returned as it is; the weight is its orthonormal QR factor.
     ///
     /// # Errors
-    /// A `raw` that is not finite, or a `base` that has been overwritten by something that is not orthonormal.
+    /// A `raw` that is not finite, or a `base` that has been overwritten by something that is not orthonormal. On a CUDA device,
+    /// where nobody waits to hear of either, they make the weight NaN.
     pub fn weight(&self) -> Result<Tensor> {
         let frame = self.map.apply(&self.raw).map_err(no_weight)?;
         let tall = base_product(&self.current_base()?, &frame, self.sign())?;

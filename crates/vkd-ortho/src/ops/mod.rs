@@ -12,6 +12,10 @@ mod kernel_tests;
 mod kernels;
 mod matrix_exp;
 
+#[cfg(feature = "cuda")]
+pub(crate) use base_product::cuda::renewed;
+#[cfg(any(feature = "cuda", test))]
+pub(crate) use base_product::launch::renewal;
 pub(crate) use base_product::{base_product, cpu::Wy};
 pub use cayley::cayley;
 pub use householder::householder_product;

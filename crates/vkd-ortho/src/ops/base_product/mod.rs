@@ -1,6 +1,12 @@
 //! The weight of a trivialisation: the product of its constant base and the frame of its map.
 
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+pub(crate) mod launch;
 
 use super::common::dense;
 use crate::base::Base;
