@@ -43,12 +43,12 @@ def clock(req, work, reset=lambda: None):
     import torch
 
     def passes(rounds):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(req["device"])
         begin = time.perf_counter()
         for _ in range(rounds):
             reset()
             work()
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(req["device"])
         return (time.perf_counter() - begin) / rounds
 
     passes(1)  # loads kernels and takes memory

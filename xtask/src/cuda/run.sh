@@ -9,7 +9,7 @@ part=${1:-all}
 python=${PYTHON:-python3}
 mkdir -p "$results"
 
-# CUDA's libraries as Python packages have them, behind those of the system.
+# CUDA's libraries as Python packages have them, where they are.
 own=$("$python" -c '
 import glob, os, sys
 print(":".join(lib for path in sys.path for lib in sorted(glob.glob(os.path.join(path, "nvidia", "*", "lib")))))
@@ -24,7 +24,7 @@ case $missing in
     ;;
 ?*)
     echo "error: expected CUDA 13's libraries, got none of: $missing" >&2
-    echo "python3 -m pip install nvidia-cublas nvidia-cuda-runtime nvidia-cuda-nvrtc nvidia-curand has them" >&2
+    echo "python3 -m pip install 'nvidia-cublas==13.*' 'nvidia-cuda-runtime==13.*' nvidia-curand brings them" >&2
     exit 1
     ;;
 esac

@@ -25,7 +25,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let device = args.device.open()?;
     let tiny = args.device == ComputeDevice::Cpu;
     let clock = Clock { device: device.clone(), quick: args.quick || tiny };
-    let (place, peer_place) = (place(args.device)?, if tiny { "cpu" } else { "cuda" });
+    let (place, peer_place) = (place(args.device)?, args.device.to_string());
     let mut peer = Peer::default();
     let mut rows = Vec::new();
     for work in Shapes::of_devices()?.all() {
@@ -36,11 +36,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let (residual, mut step) = works::prepare(&work, &device)?;
         // The floor and the peer before and after, so that a drift of the clock meets all.
         let floor = floor(&work, &clock)?;
-        let first = peer.ask(&work, peer_place)?;
+        let first = peer.ask(&work, &peer_place)?;
         let found = clock.time(&mut step)?;
         let peer = match first {
             Some(first) if first.peer_median_s < PEER_ONCE => {
-                peer.ask(&work, peer_place)?.map(|second| first.faster(second))
+                peer.ask(&work, &peer_place)?.map(|second| first.faster(second))
             }
             first => first,
         };
