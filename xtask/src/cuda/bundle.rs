@@ -42,9 +42,9 @@ pub(super) fn bundle(root: &Path) -> Result<()> {
     fs::write(folder.join("commit"), commit(root)).map_err(said("commit"))?;
 
     let packed = target.join("cuda-bundle.tar.gz");
+    // Run inside the folder, so that the printed line names no folder of this machine.
     let mut tar = Command::new("tar");
-    tar.arg("-C").arg(&target).arg("-czf").arg(&packed).arg("cuda-bundle");
-    shell::run(&mut tar)?;
+    shell::run(tar.current_dir(&target).args(["-czf", "cuda-bundle.tar.gz", "cuda-bundle"]))?;
     let size = |path: &Path| fs::metadata(path).map(|meta| meta.len()).map_err(said("size"));
     let (program, packed) = (size(&program)?, size(&packed)?);
     println!(

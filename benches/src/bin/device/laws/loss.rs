@@ -1,6 +1,6 @@
 //! The losses of vkd-loss: a student with a gradient, a teacher without.
 
-use super::{Case, drawn, one, shown};
+use super::{Case, Function, drawn, one, shown};
 use candle_core::{DType, Device, Result, Tensor};
 use vkd_loss::Reduction::{self, BatchMean, Mean, Sum};
 use vkd_loss::baselines::{
@@ -154,14 +154,8 @@ fn baselines(all: &mut Vec<Case>) -> Result<()> {
     for [rows, width] in [[3, 5], [17, 33], [65, 130]] {
         let dims: &[usize] = &[rows, width];
         let (pair, name) = (drawn(&[dims, dims])?, shown(dims));
-        let mut add = |op: String, f: Box<dyn Fn(&[Tensor]) -> Result<Tensor> + Send + Sync>| {
-            let case = Case::new(
-                format!("{op} {name}"),
-                pair.clone(),
-                1,
-                rows * width,
-                one(move |x| f(x)),
-            );
+        let mut add = |op: String, f: Function| {
+            let case = Case::new(format!("{op} {name}"), pair.clone(), 1, rows * width, one(f));
             all.push(case.with_gain(DIFFERENCES));
         };
         add("rkd_distance".to_owned(), Box::new(|x| rkd_distance(&x[0], &x[1], Mean)));

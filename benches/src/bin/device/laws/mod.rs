@@ -17,6 +17,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use vkd_testkit::{Tolerance, assert_close, layouts, normal, to_f64};
 
+/// A function of one tensor.
+type Unary = fn(&Tensor) -> Result<Tensor>;
+
+/// An op with one result, before it is one.
+type Function = Box<dyn Fn(&[Tensor]) -> Result<Tensor> + Send + Sync>;
+
+/// An op: its results from its inputs.
 type Op = Arc<dyn Fn(&[Tensor]) -> Result<Vec<Tensor>> + Send + Sync>;
 
 const FLOATS: [DType; 4] = [DType::F64, DType::F32, DType::BF16, DType::F16];

@@ -1,6 +1,6 @@
 //! The ops of vkd-nn.
 
-use super::{Case, FLOATS, drawn, one, shown};
+use super::{Case, FLOATS, Function, Unary, drawn, one, shown};
 use candle_core::{DType, Device, Result, Tensor};
 use vkd_nn::ops::{Body, conv_transpose2d, conv2d, conv2d_relu, linear, sublayer};
 use vkd_nn::{
@@ -38,7 +38,7 @@ fn push(
 }
 
 fn entries(all: &mut Vec<Case>) -> Result<()> {
-    let ops: [(&str, fn(&Tensor) -> Result<Tensor>); 5] = [
+    let ops: [(&str, Unary); 5] = [
         ("gelu", gelu),
         ("gelu_tanh", gelu_tanh),
         ("relu", relu),
@@ -185,25 +185,22 @@ fn maps(all: &mut Vec<Case>) -> Result<()> {
     for dims in [[1, 3, 5, 4], [4, 26, 24, 32]] {
         let name = shown(&dims);
         let area = dims[1] * dims[2];
-        let mut add = |op: &str, f: Box<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>| {
-            let case = Case::new(
-                format!("{op} {name}"),
-                drawn(&[&dims])?,
-                1,
-                area,
-                one(move |x| f(&x[0])),
-            );
+        let mut add = |op: &str, f: Function| {
+            let case = Case::new(format!("{op} {name}"), drawn(&[&dims])?, 1, area, one(f));
             all.push(case);
             Ok::<_, candle_core::Error>(())
         };
         let pool = Pool2dConfig { stride: (2, 2), padding: (1, 1), ..Pool2dConfig::new(3) };
-        add("max_pool2d", Box::new(move |x| max_pool2d(x, pool)))?;
-        add("avg_pool2d", Box::new(move |x| avg_pool2d(x, pool)))?;
-        add("global_avg_pool2d", Box::new(global_avg_pool2d))?;
-        add("upsample_nearest2d", Box::new(|x| upsample_nearest2d(x, (40, 37))))?;
-        add("upsample_bilinear2d", Box::new(|x| upsample_bilinear2d(x, (40, 37), false)))?;
-        add("upsample_bilinear2d aligned", Box::new(|x| upsample_bilinear2d(x, (7, 11), true)))?;
-        add("pixel_shuffle", Box::new(|x| pixel_shuffle(x, 2)))?;
+        add("max_pool2d", Box::new(move |x| max_pool2d(&x[0], pool)))?;
+        add("avg_pool2d", Box::new(move |x| avg_pool2d(&x[0], pool)))?;
+        add("global_avg_pool2d", Box::new(|x| global_avg_pool2d(&x[0])))?;
+        add("upsample_nearest2d", Box::new(|x| upsample_nearest2d(&x[0], (40, 37))))?;
+        add("upsample_bilinear2d", Box::new(|x| upsample_bilinear2d(&x[0], (40, 37), false)))?;
+        add(
+            "upsample_bilinear2d aligned",
+            Box::new(|x| upsample_bilinear2d(&x[0], (7, 11), true)),
+        )?;
+        add("pixel_shuffle", Box::new(|x| pixel_shuffle(&x[0], 2)))?;
     }
     push(all, "pixel_unshuffle 2x6x4x3".to_owned(), &[&[2, 6, 4, 3]], 1, |x| {
         pixel_unshuffle(&x[0], 2)

@@ -1,6 +1,6 @@
 //! The ops of vkd-norm.
 
-use super::{Case, FLOATS, drawn, one, shown};
+use super::{Case, FLOATS, Function, drawn, one, shown};
 use candle_core::{DType, Device, Result, Tensor};
 use vkd_norm::{
     Deficient, Moments, Shrinkage, Variance, WhitenConfig, WhitenMethod, Whitener, batch_norm,
@@ -108,14 +108,8 @@ fn whitening(all: &mut Vec<Case>) -> Result<()> {
     for (rows, channels) in [(9, 3), (101, 33), (201, 65), (900, 256)] {
         let dims: [&[usize]; 1] = [&[rows, channels]];
         let name = shown(dims[0]);
-        let mut add = |op: String, f: Box<dyn Fn(&[Tensor]) -> Result<Tensor> + Send + Sync>| {
-            let case = Case::new(
-                format!("{op} {name}"),
-                drawn(&dims)?,
-                1,
-                rows,
-                one(move |x| f(&x[0..1])),
-            );
+        let mut add = |op: String, f: Function| {
+            let case = Case::new(format!("{op} {name}"), drawn(&dims)?, 1, rows, one(f));
             all.push(case.with_gain(CONDITION).in_f64());
             Ok::<_, candle_core::Error>(())
         };

@@ -1,6 +1,6 @@
 //! The suite on the CPU: it holds there, finds what is wrong, and misses no op.
 
-use super::{Case, Op, SMALL, cases, results};
+use super::{Case, Op, SMALL, Unary, cases, results};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ fn it_holds_on_the_cpu() -> Result<()> {
 }
 
 /// Each result of the op through `change`.
-fn broken(case: &Case, change: fn(&Tensor) -> Result<Tensor>) -> Op {
+fn broken(case: &Case, change: Unary) -> Op {
     let own = case.op.clone();
     Arc::new(move |x| own(x)?.iter().map(change).collect())
 }
@@ -45,7 +45,7 @@ fn it_finds_what_is_off_by_one_per_cent_or_cut() -> Result<()> {
         let all_zero = |all: &[Tensor]| -> Result<bool> {
             all.iter().try_fold(true, |so_far, t| Ok(so_far && zero(t)?))
         };
-        let mut faults: Vec<(&str, fn(&Tensor) -> Result<Tensor>)> = Vec::new();
+        let mut faults: Vec<(&str, Unary)> = Vec::new();
         if !all_zero(outputs)? {
             faults.push(("a value", value));
         }
