@@ -5,6 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 
@@ -14,7 +15,45 @@ def start(req):
 
     torch.set_num_threads(int(req.get("threads", 2)))
     torch.manual_seed(0)
-    return {"f32": torch.float32, "f64": torch.float64}[req.get("dtype", "f32")]
+    return {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16}[req.get("dtype", "f32")]
+
+
+def place(req):
+    """A context in which tensors are made on the request's device. Not for what is timed: it costs every call some time."""
+    import torch
+
+    return torch.device(req.get("device", "cpu"))
+
+
+def clock(req, work, reset=lambda: None):
+    """A function that does `work`, after `reset`, and returns its seconds.
+
+    A GPU's work is queued: there the clock stops when the queue is empty, and short work is done as often as fills two
+    milliseconds.
+    """
+    if req.get("device", "cpu") == "cpu":
+
+        def once():
+            reset()
+            begin = time.perf_counter()
+            work()
+            return time.perf_counter() - begin
+
+        return once
+    import torch
+
+    def passes(rounds):
+        torch.cuda.synchronize(req["device"])
+        begin = time.perf_counter()
+        for _ in range(rounds):
+            reset()
+            work()
+        torch.cuda.synchronize(req["device"])
+        return (time.perf_counter() - begin) / rounds
+
+    passes(1)  # loads kernels and takes memory
+    rounds = min(200, max(1, round(2e-3 / passes(1))))
+    return lambda: passes(rounds)
 
 
 def timed(once, untimed, budget, most):

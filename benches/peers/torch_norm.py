@@ -2,7 +2,7 @@
 
 Request: {"op": "layer_norm|layer_norm_affine|batch_norm|batch_norm_2d|smooth_l1_layer_norm|whiten_cholesky|
                  whiten_zca|whiten_newton_schulz", "n": 4096, "k": 512,
-          "threads": 2, "budget_s": 2.0, "max_repeats": 300, "dtype": "f32"}
+          "threads": 2, "budget_s": 2.0, "max_repeats": 300, "dtype": "f32", "device": "cpu"}
 Answer:  {"peer", "peer_median_s", "peer_repeats", "peer_residual"} or {"error"}.
 
 One pass is forward and backward, eager, from a given gradient of ones (of one, for a loss).
@@ -12,8 +12,6 @@ values as images of `side` x `side`, stored channels-last as ours (torch is fast
 channels first), with gain, bias and running statistics. Passes are timed until `budget_s` is spent
 or `max_repeats` are done, after ten that nobody counts.
 """
-
-import time
 
 import timing
 import torch
@@ -65,16 +63,15 @@ def works(op, n, k, dtype, side):
 
 def measure(req):
     dtype = timing.start(req)
-    inputs, forward = works(req["op"], int(req["n"]), int(req["k"]), dtype, int(req.get("side", 1)))
+    with timing.place(req):
+        inputs, forward = works(req["op"], int(req["n"]), int(req["k"]), dtype, int(req.get("side", 1)))
     grad = torch.ones_like(forward())
 
-    def once():
+    def reset():
         for x in inputs:
             x.grad = None
-        start = time.perf_counter()
-        forward().backward(grad)
-        return time.perf_counter() - start
 
+    once = timing.clock(req, lambda: forward().backward(grad), reset)
     budget, most = float(req.get("budget_s", 2.0)), int(req.get("max_repeats", 300))
     return timing.answer(req["op"], *timing.timed(once, 10, budget, most))
 

@@ -1,7 +1,7 @@
 """Times torch's whole distillation step, one JSON request a line on stdin.
 
-Request: {"op": "vkd_step", "features": true, "shape": [batch, side], "threads": 2, "budget_s": 2.0,
-          "max_repeats": 300, "dtype": "f32"}
+Request: {"op": "vkd_step|vkd_part", "features": true, "shape": [batch, side], "threads": 2, "budget_s": 2.0,
+          "max_repeats": 300, "dtype": "f32", "device": "cpu"}
 Answer:  {"peer", "peer_median_s", "peer_repeats", "peer_residual"} or {"error"}.
 
 As benches/step.rs: a RegNetY-160 teacher without gradients, a DeiT-Ti student with the convolutional
@@ -9,11 +9,11 @@ stem, cross entropy on the class head, KL on the distillation head and, with `fe
 the projected mean of the patch tokens against the layer-normed teacher's; backward and fused AdamW.
 The projector is a Cayley map of rank 2k with a fixed base of k reflectors, written for this shape:
 torch's own parametrisation works on the whole n x n matrix, and its time would hide everything else.
+In bf16 the teacher is in bf16 whole, the student runs under autocast, and projector and losses stay f32.
+`vkd_part` is what V_kD adds to the step: from the patch tokens and the teacher's pooled features to the loss and back.
 Convolutions run channels-last, which is torch's faster layout here. `peer` also says by how much one step
 raises the resident memory of a fresh process; see timing.py.
 """
-
-import time
 
 import timing
 import torch
@@ -117,23 +117,47 @@ class Cayley(nn.Module):
         x = torch.tril(self.raw, -1)
         # With A = X Et - E Xt = U Vt of rank 2k, cay(A) E = E + U (I - Vt U / 2)^-1 Vt E.
         top = x[:k]
-        gram, eye = x.T @ x, torch.eye(k, dtype=x.dtype)
+        gram, eye = x.T @ x, torch.eye(k, dtype=x.dtype, device=x.device)
         # V = [E, X], U = [X, -E]
         vu = torch.cat((torch.cat((top, -eye), 1), torch.cat((gram, -top.T), 1)), 0)
         ve = torch.cat((eye, top.T), 0)
-        core = torch.linalg.solve(torch.eye(2 * k, dtype=x.dtype) - vu / 2, ve)
+        core = torch.linalg.solve(torch.eye(2 * k, dtype=x.dtype, device=x.device) - vu / 2, ve)
         w = self.e + x @ core[:k] - self.e @ core[k:]
         return w - self.v @ (self.t @ (self.v.T @ w))
 
 
 def steps(req, dtype):
     """A function that does one step, of the whole batch or of its first samples, and one that says how far the projector is from orthonormal."""
-    if req["op"] != "vkd_step":
+    if req["op"] not in ("vkd_step", "vkd_part"):
         raise ValueError(f"unknown op {req['op']}")
     batch, side = req["shape"]
-    layout = {"dtype": dtype, "memory_format": torch.channels_last}
-    teacher = RegNet().eval().requires_grad_(False).to(**layout)
-    student, projector = Student(side).to(**layout), Cayley(WIDTHS[-1], 192).to(dtype)
+    # Variables are f32 whatever the networks compute in.
+    half = dtype == torch.bfloat16
+    single = torch.float32 if half else dtype
+    projector = Cayley(WIDTHS[-1], 192).to(single)
+
+    def residual():
+        with torch.no_grad():
+            w = projector().double()
+        return (w.T @ w - torch.eye(w.shape[1], dtype=w.dtype, device=w.device)).abs().max().item()
+
+    def matched(tokens, pooled):
+        pooled = pooled.to(single)
+        wanted = F.layer_norm(pooled, pooled.shape[1:])
+        return F.smooth_l1_loss(tokens.to(single) @ projector().T, wanted)
+
+    if req["op"] == "vkd_part":
+        tokens = torch.rand(batch, (side // 16) ** 2, 192, dtype=dtype, requires_grad=True)
+        pooled = torch.rand(batch, WIDTHS[-1], dtype=dtype)
+
+        def part(samples=None):
+            tokens.grad = projector.raw.grad = None
+            matched(tokens[:samples].mean(1), pooled[:samples]).backward()
+
+        return part, residual
+    layout = {"memory_format": torch.channels_last}
+    teacher = RegNet().eval().requires_grad_(False).to(dtype=dtype, **layout)
+    student = Student(side).to(dtype=single, **layout)
     named = list(student.named_parameters())
     free = [p for name, p in named if p.dim() <= 1 or name in ("cls", "pos")]
     decayed = [p for name, p in named if p.dim() > 1 and name not in ("cls", "pos")]
@@ -143,45 +167,41 @@ def steps(req, dtype):
         {"params": free + ([projector.raw] if features else []), "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05, fused=True)
-    x = torch.rand(batch, 3, side, side, dtype=dtype).mul_(2).sub_(1)
+    x = torch.rand(batch, 3, side, side, dtype=single).mul_(2).sub_(1)
     x = x.to(memory_format=torch.channels_last)
     labels = torch.arange(batch) % 1000
 
     def once(samples=None):
         with torch.no_grad():
-            pooled, target = teacher(x[:samples])
-        cls, dist, tokens = student(x[:samples])
+            pooled, target = teacher(x[:samples].to(dtype))
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half):
+            cls, dist, tokens = student(x[:samples])
+        cls, dist, target = (logits.to(single) for logits in (cls, dist, target))
         loss = F.cross_entropy(cls, labels[:samples], label_smoothing=0.1)
         loss = loss + F.kl_div(
             dist.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True
         )
         if features:
-            wanted = F.layer_norm(pooled, pooled.shape[1:])
-            loss = loss + F.smooth_l1_loss(tokens @ projector().T, wanted)
+            loss = loss + matched(tokens, pooled)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-
-    def residual():
-        with torch.no_grad():
-            w = projector().double()
-        return (w.T @ w - torch.eye(w.shape[1], dtype=w.dtype)).abs().max().item()
 
     return once, residual if features else lambda: None
 
 
 def measure(req):
-    step, residual = steps(req, timing.start(req))
-
-    def once():
-        start = time.perf_counter()
-        step()
-        return time.perf_counter() - start
+    dtype = timing.start(req)
+    with timing.place(req):
+        step, residual = steps(req, dtype)
 
     budget, most = float(req.get("budget_s", 2.0)), int(req.get("max_repeats", 300))
-    # A step takes seconds: two that nobody counts, and at least five that count.
-    median, repeats = timing.timed(once, 2, max(budget, 15.0), most)
-    return timing.answer(req["op"] + timing.peak(req), median, repeats, residual())
+    on_cpu = req.get("device", "cpu") == "cpu"
+    # On a CPU a step takes seconds: two that nobody counts, and at least five that count.
+    least = 15.0 if on_cpu else budget
+    median, repeats = timing.timed(timing.clock(req, step), 2, max(budget, least), most)
+    peak = timing.peak(req) if on_cpu else ""
+    return timing.answer(req["op"] + peak, median, repeats, residual())
 
 
 timing.serve(measure, lambda req, dtype: steps(req, dtype)[0])

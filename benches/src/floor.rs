@@ -71,6 +71,7 @@ mod tests {
             copies,
             scale: 1.0,
             threads: None,
+            dtype: Default::default(),
             peer: None,
         }
     }

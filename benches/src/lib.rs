@@ -11,8 +11,9 @@ mod peer;
 mod shapes;
 mod suite;
 
-pub use machine::{commit, description as machine};
-pub use shapes::{PeerWork, Shapes, Work};
+pub use machine::{commit, description as machine, threads};
+pub use peer::{Answer, Peer};
+pub use shapes::{Dtype, PeerWork, Shapes, Work};
 pub use suite::{Suite, data, gradient, run};
 
 /// The middle of some numbers, which it sorts; NaN of none.

@@ -3,7 +3,6 @@
 //! Only used where `cargo xtask bench --against LIBRARY` names a Python and the script's name begins with the library's.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use crate::shapes::PEERS;
+use crate::shapes::peers;
 use crate::{Work, machine};
 
 const PYTHON: &str = "VKD_BENCH_PEER_PYTHON";
@@ -28,23 +27,27 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What the peer measured: the keys of a row.
 #[derive(Debug, Deserialize, PartialEq)]
-pub(crate) struct Answer {
-    pub(crate) peer: String,
-    pub(crate) peer_median_s: f64,
-    pub(crate) peer_repeats: usize,
-    pub(crate) peer_residual: Option<f64>,
+pub struct Answer {
+    /// Library, version and function.
+    pub peer: String,
+    /// Median of its passes.
+    pub peer_median_s: f64,
+    /// How many passes were timed.
+    pub peer_repeats: usize,
+    /// How far its result is from orthonormal, where it should be.
+    pub peer_residual: Option<f64>,
 }
 
 impl Answer {
     /// The one of two answers with the smaller median: a noisy moment must not slow the peer.
-    pub(crate) fn faster(self, other: Self) -> Self {
+    pub fn faster(self, other: Self) -> Self {
         if other.peer_median_s < self.peer_median_s { other } else { self }
     }
 }
 
 /// The processes by script, each started by its first question.
 #[derive(Default)]
-pub(crate) struct Peer {
+pub struct Peer {
     running: BTreeMap<String, Process>,
 }
 
@@ -55,8 +58,11 @@ struct Process {
 }
 
 impl Peer {
-    /// Asks about a work; `None` where it names no peer, no Python is set, or patience ran out.
-    pub(crate) fn ask(&mut self, work: &Work) -> Result<Option<Answer>> {
+    /// Asks about a work on `device`, `cpu` or `cuda`; `None` where it names no peer, no Python is set, or patience ran out.
+    ///
+    /// # Errors
+    /// A Python that does not start, and what the peer complains of.
+    pub fn ask(&mut self, work: &Work, device: &str) -> Result<Option<Answer>> {
         let (Some(peer), Some(python)) = (&work.peer, std::env::var_os(PYTHON)) else {
             return Ok(None);
         };
@@ -73,7 +79,8 @@ impl Peer {
             ("scale", json!(work.scale)),
             ("threads", json!(machine::threads())),
             ("budget_s", json!(BUDGET_S)),
-            ("dtype", json!("f32")),
+            ("dtype", json!(work.dtype.name())),
+            ("device", json!(device)),
         ];
         question.extend(sizes.map(|(key, value)| (key.to_owned(), value)));
         let question = Value::Object(question);
@@ -104,7 +111,7 @@ impl Process {
         let mut child = Command::new(python)
             // No bytecode of the shared module in the source tree.
             .arg("-B")
-            .arg(Path::new(PEERS).join(script))
+            .arg(peers().join(script))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

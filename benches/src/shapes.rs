@@ -1,11 +1,19 @@
-//! The works and their floors, read from `shapes.toml`.
+//! The works and their floors, read from `shapes.toml` and, for a GPU, from `device.toml`.
 
-use candle_core::{Result, bail};
+use candle_core::{DType, Result, bail};
 use serde::Deserialize;
+use std::path::PathBuf;
+
+/// Says where the scripts of the peers are, for a program that runs far from its sources.
+const PEERS: &str = "VKD_BENCH_PEERS";
+const TEXT: &str = include_str!("../shapes.toml");
+const DEVICE: &str = include_str!("../device.toml");
 
 /// Where the scripts of the peers are.
-pub(crate) const PEERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers");
-const TEXT: &str = include_str!("../shapes.toml");
+pub(crate) fn peers() -> PathBuf {
+    let own = || concat!(env!("CARGO_MANIFEST_DIR"), "/peers").into();
+    std::env::var_os(PEERS).unwrap_or_else(own).into()
+}
 
 /// All works.
 #[derive(Debug, Deserialize)]
@@ -33,12 +41,44 @@ pub struct Work {
     /// Standard deviation of the input, where the bench draws it.
     #[serde(default = "scale")]
     pub scale: f64,
+    /// What the work computes in; f32 where it is not given.
+    #[serde(default)]
+    pub dtype: Dtype,
     /// Threads that the work is measured with, where not all: in a process of its own.
     #[serde(default)]
     pub threads: Option<usize>,
     /// What another library measures beside the work.
     #[serde(default)]
     pub peer: Option<PeerWork>,
+}
+
+/// What a work computes in.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    /// Single precision.
+    #[default]
+    F32,
+    /// bf16.
+    Bf16,
+}
+
+impl Dtype {
+    /// Its name in a row and in a request.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// candle's name.
+    pub fn candle(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
 }
 
 /// The same work in another library: who measures it, and what that is asked.
@@ -70,6 +110,19 @@ impl Shapes {
         Self::parse(TEXT)
     }
 
+    /// Reads the list of works on a GPU that was compiled in, and checks it.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn of_devices() -> Result<Self> {
+        Self::parse(DEVICE)
+    }
+
+    /// All works, in the file's order.
+    pub fn all(&self) -> &[Work] {
+        &self.work
+    }
+
     fn parse(text: &str) -> Result<Self> {
         let shapes: Self = toml::from_str(text).map_err(candle_core::Error::wrap)?;
         for (index, work) in shapes.work.iter().enumerate() {
@@ -82,7 +135,8 @@ impl Shapes {
                 bail!("shapes.toml: {name} stands twice")
             }
             if let Some(peer) = &work.peer
-                && !std::path::Path::new(PEERS).join(&peer.script).is_file()
+                && peers().is_dir()
+                && !peers().join(&peer.script).is_file()
             {
                 bail!("shapes.toml: {name}: no script {} in benches/peers", peer.script)
             }
@@ -146,6 +200,25 @@ mod tests {
             let around = if n > k { 10 * n * k * k } else { 0 };
             assert_eq!(floor("matrix_exp"), around + 12 * 2 * side.pow(3));
         }
+    }
+
+    #[test]
+    fn works_of_devices_are_those_of_the_cpu() {
+        let (device, cpu) = (Shapes::of_devices().unwrap(), Shapes::read().unwrap());
+        let mut same = 0;
+        for work in device.all() {
+            let found = cpu.all().iter().find(|other| other.name == work.name);
+            if let Some(other) = found {
+                assert_eq!(
+                    (&work.matmuls, &work.copies),
+                    (&other.matmuls, &other.copies),
+                    "{}",
+                    work.name
+                );
+                same += 1;
+            }
+        }
+        assert!(same > 8, "{same}");
     }
 
     #[test]

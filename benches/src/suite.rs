@@ -184,7 +184,7 @@ impl Suite {
         // The floor before and after, so that a drift of the clock meets both.
         let before = floor::seconds(work, repeats)?;
         // The peer too, but not twice where one answer takes long.
-        let first = self.peer.ask(work)?;
+        let first = self.peer.ask(work, "cpu")?;
         let mut failure = None;
         self.criterion.bench_function(work.name.as_str(), |bencher| {
             bencher.iter(|| {
@@ -198,7 +198,7 @@ impl Suite {
         }
         let peer = match first {
             Some(first) if first.peer_median_s < PEER_ONCE => {
-                self.peer.ask(work)?.map(|second| first.faster(second))
+                self.peer.ask(work, "cpu")?.map(|second| first.faster(second))
             }
             first => first,
         };
@@ -212,7 +212,7 @@ impl Suite {
             "name": work.name,
             "device": "cpu",
             "threads": machine::threads(),
-            "dtype": "f32",
+            "dtype": work.dtype.name(),
             "median_s": nanoseconds("median")?,
             "spread_s": nanoseconds("median_abs_dev")?,
             "floor_s": floor,

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: runs the criterion benches and gathers their rows.
 
 use std::path::{Path, PathBuf};
+use std::process;
 
 use serde_json::Value;
 
@@ -15,7 +16,9 @@ pub(crate) const COMMAND: Command = Command {
               copies, timed in the same run; median and spread (the median absolute deviation,\n\
               scaled to a standard deviation) are criterion's. --against also asks the peers of a\n\
               library, torch, scipy or pycocotools, with the Python in VKD_PYTHON, or with that of\n\
-              an environment that is made in the target folder and gets the library from pip.",
+              an environment that is made in the target folder and gets the library from pip.\n\
+              --device measures the works of benches/device.toml on a GPU instead, against torch on the same one;\n\
+              on cpu these have tiny sizes, which shows that they run.",
     flags: &[
         Flag { name: "--quick", value: None, help: "few samples: does it run, not how fast" },
         Flag { name: "--json", value: Some("FILE"), help: "also write the rows" },
@@ -24,6 +27,11 @@ pub(crate) const COMMAND: Command = Command {
             name: "--against",
             value: Some("LIBRARY"),
             help: "also measure torch, scipy or pycocotools, interleaved",
+        },
+        Flag {
+            name: "--device",
+            value: Some("D"),
+            help: "cuda, cuda:N or cpu: the works of a GPU",
         },
         Flag {
             name: "--baseline",
@@ -39,7 +47,11 @@ pub(crate) const COMMAND: Command = Command {
             against: args.value("--against").map(str::to_owned),
             baseline: args.value("--baseline").map(PathBuf::from),
         };
-        measure(&shell::root()?, &request)
+        let root = &shell::root()?;
+        match args.value("--device") {
+            None => measure(root, &request),
+            Some(device) => on_device(root, device, &request),
+        }
     },
 };
 
@@ -79,16 +91,7 @@ pub(crate) fn measure(root: &Path, request: &Request) -> Result<()> {
     let gathered = folder.join("rows.jsonl");
     std::fs::write(&gathered, "").map_err(|error| format!("rows.jsonl: {error}"))?;
 
-    let python = match request.against.as_deref() {
-        None => None,
-        Some(name) => match LIBRARIES.into_iter().find(|(library, _)| *library == name) {
-            Some((library, package)) => Some((peer_python(&folder, library, package)?, library)),
-            None => {
-                let known = LIBRARIES.map(|(library, _)| library).join(", ");
-                return Err(format!("--against: expected one of {known}, got {name}"));
-            }
-        },
-    };
+    let python = peer(&folder, request.against.as_deref())?;
 
     let mut command = shell::cargo(root);
     // The whole workspace, so that candle keeps the features it has in `cargo test --workspace`
@@ -106,10 +109,7 @@ pub(crate) fn measure(root: &Path, request: &Request) -> Result<()> {
     }
     // By environment, so that the printed line names no folder of this machine.
     command.env("VKD_BENCH_FOLDER", &folder);
-    command.env_remove(PEER_PYTHON);
-    if let Some((python, library)) = python {
-        command.env(PEER_PYTHON, python).env(PEER_LIBRARY, library);
-    }
+    ask_peer(&mut command, python);
     // As `vkd distill` runs its workers: freed memory is kept, so that no step faults its pages in again. The benches start
     // the peer, which inherits it.
     for name in ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"] {
@@ -147,10 +147,41 @@ pub(crate) fn measure(root: &Path, request: &Request) -> Result<()> {
     }
 }
 
+/// The works of a GPU.
+fn on_device(root: &Path, device: &str, request: &Request) -> Result<()> {
+    if let Some(other) = request.against.as_deref().filter(|library| *library != "torch") {
+        return Err(format!("--against: expected torch with --device, got {other}"));
+    }
+    let folder = shell::target_directory(&shell::metadata(root)?)?.join("vkd-bench");
+    std::fs::create_dir_all(&folder).map_err(|error| format!("vkd-bench folder: {error}"))?;
+    let python = peer(&folder, request.against.as_deref())?.map(|(python, _)| python);
+    crate::device::bench(root, device, request, python)
+}
+
+/// The Python of a peer's library, where one is named.
+fn peer(folder: &Path, library: Option<&str>) -> Result<Option<(PathBuf, &'static str)>> {
+    let Some(name) = library else { return Ok(None) };
+    match LIBRARIES.into_iter().find(|(library, _)| *library == name) {
+        Some((library, package)) => Ok(Some((peer_python(folder, library, package)?, library))),
+        None => {
+            let known = LIBRARIES.map(|(library, _)| library).join(", ");
+            Err(format!("--against: expected one of {known}, got {name}"))
+        }
+    }
+}
+
+/// Tells a bench which Python to ask, or none.
+pub(crate) fn ask_peer(command: &mut process::Command, python: Option<(PathBuf, &str)>) {
+    command.env_remove(PEER_PYTHON);
+    if let Some((python, library)) = python {
+        command.env(PEER_PYTHON, python).env(PEER_LIBRARY, library);
+    }
+}
+
 /// A Python with a library: VKD_PYTHON, or that of an environment which is made once.
 fn peer_python(folder: &Path, library: &str, package: &str) -> Result<PathBuf> {
     let has_it = |python: &Path| {
-        let mut import = std::process::Command::new(python);
+        let mut import = process::Command::new(python);
         shell::run(import.args(["-c", &format!("import {library}, numpy, scipy")]))
     };
     if let Some(python) = std::env::var_os("VKD_PYTHON").map(PathBuf::from) {
@@ -171,9 +202,9 @@ fn peer_python(folder: &Path, library: &str, package: &str) -> Result<PathBuf> {
             )
         };
         // Run inside the folder, so that the printed line names no folder of this machine.
-        let mut make = std::process::Command::new("python3");
+        let mut make = process::Command::new("python3");
         shell::run(make.current_dir(folder).args(["-m", "venv", "venv"])).map_err(wrong)?;
-        let mut install = std::process::Command::new(&python);
+        let mut install = process::Command::new(&python);
         shell::run(install.args(["-m", "pip", "install", package, "numpy", "scipy"]))
             .map_err(wrong)?;
         has_it(&python).map_err(wrong)?;
@@ -198,7 +229,7 @@ fn works(root: &Path) -> Result<Vec<String>> {
     Ok(names(&text))
 }
 
-fn names(shapes: &str) -> Vec<String> {
+pub(crate) fn names(shapes: &str) -> Vec<String> {
     shapes
         .lines()
         .filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'))

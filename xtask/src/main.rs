@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod ci;
 mod cuda;
+mod device;
 mod docs;
 mod rows;
 mod scale;
@@ -21,15 +22,17 @@ use args::Command;
 /// An error is a sentence for the person at the terminal; nothing here recovers from one.
 pub(crate) type Result<T> = std::result::Result<T, String>;
 
-const COMMANDS: [&Command; 8] = [
+const COMMANDS: [&Command; 10] = [
     &ci::COMMAND,
     &tidy::COMMAND,
+    &device::TEST,
     &bench::COMMAND,
     &scale::COMMAND,
     &docs::COMMAND,
     &standalone::COMMAND,
     &cuda::SETUP,
     &cuda::CHECK,
+    &cuda::BUNDLE,
 ];
 
 fn main() -> ExitCode {
@@ -87,7 +90,8 @@ mod tests {
 
     #[test]
     fn every_subcommand_has_help() {
-        for name in ["ci", "tidy", "bench", "docs", "standalone", "cuda setup", "cuda check"] {
+        for command in super::COMMANDS {
+            let name = command.name;
             dispatch(&words(&format!("{name} --help"))).unwrap();
         }
         dispatch(&words("--help")).unwrap();

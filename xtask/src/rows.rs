@@ -132,6 +132,40 @@ pub(crate) fn orthogonal_table(rows: &[Value]) -> String {
     crate::docs::markdown_table(&cells, 1)
 }
 
+/// The table of the works of a GPU: the row of each that stands last among `rows`, and what nobody has measured.
+pub(crate) fn device_table(works: &[String], rows: &[Value]) -> String {
+    let header =
+        ["work", "median", "floor", "x floor", "peer", "peer median", "times faster", "where"];
+    let mut cells = vec![header.map(str::to_owned).to_vec()];
+    for work in works {
+        let on_device = |row: &&Value| {
+            row["name"] == **work && row["device"].as_str().is_some_and(|device| device != "cpu")
+        };
+        let Some(row) = rows.iter().rev().find(on_device) else {
+            let mut empty = vec![work.clone(), "not measured".to_owned()];
+            empty.resize(header.len(), "-".to_owned());
+            cells.push(empty);
+            continue;
+        };
+        let text = |key: &str| row[key].as_str().unwrap_or("-").to_owned();
+        let time = |key: &str| row[key].as_f64().map_or("-".to_owned(), seconds);
+        let peer = row["peer_median_s"].as_f64().zip(row["median_s"].as_f64());
+        let times =
+            |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
+        cells.push(vec![
+            work.clone(),
+            time("median_s"),
+            time("floor_s"),
+            times(ratio(row)),
+            text("peer"),
+            time("peer_median_s"),
+            times(peer.map(|(peer, median)| peer / median)),
+            text("machine"),
+        ]);
+    }
+    crate::docs::markdown_table(&cells, 1)
+}
+
 /// Three digits that matter, and the unit that fits.
 pub(crate) fn seconds(value: f64) -> String {
     let (value, unit) = match value {
@@ -225,6 +259,19 @@ mod tests {
         assert!(text.contains("500 ms") && text.contains("2.00") && text.contains("1.0 MiB"));
         assert_eq!(seconds(2.5e-6), "2.50 µs");
         assert_eq!(seconds(0.0123), "12.3 ms");
+    }
+
+    #[test]
+    fn what_no_gpu_has_measured_says_so() {
+        let works = ["a/b/c/d", "e/f/g/h"].map(str::to_owned);
+        let mut measured = row("a/b/c/d", 0.5, json!(0.25));
+        let on_cpu = super::device_table(&works, &[measured.clone()]);
+        assert_eq!(on_cpu.matches("not measured").count(), 2, "{on_cpu}");
+        measured["device"] = json!("cuda");
+        measured["machine"] = json!("a card, driver 1.2");
+        let text = super::device_table(&works, &[measured]);
+        assert_eq!(text.matches("not measured").count(), 1, "{text}");
+        assert!(text.contains("500 ms") && text.contains("a card, driver 1.2"), "{text}");
     }
 
     #[test]

@@ -100,7 +100,8 @@ fn compute<W: Workload>(recipe: &RecipeOf<W>, plan: &Plan) -> String {
         }
     };
     format!(
-        "compute: the student trains in {}{beside}, the teacher answers in {} (weights of {})\n",
+        "compute: on {}, the student trains in {}{beside}, the teacher answers in {} (weights of {})\n",
+        recipe.training.device,
         student.name(),
         teacher.name(),
         bytes(plan.teacher_bytes as f64)

@@ -1,5 +1,7 @@
-//! `cargo xtask cuda ..`: what the feature `cuda` needs on a machine without a GPU, and the check of what it builds.
+//! `cargo xtask cuda ..`: what the feature `cuda` needs on a machine without a GPU, the check of what it builds, and what travels to
+//! a machine with one.
 
+mod bundle;
 mod check;
 mod setup;
 
@@ -32,16 +34,26 @@ pub(crate) const CHECK: args::Command = args::Command {
     run: |args| check(&shell::root()?, args.has("--kernels")),
 };
 
+pub(crate) const BUNDLE: args::Command = args::Command {
+    name: "cuda bundle",
+    summary: "Pack the suite, the distillation and the benchmarks for a machine with a GPU",
+    details: "Builds vkd-device with the feature cuda, stripped, and puts it with torch's scripts, run.sh and a README into\n\
+              target/cuda-bundle and target/cuda-bundle.tar.gz, of at most 40 MB. The other machine needs a driver and CUDA's\n\
+              libraries, no toolchain and no network. Needs `cargo xtask cuda setup` once, and tar.",
+    flags: &[],
+    run: |_| bundle::bundle(&shell::root()?),
+};
+
 /// The toolkit in the workspace's target folder.
-struct Toolkit {
+pub(crate) struct Toolkit {
     /// As `CUDA_HOME`: has bin, include and lib.
-    home: PathBuf,
+    pub(crate) home: PathBuf,
     /// Where cargo builds with the feature, apart from the builds without it.
-    target: PathBuf,
+    pub(crate) target: PathBuf,
 }
 
 impl Toolkit {
-    fn of(root: &Path) -> Result<Self> {
+    pub(crate) fn of(root: &Path) -> Result<Self> {
         Ok(Self::under(&shell::target_directory(&shell::metadata(root)?)?))
     }
 
@@ -49,12 +61,12 @@ impl Toolkit {
         Self { home: target.join("cuda-toolkit/nvidia/cu13"), target: target.join("cuda") }
     }
 
-    fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.home.join("bin/nvcc").is_file() && self.home.join("lib/libcuda.so").exists()
     }
 
     /// What cargo, candle's build scripts and ours look at.
-    fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+    pub(crate) fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         for name in ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR"] {
             command.env(name, &self.home);
         }

@@ -2,7 +2,8 @@
 //!
 //! A page is written by hand; between two marker lines stands what this command makes:
 //! `<!-- begin generated: KEY -->` and `<!-- end generated -->`. Keys: `runs/*` (every grid
-//! under docs/results/runs), `runs/NAME` (one of them), `benchmarks/*`, `benchmarks/NAME`.
+//! under docs/results/runs), `runs/NAME` (one of them), `benchmarks/*`, `benchmarks/NAME`, and `device` (the works of
+//! benches/device.toml, measured or not).
 //! A run file that no page shows is an error, so is a key that no file answers.
 //! Where `docs/images/NAME-curves.svg` exists, it is the learning curves of `docs/results/runs/NAME`.
 
@@ -32,6 +33,7 @@ pub(crate) const COMMAND: Command = Command {
 
 const RUNS: &str = "docs/results/runs";
 const BENCHMARKS: &str = "benches/results";
+const DEVICE: &str = "benches/device.toml";
 const PICTURES: &str = "docs/images";
 
 /// Fails where a page is not what [`write()`] would make of it, by a `vkd` that is built already or by one that cargo runs.
@@ -101,11 +103,15 @@ fn blocks(root: &Path, vkd: Option<&Path>) -> Result<BTreeMap<String, String>> {
             comparison(root, vkd, &folder, &[]).map_err(|e| format!("{RUNS}/{name}: {e}"))?;
         blocks.insert(format!("runs/{name}"), text);
     }
+    let mut all = Vec::new();
     for path in files(&root.join(BENCHMARKS), "json")? {
         let rows = rows::read(&path).map_err(|message| message.replace(&prefix(root), ""))?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         blocks.insert(format!("benchmarks/{name}"), benchmark(&rows)?);
+        all.extend(rows);
     }
+    let works = crate::bench::names(&read(&root.join(DEVICE))?);
+    blocks.insert("device".to_owned(), rows::device_table(&works, &all));
     Ok(blocks)
 }
 

@@ -59,8 +59,9 @@ fn edges(package: &Value, ours: &[&str]) -> Vec<Finding> {
         // Kernels are launched through vkd-norm; without the feature `cuda` vkd-ortho stands alone.
         let for_kernels = [name, on] == ["vkd-ortho", "vkd-norm"]
             && (for_tests || dependency["optional"] == true);
-        let fine =
-            allowed.contains(&on) || for_kernels || (on == TESTKIT && for_tests && name != TESTKIT);
+        // The suite of a device is a program, whose tools are those of the tests.
+        let tools = on == TESTKIT && name != TESTKIT && (for_tests || name == "vkd-benches");
+        let fine = allowed.contains(&on) || for_kernels || tools;
         if ours.contains(&on) && !fine {
             let how = if for_tests { "may not, even for tests," } else { "may not" };
             let message = format!("`{name}` {how} depend on `{on}`");
