@@ -104,7 +104,10 @@ fn scores_are_of_inception_where_its_weights_are_given() -> Result<()> {
     let report = run.arm_report("none")?.unwrap();
     let extractor = report.extractor.clone().unwrap();
     let start = "Inception-v3 (fid of width 2) at 75x75 pixels, inception.safetensors, SHA-256 ";
-    assert!(extractor.starts_with(start) && extractor.len() == start.len() + 16 + "…".len(), "{extractor}");
+    assert!(
+        extractor.starts_with(start) && extractor.len() == start.len() + 16 + "…".len(),
+        "{extractor}"
+    );
     let student = run.arm_path("none", "student.safetensors");
     let want = again(&student, &weights, &data, 40)?;
     for (name, want) in [("frechet", want[0]), ("inception_score", want[1])] {

@@ -103,13 +103,13 @@ fn images_are_read_by_the_rank_that_needs_them() {
 
     let opened = open("data.on_corrupt=skip");
     let want = scores(&Ranks::alone(), &opened).unwrap();
-    assert_eq!(opened.1.skipped(), [broken.clone()]);
+    assert_eq!(opened.1.skipped(), [&broken[..]]);
     let found = on_each(2, |ranks| {
         let opened = open("data.on_corrupt=skip");
         Ok((scores(ranks, &opened)?, opened.1.skipped()))
     });
     let found: Vec<_> = found.into_iter().map(Result::unwrap).collect();
-    assert!(found[0] == (want, Vec::new()) && found[1].1 == [broken.clone()], "{found:?}");
+    assert!(found[0] == (want, Vec::new()) && found[1].1 == [&broken[..]], "{found:?}");
 
     let stopped = on_each(2, |ranks| scores(ranks, &open("data.on_corrupt=stop")));
     let said: Vec<String> =

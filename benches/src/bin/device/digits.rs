@@ -68,6 +68,10 @@ fn accuracies(device: ComputeDevice, short: bool) -> Result<([f64; 3], usize)> {
     let run = RunFolder::create(folder.path(), recipe, false)?;
     let teacher = train_teacher(&run, &data, &mut |_| Ok(()))?;
     let student = train_arm(&run, &data, ARM, &mut |_| Ok(()))?;
+    let (trained_on, want) = (run.facts(ARM)?.map(|facts| facts.device), device.describe()?);
+    if trained_on.as_ref() != Some(&want) {
+        bail!("digits: expected a run on {want}, got one on {trained_on:?}")
+    }
     let of = |scores: &vkd_train::Scores| scores.get("accuracy").copied().unwrap_or(f64::NAN);
     let residual = student.projector_residual_max.unwrap_or(f64::NAN);
     Ok(([of(&teacher.metrics), of(&student.metrics), residual], data.test.len()))

@@ -184,6 +184,14 @@ fn results(op: &Op, inputs: &[Tensor], active: usize, way: usize) -> Result<Vec<
     };
     let all = vars.iter().map(Var::as_tensor).chain(fixed).map(lay).collect::<Result<Vec<_>>>()?;
     let outputs = op(&all)?;
+    // Nothing may come back by way of the host.
+    for (i, output) in outputs.iter().enumerate() {
+        if let Some(x) = inputs.first()
+            && !output.device().same_device(x.device())
+        {
+            bail!("expected result {i} on {:?}, got it on {:?}", x.device(), output.device())
+        }
+    }
     let host = |x: &Tensor| x.detach().to_device(&Device::Cpu);
     let mut found = outputs.iter().map(host).collect::<Result<Vec<_>>>()?;
     if active == 0 {
@@ -205,6 +213,17 @@ fn results(op: &Op, inputs: &[Tensor], active: usize, way: usize) -> Result<Vec<
     let grads = loss.backward()?;
     for (i, var) in vars.iter().enumerate() {
         match grads.get(var) {
+            Some(grad)
+                if !grad.device().same_device(var.device()) || grad.dtype() != var.dtype() =>
+            {
+                bail!(
+                    "expected the gradient of input {i} as {:?} on {:?}, got {:?} on {:?}",
+                    var.dtype(),
+                    var.device(),
+                    grad.dtype(),
+                    grad.device()
+                )
+            }
             Some(grad) => found.push(host(grad)?),
             None => bail!("expected a gradient of input {i}, got none"),
         }

@@ -2,7 +2,9 @@
 
 use super::{Case, FLOATS, Function, Unary, drawn, one, shown};
 use candle_core::{DType, Device, Result, Tensor};
-use vkd_nn::ops::{Body, conv_transpose2d, conv2d, conv2d_relu, linear, sublayer};
+use vkd_nn::ops::{
+    Body, conv_transpose2d, conv2d, conv2d_relu, linear, modulate, modulate_relu, sublayer,
+};
 use vkd_nn::{
     Activation, BatchNormConfig, Context, Conv2dConfig, ConvTranspose2dConfig, Pool2dConfig,
     VarStore, avg_pool2d, batch_norm2d, cross_attention, deformable_attention, drop_path, dropout,
@@ -201,6 +203,15 @@ fn maps(all: &mut Vec<Case>) -> Result<()> {
             Box::new(|x| upsample_bilinear2d(&x[0], (7, 11), true)),
         )?;
         add("pixel_shuffle", Box::new(|x| pixel_shuffle(&x[0], 2)))?;
+    }
+    for dims in [[1, 1, 1, 3], [4, 26, 24, 33]] {
+        let affine = [dims[0], dims[3]];
+        let shapes: [&[usize]; 3] = [&dims, &affine, &affine];
+        let (name, area) = (shown(&dims), dims[1] * dims[2]);
+        push(all, format!("modulate {name}"), &shapes, area, |x| modulate(&x[0], &x[1], &x[2]))?;
+        push(all, format!("modulate_relu {name}"), &shapes, area, |x| {
+            modulate_relu(&x[0], &x[1], &x[2])
+        })?;
     }
     push(all, "pixel_unshuffle 2x6x4x3".to_owned(), &[&[2, 6, 4, 3]], 1, |x| {
         pixel_unshuffle(&x[0], 2)

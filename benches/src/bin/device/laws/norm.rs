@@ -93,9 +93,10 @@ fn by_channel(all: &mut Vec<Case>, dims: &'static [usize]) -> Result<()> {
 }
 
 fn whitening(all: &mut Vec<Case>) -> Result<()> {
-    // Three rows a channel, so that the covariance's condition stays below some tens, which rounding meets twice: in the factor and in
-    // its gradient.
+    // With three rows a channel the covariance's condition stays below some tens, which rounding meets twice: in the factor and in
+    // its gradient. With fewer rows than channels it is some thousands, by the shrinkage.
     const CONDITION: f64 = 100.;
+    const DEFICIENT: f64 = 1e7;
     let fixed = Shrinkage::Fixed(1e-3);
     let newton = WhitenMethod::NewtonSchulz { iterations: 5 };
     let methods = [
@@ -104,17 +105,27 @@ fn whitening(all: &mut Vec<Case>) -> Result<()> {
         ("cholesky refuse", WhitenMethod::Cholesky, fixed, Deficient::Refuse),
         ("zca", WhitenMethod::Zca, fixed, Deficient::Full),
         ("newton_schulz", newton, fixed, Deficient::Full),
+        ("cholesky oas", WhitenMethod::Cholesky, Shrinkage::Oas, Deficient::Full),
+        ("zca ledoit_wolf", WhitenMethod::Zca, Shrinkage::LedoitWolf, Deficient::Full),
+        ("pca", WhitenMethod::Pca, fixed, Deficient::Full),
     ];
-    for (rows, channels) in [(9, 3), (101, 33), (201, 65), (900, 256)] {
+    // The last two have fewer rows than channels: batches of 50 and width 512 are the paper's own case.
+    for (rows, channels) in [(9, 3), (101, 33), (201, 65), (900, 256), (7, 33), (50, 512)] {
         let dims: [&[usize]; 1] = [&[rows, channels]];
         let name = shown(dims[0]);
         let mut add = |op: String, f: Function| {
             let case = Case::new(format!("{op} {name}"), drawn(&dims)?, 1, rows, one(f));
-            all.push(case.with_gain(CONDITION).in_f64());
+            let gain = if rows > channels { CONDITION } else { DEFICIENT };
+            all.push(case.with_gain(gain).in_f64());
             Ok::<_, candle_core::Error>(())
         };
         add("whiten_cholesky".to_owned(), Box::new(|x| whiten_cholesky(&x[0], 1e-4)))?;
         for (what, method, shrinkage, deficient) in methods {
+            // Its eigenvectors have no gradient where eigenvalues are equal, and it refuses what the rows do not span.
+            let undefined = method == WhitenMethod::Pca || deficient == Deficient::Refuse;
+            if undefined && rows <= channels {
+                continue;
+            }
             let config = WhitenConfig { method, shrinkage, deficient };
             add(format!("whiten {what}"), Box::new(move |x| whiten(&x[0], config)))?;
         }

@@ -79,6 +79,6 @@ pub(super) fn backward<T: Real>(
 #[inline(always)]
 fn add<T: Real>(((dx, &x), &gain): ((&mut T, &T), &T), g: T, sum: &mut [T; 2]) {
     *dx = g * gain;
-    sum[0] = sum[0] + g * x;
-    sum[1] = sum[1] + g;
+    sum[0] += g * x;
+    sum[1] += g;
 }
