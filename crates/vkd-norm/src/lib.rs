@@ -50,6 +50,7 @@ mod whiten;
 pub use context::{Context, stream};
 pub use moments::Moments;
 pub use normalizer::Normalizer;
+pub use ops::flags;
 /// Layer norm on slices, for the fused sub-layer of vkd-nn; no part of the stable interface.
 #[doc(hidden)]
 pub use ops::layer_norm_rows;

@@ -2,8 +2,8 @@
 //
 // Plain enough for nvcc and for a host's compiler: in tests VKD_HOST is defined and a header that maps threads of a block
 // to threads of the host is included first. Blocks are whole warps of at most 1024 threads. Memory is read and written in
-// the element type, arithmetic is in `Sum<T>`: f64 for f64, f32 for all others. Sums have a fixed order, no kernel uses
-// atomics: equal input gives equal bits.
+// the element type, arithmetic is in `Sum<T>`: f64 for f64, f32 for all others. Sums have a fixed order, and no kernel uses
+// atomics but to set the bits of a check, whose order is no matter: equal input gives equal bits.
 #pragma once
 
 #ifndef VKD_HOST

@@ -2,6 +2,7 @@
 
 mod centre;
 mod channel_norm;
+pub mod flags;
 mod layer_norm;
 #[doc(hidden)]
 pub mod program;

@@ -2,7 +2,7 @@
 //
 // A kernel's source includes this in place of the CUDA headers, so that the sanitizers of the host's compiler see its every
 // access. It serves what our kernels use: shared memory, __syncthreads, shuffles and ballots over whole warps, one, two or three
-// dimensions, f16 and bf16 as storage. Threads that part ways at a barrier are an error, as they are on a device.
+// dimensions, f16 and bf16 as storage, atomicOr. Threads that part ways at a barrier are an error, as they are on a device.
 //
 // The program reads a script from its first argument, see `Program::script` of vkd-norm: one line a buffer, table or launch.
 #pragma once
@@ -75,6 +75,8 @@ enum Kind : uint64_t { SYNC = 1, END = 3, SHUFFLE = 5, BALLOT = 7 };
 
 inline thread_local dim3 threadIdx, blockIdx;
 inline dim3 blockDim, gridDim;
+
+inline unsigned atomicOr(unsigned* word, unsigned bits) { return __atomic_fetch_or(word, bits, __ATOMIC_RELAXED); }
 
 inline void __syncthreads() { vkd_host::block_barrier.wait(vkd_host::SYNC, vkd_host::block_turn); }
 
