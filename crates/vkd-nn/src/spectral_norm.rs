@@ -1,8 +1,9 @@
 //! Weights divided by their largest singular value.
 
 use crate::ops::native_dtype;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
+use vkd_norm::flags;
 
 /// Least norm that a vector of the power iteration is divided by.
 const LEAST: f64 = 1e-8;
@@ -64,7 +65,7 @@ impl SpectralNorm {
     ///
     /// # Errors
     /// Another number of rows, or with `update` a weight that is zero or has a value that is not finite: nothing is kept
-    /// then.
+    /// then. On a device, where nobody waits to hear of it, such a weight raises a [flag](vkd_norm::flags).
     pub fn forward(&self, weight: &Tensor, update: bool) -> Result<Tensor> {
         let rows = self.u.dim(1)?;
         if weight.rank() < 2 || weight.dim(0)? != rows {
@@ -83,13 +84,18 @@ impl SpectralNorm {
         let sigma = (matrix.matmul(&v.t()?)? * next.t()?)?.sum_all()?;
         if update {
             let found = sigma.detach().reshape(1)?;
-            let value = found.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?;
             // σ is a norm; of a weight of zeros it is zero, and would leave nothing to iterate on.
-            if !value.iter().all(|s| s.is_finite() && *s > 0.) {
-                bail!(
-                    "spectral_norm {}: expected a finite weight that is not zero, got σ {value:?}",
-                    self.name
-                )
+            if found.device().is_cpu() {
+                let value = found.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+                if !value.iter().all(|s| s.is_finite() && *s > 0.) {
+                    bail!(
+                        "spectral_norm {}: expected a finite weight that is not zero, got σ {value:?}",
+                        self.name
+                    )
+                }
+            } else {
+                let what = "a finite weight that is not zero";
+                flags::expect("spectral_norm", what, &found, [f64::MIN_POSITIVE, f64::MAX])?;
             }
             self.u.slice_set(&next, 0, 0)?;
             self.sigma.slice_set(&found, 0, 0)?;

@@ -86,5 +86,5 @@ pub use ops::{cayley, householder_product, matrix_exp, reference};
 pub use parametrization::Parametrization;
 pub use polar::polar;
 pub use projector::{BuiltProjector, OrthogonalProjector, orthogonal, orthogonal_linear};
-pub use stiefel::{sample_stiefel, stiefel_residual};
+pub use stiefel::{sample_stiefel, stiefel_residual, stiefel_residual_tensor};
 pub use torch::{TorchFault, TorchWeight, torch_default_map, torch_weight};

@@ -1,6 +1,6 @@
 //! The layer: a linear map whose weight is orthonormal whatever its parameter holds.
 
-use crate::{OrthogonalConfig, Stiefel};
+use crate::{OrthogonalConfig, Stiefel, stiefel_residual_tensor};
 use candle_core::{DType, Module, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
@@ -105,6 +105,14 @@ impl OrthogonalProjector {
     /// Those of [`weight`](Self::weight).
     pub fn residual(&self) -> Result<f64> {
         self.stiefel.residual()
+    }
+
+    /// [`residual`](Self::residual) as a tensor where the weight is, without waiting for it.
+    ///
+    /// # Errors
+    /// Those of [`weight`](Self::weight).
+    pub fn residual_tensor(&self) -> Result<Tensor> {
+        stiefel_residual_tensor(&self.weight()?)
     }
 
     /// The parameter behind the weight.

@@ -472,13 +472,15 @@ impl Distiller {
         Ok(found)
     }
 
-    /// Largest `max|WᵀW − I|` of the orthogonal projectors, in f64; `None` without one.
-    pub fn residual(&self) -> Result<Option<f64>> {
+    /// Largest `max|WᵀW − I|` of the orthogonal projectors, of rank 0 in f64; infinite where one is broken, `None` without one.
+    pub fn residual(&self) -> Result<Option<Tensor>> {
         let mut worst = None;
         for tap in &self.taps {
             if let Some(r) = tap.projector.residual()? {
-                // NaN wins: a broken projector must show.
-                worst = Some(worst.map_or(r, |w: f64| if r > w || r.is_nan() { r } else { w }));
+                worst = Some(match worst {
+                    None => r,
+                    Some(worst) => r.maximum(&worst)?,
+                });
             }
         }
         Ok(worst)

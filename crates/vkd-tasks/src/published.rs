@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Module, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
-use vkd_ortho::{householder_product, sample_stiefel, stiefel_residual};
+use vkd_ortho::{householder_product, sample_stiefel, stiefel_residual_tensor};
 
 /// Last part of the name of its parameter. The published code puts the parameter into the group with weight decay, and without
 /// that it would not be what was published: a trainer asks for this name.
@@ -65,12 +65,12 @@ impl PublishedProjector {
         Tensor::from_vec(integers, (1, k), self.original.device())?.to_dtype(self.original.dtype())
     }
 
-    /// `max|WᵀW − I|` in f64: 1 once the weight is zero.
+    /// `max|WᵀW − I|`, of rank 0 in f64: 1 once the weight is zero.
     ///
     /// # Errors
     /// Those of [`weight`](Self::weight).
-    pub fn residual(&self) -> Result<f64> {
-        stiefel_residual(&self.weight()?)
+    pub fn residual(&self) -> Result<Tensor> {
+        stiefel_residual_tensor(&self.weight()?)
     }
 }
 
@@ -99,12 +99,12 @@ mod tests {
             let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
             let projector = PublishedProjector::new(in_dim, out_dim, 1, vb)?;
             assert_eq!(projector.weight()?.dims(), [out_dim, in_dim]);
-            assert!(projector.residual()? <= 1e-6);
+            assert!(projector.residual()?.to_scalar::<f64>()? <= 1e-6);
             // The published learning rate and decay.
             let original = parts(&map, PUBLISHED_PARAMETER);
             original.set(&(original.as_tensor().detach() * (1. - 5e-4 * 0.05))?)?;
             let sum = projector.weight()?.abs()?.sum_all()?.to_scalar::<f32>()?;
-            assert_eq!((sum, projector.residual()?), (0., 1.));
+            assert_eq!((sum, projector.residual()?.to_scalar::<f64>()?), (0., 1.));
         }
         Ok(())
     }

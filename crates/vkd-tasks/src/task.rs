@@ -101,8 +101,8 @@ pub trait DistillTask {
     /// A batch that contradicts itself or leaves no loss term, and whatever networks and losses refuse.
     fn step(&self, batch: &Self::Batch, phase: &Phase, ctx: &Context) -> Result<StepOutput>;
 
-    /// Largest `max|WᵀW − I|` of the task's orthogonal projectors now, in f64; `None` without one.
-    fn residual(&self) -> Result<Option<f64>> {
+    /// Largest `max|WᵀW − I|` of the task's orthogonal projectors now, of rank 0 in f64 and where it was computed; `None` without one.
+    fn residual(&self) -> Result<Option<Tensor>> {
         Ok(None)
     }
 }

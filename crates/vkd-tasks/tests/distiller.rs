@@ -154,7 +154,7 @@ fn terms_are_named_and_sum_to_the_loss() -> Result<()> {
         sum += term.weight * term.value.to_scalar::<f64>()?;
     }
     assert!((sum - out.loss.to_scalar::<f64>()?).abs() < 1e-12);
-    assert!(task.residual()?.is_some_and(|r| r <= 1e-13));
+    assert!(task.residual()?.unwrap().to_scalar::<f64>()? <= 1e-13);
     Ok(())
 }
 
@@ -165,7 +165,7 @@ fn alone_both_heads_learn_the_labels() -> Result<()> {
     gradcheck_variables(&student.named("student"), || {
         Ok(task.step(&batch(6)?, &task.phases()[0], &Context::eval())?.loss)
     })?;
-    assert_eq!(task.residual()?, None);
+    assert!(task.residual()?.is_none());
     // Nothing to learn from at all is an error, not a silent step.
     assert!(task.step(&batch(0)?, &task.phases()[0], &Context::eval()).is_err());
     Ok(())

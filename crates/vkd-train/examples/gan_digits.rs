@@ -226,7 +226,8 @@ fn run(setup: Setup, mut say: impl FnMut(&str)) -> Result<Outcome> {
         optimizers.push(AdamW::new(own.collect(), adam, |_, _| false)?);
     }
     let mut averages = Ema::new(&store, 0.995, true)?;
-    let (started, mut residual) = (Instant::now(), task.residual()?);
+    let now = || task.residual()?.map(|r| r.to_scalar::<f64>()).transpose();
+    let (started, mut residual) = (Instant::now(), now()?);
     for step in 0..steps {
         let mut line = format!("step {step}:");
         for (phase, optimizer) in task.phases().iter().zip(&mut optimizers) {
@@ -245,7 +246,7 @@ fn run(setup: Setup, mut say: impl FnMut(&str)) -> Result<Outcome> {
         }
         averages.update()?;
         if step % 100 == 0 || step + 1 == steps {
-            residual = residual.zip(task.residual()?).map(|(a, b)| a.max(b));
+            residual = residual.zip(now()?).map(|(a, b)| a.max(b));
             say(&line);
         }
     }

@@ -2,13 +2,13 @@
 
 use crate::checkpoints::{Checkpoints, Note, Saved};
 use crate::event::{Event, EventKind, Observer, Validation};
-use crate::guard::{Guard, scalar};
+use crate::guard::{Detached, Guard};
 use crate::ranks::Ranks;
 use crate::recipe::TrainingConfig;
 use crate::state::{PhaseState, State};
 use crate::workload::Goal;
-use candle_core::Result;
 use candle_core::backprop::GradStore;
+use candle_core::{Result, Tensor};
 use std::collections::BTreeMap;
 use std::time::Instant;
 use vkd_nn::{Context, GradAccumulator, VarStore};
@@ -104,8 +104,9 @@ pub fn train<T: DistillTask>(
     guard.at(state.step, same(&state, ranks))?;
     while state.step < training.steps {
         let step = state.step;
-        let residual = guard.residual(task, step)?;
-        state.residual = larger(state.residual, residual);
+        // Read with the numbers of the first update.
+        let mut unread = guard.at(step, task.residual())?;
+        let mut residual = None;
         let learning_rate = training.learning_rate_at(step);
         let micro_batch = |number| {
             let data = batch(number)?;
@@ -120,7 +121,11 @@ pub fn train<T: DistillTask>(
         for phase in &mut state.phases {
             let repeats = task.repeats(&phase.phase);
             for (round, micro_batches) in (0..repeats).zip(rounds()) {
-                let mut found = gradients(task, phase, micro_batches, &guard, step)?;
+                let waiting = unread.take();
+                let mut found =
+                    gradients(task, phase, micro_batches, waiting.as_ref(), &guard, step)?;
+                residual = larger(residual, found.residual);
+                state.residual = larger(state.residual, found.residual);
                 guard.at(step, found.join(phase, training.bucket_bytes(), ranks))?;
                 let last = round + 1 == repeats;
                 if phase.audit.wants(step) && last {
@@ -181,10 +186,14 @@ pub fn train<T: DistillTask>(
             guard.last = Some(state.step);
         }
     }
-    let residual = larger(state.residual, guard.residual(task, training.steps)?);
+    let now = || {
+        let residual = guard.at(training.steps, task.residual())?;
+        Ok::<_, candle_core::Error>(guard.numbers(residual.as_ref(), &[], training.steps)?.residual)
+    };
+    let residual = larger(state.residual, now()?);
     state.settle()?;
     // Of the averages, where those are the result.
-    let residual = larger(residual, guard.residual(task, training.steps)?);
+    let residual = larger(residual, now()?);
     Ok(Outcome { residual, seconds: seconds() })
 }
 
@@ -199,6 +208,8 @@ fn same(state: &State, ranks: &Ranks) -> Result<()> {
 /// What a phase found on its micro-batches: means over them.
 struct Found {
     grads: GradStore,
+    /// The projectors' before the update.
+    residual: Option<f64>,
     loss: f64,
     /// Before weighting, by name.
     terms: BTreeMap<String, f64>,
@@ -225,28 +236,36 @@ fn gradients<T: DistillTask>(
     task: &T,
     phase: &PhaseState,
     micro_batches: &[(T::Batch, Context)],
+    residual: Option<&Tensor>,
     guard: &Guard,
     step: u64,
 ) -> Result<Found> {
     let share = 1. / micro_batches.len() as f64;
     let mut sum = GradAccumulator::new(phase.parameters.clone());
-    let (mut loss, mut terms, mut last) = (0., BTreeMap::new(), Vec::new());
+    let (mut one, mut last, mut outputs) = (None, Vec::new(), Vec::new());
     for (data, ctx) in micro_batches {
         // A loss that meets NaN says in which tensor; where the run stands is added here.
         let output = guard.at(step, task.step(data, &phase.phase, ctx))?;
-        for (name, value) in guard.terms(&output, step)? {
-            *terms.entry(name).or_insert(0.) += share * value;
-        }
-        loss += share * scalar(&output.loss)?;
         let grads = output.loss.backward()?;
         // One alone is no sum.
-        if micro_batches.len() == 1 {
-            return Ok(Found { grads, loss, terms, output: output.terms });
+        match micro_batches.len() {
+            1 => one = Some(grads),
+            _ => sum.add(&grads, share)?,
         }
-        sum.add(&grads, share)?;
+        outputs.push(Detached::of(&output));
         last = output.terms;
     }
-    Ok(Found { grads: sum.take(), loss, terms, output: last })
+    // When all is queued: a device is waited for once.
+    let numbers = guard.numbers(residual, &outputs, step)?;
+    let (mut loss, mut terms) = (0., BTreeMap::new());
+    for (of_one, named) in numbers.outputs {
+        loss += share * of_one;
+        for (name, value) in named {
+            *terms.entry(name).or_insert(0.) += share * value;
+        }
+    }
+    let grads = one.unwrap_or_else(|| sum.take());
+    Ok(Found { grads, residual: numbers.residual, loss, terms, output: last })
 }
 
 fn larger(a: Option<f64>, b: Option<f64>) -> Option<f64> {

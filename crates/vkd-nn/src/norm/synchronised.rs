@@ -45,9 +45,7 @@ pub(super) fn synchronised(
     let ys = in_native(xs, |xs| {
         let xs = shared_statistics(xs, &stats, eps, sum)?;
         let (gain, bias) = (native(gain, &xs)?, native(bias, &xs)?);
-        let of = |values: &[f64]| Tensor::from_slice(values, values.len(), xs.device());
-        let (mean, variance) = (of(stats.mean())?, of(stats.biased())?);
-        vkd_norm::batch_norm_with(&xs, &gain, &bias, &mean, &variance, eps)
+        vkd_norm::batch_norm_with(&xs, &gain, &bias, stats.mean(), stats.biased(), eps)
     })?;
     Ok((ys, stats))
 }

@@ -36,15 +36,18 @@ pub(super) fn over_root(xs: &Tensor, dims: &[usize], eps: f64) -> Result<Tensor>
     scaled.broadcast_div(&(squares + (size.recip()?.sqr()? * eps)?)?.sqrt()?)
 }
 
-/// f64 on the CPU, where not every device has it.
-pub(super) fn wide(statistics: &Tensor) -> Result<Tensor> {
-    statistics.to_device(&Device::Cpu)?.to_dtype(DType::F64)
+/// Statistics for `xs` in f64, where `xs` is, or on the CPU if its device has no f64.
+pub(super) fn wide(statistics: &Tensor, xs: &Tensor) -> Result<Tensor> {
+    match xs.device().is_metal() {
+        true => statistics.to_device(&Device::Cpu)?.to_dtype(DType::F64),
+        false => statistics.to_device(xs.device())?.to_dtype(DType::F64),
+    }
 }
 
 /// `(xs - mean) * inverse` by columns, with [`wide`] numbers of which nothing is lost to the dtype.
 pub(super) fn columns(xs: &Tensor, mean: &Tensor, inverse: &Tensor) -> Result<Tensor> {
     let own = |t: &Tensor| t.to_dtype(xs.dtype())?.to_device(xs.device());
     let near = own(mean)?;
-    let left = own(&(mean - wide(&near)?)?)?;
+    let left = own(&(mean - wide(&near, xs)?)?)?;
     xs.broadcast_sub(&near)?.broadcast_sub(&left)?.broadcast_mul(&own(inverse)?)
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub struct DetectionBatch {
     /// Images `(B, C, H, W)`, zero where padded.
     pub images: Tensor,
-    /// Where images are padded, u8 `(B, H, W)`: 1 there, 0 on the image.
+    /// Where images are padded, u8 `(B, H, W)`: 1 there, 0 on the image. On the CPU, where networks look at it.
     pub padding: Tensor,
     /// The objects of each image, in its pixels as the network sees it.
     pub objects: Vec<Objects>,
@@ -24,13 +24,12 @@ pub struct DetectionBatch {
 }
 
 impl DetectionBatch {
-    /// The same with its tensors on `device`; boxes and sizes are no tensors.
+    /// The same with its images on `device`. The padding stays: what a network makes of it, positions and masks, is made on the CPU.
     ///
     /// # Errors
     /// Those of the copy.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
-        let (images, padding) = (moved(&self.images, device)?, moved(&self.padding, device)?);
-        Ok(Self { images, padding, ..self.clone() })
+        Ok(Self { images: moved(&self.images, device)?, ..self.clone() })
     }
 
     /// Number of images.

@@ -255,7 +255,7 @@ impl DistillTask for DetectionTask {
         Ok(StepOutput { loss: weighted_sum(&terms)?, terms })
     }
 
-    fn residual(&self) -> Result<Option<f64>> {
+    fn residual(&self) -> Result<Option<Tensor>> {
         match &self.distillation {
             Some((_, distiller)) => distiller.residual(),
             None => Ok(None),

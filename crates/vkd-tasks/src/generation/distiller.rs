@@ -355,11 +355,11 @@ impl GenerationDistiller {
         })
     }
 
-    /// `max|WᵀW − I|` of an orthogonal projector, in f64; `None` without one.
+    /// `max|WᵀW − I|` of an orthogonal projector, of rank 0 in f64; `None` without one.
     ///
     /// # Errors
     /// Those of the projector.
-    pub fn residual(&self) -> Result<Option<f64>> {
+    pub fn residual(&self) -> Result<Option<Tensor>> {
         self.projector.residual()
     }
 }

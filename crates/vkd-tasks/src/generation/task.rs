@@ -378,7 +378,7 @@ impl DistillTask for GenerationTask {
         found.map_err(|e| e.context(format!("generation: {} phase", phase.name)))
     }
 
-    fn residual(&self) -> Result<Option<f64>> {
+    fn residual(&self) -> Result<Option<Tensor>> {
         match &self.distillation {
             Some((_, distiller)) => distiller.residual(),
             None => Ok(None),

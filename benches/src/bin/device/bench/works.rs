@@ -115,7 +115,7 @@ fn step(work: &Work, features: bool, device: &Device) -> Result<(Option<f64>, St
     let xs = data((batch, 3, side, side), 9)?.to_device(device)?;
     let labels = Tensor::arange(0u32, batch as u32, device)?;
     let ids: Vec<u64> = (0..batch as u64).collect();
-    let residual = distiller.residual()?;
+    let residual = distiller.residual()?.map(|r| r.to_scalar()).transpose()?;
     Ok((
         residual,
         Box::new(move || {
@@ -149,7 +149,7 @@ fn part(work: &Work, device: &Device) -> Result<(Option<f64>, Step)> {
     let teacher = NetworkOutput::new(logits.clone())
         .with_tap("pooled", FeatureMap::new(pooled, Layout::Pooled)?);
     let ids: Vec<u64> = (0..batch as u64).collect();
-    let residual = distiller.residual()?;
+    let residual = distiller.residual()?.map(|r| r.to_scalar()).transpose()?;
     Ok((
         residual,
         Box::new(move || {

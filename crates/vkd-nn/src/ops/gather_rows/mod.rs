@@ -6,6 +6,7 @@ pub(crate) mod reference;
 use crate::ops::{Real, dense, in_native, unsupported};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use std::sync::Arc;
+use vkd_norm::flags;
 
 const OP: &str = "gather_rows";
 
@@ -22,7 +23,8 @@ const OP: &str = "gather_rows";
 /// are not named get zero.
 ///
 /// # Errors
-/// A table of another rank, ids of another dtype, or an id that is no row of the table, with its place.
+/// A table of another rank, ids of another dtype, or an id that is no row of the table, with its place. On a device, where nobody waits
+/// to hear of it, such an id raises a [flag](vkd_norm::flags) and stands for a row of zeros.
 pub fn gather_rows(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     let (rows, width) = match *table.dims() {
         [rows, width] => (rows, width),
@@ -31,6 +33,11 @@ pub fn gather_rows(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     if !matches!(ids.dtype(), DType::U8 | DType::U32 | DType::I64) {
         bail!("{OP}: expected ids of u8, u32 or i64, got {:?}", ids.dtype())
     }
+    if !table.device().is_cpu() {
+        let ids = ids.to_device(table.device())?;
+        flags::expect(OP, "ids of rows of the table", &ids, [0., rows as f64 - 1.])?;
+        return reference::gather_rows(table, &ids);
+    }
     let wanted = ids.flatten_all()?.to_dtype(DType::I64)?.to_vec1::<i64>()?;
     let in_table = |(place, &id): (usize, &i64)| match usize::try_from(id) {
         Ok(row) if row < rows => Ok(row),
@@ -38,9 +45,6 @@ pub fn gather_rows(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     };
     let wanted = wanted.iter().enumerate().map(in_table).collect::<Result<Vec<_>>>()?;
     let shape = Shape::from([ids.dims(), &[width]].concat());
-    if !table.device().is_cpu() {
-        return reference::gather_rows(table, ids);
-    }
     table.contiguous()?.apply_op1(GatherRows { wanted: wanted.into(), rows, width, shape })
 }
 

@@ -11,13 +11,13 @@ fn normalised(
     stats: &ChannelStats,
     eps: f64,
 ) -> Result<(Tensor, Tensor)> {
-    let channels = stats.mean().len();
+    let channels = stats.channels();
     let rows = xs.elem_count() / channels.max(1);
     let flat = |t: &Tensor| t.detach().to_dtype(DType::F64)?.reshape((rows, channels));
-    let inverse: Vec<f64> = stats.biased().iter().map(|v| (v + eps).sqrt().recip()).collect();
-    let of_channels = |values: &[f64]| Tensor::from_slice(values, channels, xs.device());
-    let apart = flat(xs)?.broadcast_sub(&of_channels(stats.mean())?)?;
-    Ok((flat(grad)?, apart.broadcast_mul(&of_channels(&inverse)?)?))
+    let here = |t: &Tensor| t.to_device(xs.device());
+    let inverse = (here(stats.biased())? + eps)?.sqrt()?.recip()?;
+    let apart = flat(xs)?.broadcast_sub(&here(stats.mean())?)?;
+    Ok((flat(grad)?, apart.broadcast_mul(&inverse)?))
 }
 
 /// As [`shared_sums`](super::shared_sums).
@@ -36,7 +36,7 @@ pub(super) fn gradient(
     sums: &[f64],
 ) -> Result<Tensor> {
     let (g, h) = normalised(grad, xs, stats, eps)?;
-    let channels = stats.mean().len();
+    let channels = stats.channels();
     let means: Vec<f64> = sums.iter().map(|sum| sum / stats.rows() as f64).collect();
     let means = Tensor::from_vec(means, (2, channels), xs.device())?;
     let along = h.broadcast_mul(&means.get(1)?)?;

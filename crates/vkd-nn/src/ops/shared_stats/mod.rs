@@ -60,7 +60,7 @@ pub fn shared_sums(grad: &Tensor, xs: &Tensor, stats: &ChannelStats, eps: f64) -
     }
     let (grad, xs) = (grad.contiguous()?, xs.contiguous()?);
     fn run<T: Real>(grad: &Tensor, xs: &Tensor, s: &ChannelStats, eps: f64) -> Result<Vec<f64>> {
-        let channels = Channels::<T>::of(s.mean(), s.biased(), eps);
+        let channels = Channels::<T>::of(&s.mean().to_vec1()?, &s.biased().to_vec1()?, eps);
         with_slices::<T, _, 2>(OP, [grad, xs], |[g, x]| Ok(channels.sums(g, x)))
     }
     match xs.dtype() {
@@ -81,8 +81,8 @@ pub fn shared_gradient(
     sums: &[f64],
 ) -> Result<Tensor> {
     check(grad, xs, stats)?;
-    if sums.len() != 2 * stats.mean().len() {
-        bail!("{OP}: expected {} sums, got {}", 2 * stats.mean().len(), sums.len())
+    if sums.len() != 2 * stats.channels() {
+        bail!("{OP}: expected {} sums, got {}", 2 * stats.channels(), sums.len())
     }
     if !xs.device().is_cpu() {
         return device::gradient(grad, xs, stats, eps, sums);
@@ -94,7 +94,7 @@ pub fn shared_gradient(
         eps: f64,
         sums: &[f64],
     ) -> Result<Tensor> {
-        let channels = Channels::<T>::of(s.mean(), s.biased(), eps);
+        let channels = Channels::<T>::of(&s.mean().to_vec1()?, &s.biased().to_vec1()?, eps);
         let dxs = with_slices::<T, _, 2>(OP, tensors, |[g, x]| {
             Ok(channels.gradient(g, x, sums, s.rows()))
         })?;
@@ -107,7 +107,7 @@ pub fn shared_gradient(
 }
 
 fn check(grad: &Tensor, xs: &Tensor, stats: &ChannelStats) -> Result<()> {
-    let channels = stats.mean().len();
+    let channels = stats.channels();
     if xs.dims().last() != Some(&channels) {
         bail!("{OP}: expected (.., {channels}), got {:?}", xs.dims())
     }

@@ -4,9 +4,10 @@
 
 namespace vkd {
 
-// Stats (samples, groups, 2) of parts (samples, chunks, 3, channels): mean and 1 / deviation, a set a thread.
-__device__ __forceinline__ void channel_stats(const double* parts, double* stats, unsigned sets, unsigned chunks,
-                                              unsigned channels, unsigned width, double eps) {
+// Stats (samples, groups, 2) of parts (samples, chunks, 3, channels): mean and 1 / deviation, a set a thread. Moments (2, samples,
+// groups) are mean and biased variance.
+__device__ __forceinline__ void channel_stats(const double* parts, double* stats, double* moments, unsigned sets,
+                                              unsigned chunks, unsigned channels, unsigned width, double eps) {
     const unsigned set = blockIdx.x * blockDim.x + threadIdx.x;
     if (set >= sets) return;
     const unsigned groups = channels / width, sample = set / groups, first = (set % groups) * width;
@@ -21,8 +22,20 @@ __device__ __forceinline__ void channel_stats(const double* parts, double* stats
             count = all;
         }
     }
+    const double variance = squares / count;
     stats[2 * size_t(set)] = mean;
-    stats[2 * size_t(set) + 1] = 1 / sqrt(squares / count + eps);
+    stats[2 * size_t(set) + 1] = 1 / sqrt(variance + eps);
+    moments[set] = mean;
+    moments[size_t(sets) + set] = variance;
+}
+
+// Stats (sets, 2) of given means and variances.
+template <typename T>
+__device__ __forceinline__ void channel_given(const T* mean, const T* variance, double* stats, unsigned sets, double eps) {
+    const unsigned set = blockIdx.x * blockDim.x + threadIdx.x;
+    if (set >= sets) return;
+    stats[2 * size_t(set)] = double(widen(mean[set]));
+    stats[2 * size_t(set) + 1] = 1 / sqrt(double(widen(variance[set])) + eps);
 }
 
 // The normalised value of one column.
@@ -166,13 +179,18 @@ __device__ __forceinline__ void channel_norm_backward(const T* xs, const T* weig
                                   unsigned per_chunk) {                                                                \
         vkd::channel_norm_backward<T>(xs, weight, grad, stats, terms, dxs, rows, channels, width, per_chunk);          \
     }                                                                                                                  \
-    VKD_EXPORT(channel_norm_backward_##S)
+    VKD_EXPORT(channel_norm_backward_##S)                                                                              \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        channel_norm_given_##S(const T* mean, const T* variance, double* stats, unsigned sets, double eps) {           \
+        vkd::channel_given<T>(mean, variance, stats, sets, eps);                                                       \
+    }                                                                                                                  \
+    VKD_EXPORT(channel_norm_given_##S)
 
 VKD_EACH_FLOAT(KERNELS)
 
 extern "C" __global__ void __launch_bounds__(256)
-    channel_norm_stats(const double* parts, double* stats, unsigned sets, unsigned chunks, unsigned channels, unsigned width,
-                       double eps) {
-    vkd::channel_stats(parts, stats, sets, chunks, channels, width, eps);
+    channel_norm_stats(const double* parts, double* stats, double* moments, unsigned sets, unsigned chunks, unsigned channels,
+                       unsigned width, double eps) {
+    vkd::channel_stats(parts, stats, moments, sets, chunks, channels, width, eps);
 }
 VKD_EXPORT(channel_norm_stats)

@@ -6,30 +6,38 @@ use candle_core::op::BackpropOp;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail,
 };
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 const SOURCE: Source = Source {
     module: "vkd_norm::channel_norm",
     ptx: include_str!(concat!(env!("OUT_DIR"), "/channel_norm.ptx")),
 };
 
-/// With the statistics `given`, mean and 1 / deviation of each set in f64, or with the input's own.
+/// With means and variances `given`, of one dtype, or with the input's own. The second result is mean and biased variance of every set,
+/// `(2, sets)` in f64, of the input's own.
 pub(super) fn channel_norm(
     channels: Channels,
     [xs, weight, bias]: [&Tensor; 3],
-    given: Option<Tensor>,
-) -> Result<Tensor> {
-    let own = given.is_none();
-    let stats = given.map_or_else(OnceLock::new, OnceLock::from);
-    let op = ChannelNorm { channels, own, stats };
-    xs.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
+    given: Option<[Tensor; 2]>,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let found = Arc::new(OnceLock::new());
+    let op = ChannelNorm { channels, given, found: found.clone() };
+    let ys = xs.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?;
+    let moments = found.get().and_then(|found: &Found| found.moments.clone());
+    Ok((ys, moments))
 }
 
 struct ChannelNorm {
     channels: Channels,
-    own: bool,
-    /// Given, or set by the forward pass.
-    stats: OnceLock<Tensor>,
+    given: Option<[Tensor; 2]>,
+    /// Set by the forward pass.
+    found: Arc<OnceLock<Found>>,
+}
+
+struct Found {
+    /// Mean and 1 / deviation of each set in f64.
+    stats: Tensor,
+    moments: Option<Tensor>,
 }
 
 impl CustomOp3 for ChannelNorm {
@@ -59,24 +67,30 @@ impl CustomOp3 for ChannelNorm {
         bias_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
         let mut inputs = vec![(xs, xs_layout), (weight, weight_layout), (bias, bias_layout)];
-        let shape = xs_layout.shape().clone();
-        let program = self.channels.forward(self.own)?;
-        if self.own {
-            let mut buffers = run(SOURCE, &program, &inputs)?;
-            let stats = Storage::Cuda(buffers.swap_remove(1));
-            let sets = self.channels.sets();
-            let stats = Tensor::from_storage(stats, (sets, 2), BackpropOp::none(), false);
-            // A second forward pass of one op would find the same.
-            let _ = self.stats.set(stats);
-            return Ok((buffers.swap_remove(0), shape));
+        let given = self.given.iter().flatten();
+        let guards: Vec<_> = given.map(Tensor::storage_and_layout).collect();
+        for (storage, layout) in &guards {
+            match &**storage {
+                Storage::Cuda(storage) => inputs.push((storage, *layout)),
+                _ => bail!("{}: expected the statistics on the device of xs", self.name()),
+            }
         }
-        let guard = self.stats.get().map(Tensor::storage_and_layout);
-        match guard.as_ref().map(|(stats, layout)| (&**stats, *layout)) {
-            Some((Storage::Cuda(stats), layout)) => inputs.push((stats, layout)),
-            _ => bail!("{}: expected the statistics on the device of xs", self.name()),
-        }
-        let mut buffers = run(SOURCE, &program, &inputs)?;
-        Ok((buffers.swap_remove(0), shape))
+        let program = self.channels.forward(self.given.as_ref().map(|[mean, _]| mean.dtype()))?;
+        let mut buffers = run(SOURCE, &program, &inputs)?.into_iter();
+        let (Some(ys), Some(stats)) = (buffers.next(), buffers.next()) else {
+            bail!("{}: expected an output and statistics", self.name())
+        };
+        let sets = self.channels.sets();
+        let tensor = |buffer, dims: (usize, usize)| {
+            Tensor::from_storage(Storage::Cuda(buffer), dims, BackpropOp::none(), false)
+        };
+        let moments = match self.given {
+            Some(_) => None,
+            None => buffers.next().map(|moments| tensor(moments, (2, sets))),
+        };
+        // A second forward pass of one op would find the same.
+        let _ = self.found.set(Found { stats: tensor(stats, (sets, 2)), moments });
+        Ok((ys, xs_layout.shape().clone()))
     }
 
     fn bwd(
@@ -87,11 +101,11 @@ impl CustomOp3 for ChannelNorm {
         _ys: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Some(stats) = self.stats.get() else {
+        let Some(Found { stats, .. }) = self.found.get() else {
             bail!("{}: expected a forward pass before the backward pass", self.name())
         };
         let grad = grad.contiguous()?;
-        let program = self.channels.backward(self.own)?;
+        let program = self.channels.backward(self.given.is_none())?;
         let buffers = run_on_tensors(SOURCE, &program, &[xs, weight, &grad, stats])?;
         let width = self.channels.grid.channels;
         let of = |t: &Tensor, at: usize| match t.track_op() {

@@ -45,16 +45,26 @@ impl Channels {
         ])
     }
 
-    /// Of input, gain and bias, and of statistics unless they are the input's own. Buffer 0 is the output; buffer 1 is mean
-    /// and 1 / deviation of every set, if they are.
-    pub(super) fn forward(self, own: bool) -> Result<Program> {
+    /// Of input, gain and bias. Buffer 0 is the output, buffer 1 mean and 1 / deviation of every set, in f64, for the backward pass.
+    ///
+    /// The statistics are the input's own, and then buffer 2 is mean and biased variance of every set, (2, sets) in f64; or those of
+    /// two more inputs, means and variances of the type `given`.
+    pub(super) fn forward(self, given: Option<DType>) -> Result<Program> {
         let Self { op, grid, dtype, eps } = self;
         let end = suffix(op, dtype)?;
         let mut program = Program::default();
         let ys = program.buffer(dtype, self.entries());
+        let stats = program.buffer(DType::F64, 2 * self.sets());
         let [rows, channels, width, per_chunk] = self.counts()?;
-        let stats = if own {
-            let stats = program.buffer(DType::F64, 2 * self.sets());
+        let sets = count(op, self.sets())?;
+        if let Some(given) = given {
+            program.launch(
+                format!("channel_norm_given_{}", suffix(op, given)?),
+                Size::entries(self.sets()),
+                &[Arg::Input(3), Arg::Input(4), stats, sets, Arg::F64(eps)],
+            )?;
+        } else {
+            let moments = program.buffer(DType::F64, 2 * self.sets());
             let chunks = chunks(grid.rows).0;
             let parts = program.buffer(DType::F64, grid.samples * chunks * 3 * grid.channels);
             program.launch(
@@ -62,16 +72,13 @@ impl Channels {
                 self.size(),
                 &[Arg::Input(0), parts, rows, channels, per_chunk],
             )?;
-            let [sets, chunks] = [count(op, self.sets())?, count(op, chunks)?];
+            let chunks = count(op, chunks)?;
             program.launch(
                 "channel_norm_stats".to_owned(),
                 Size::entries(self.sets()),
-                &[parts, stats, sets, chunks, channels, width, Arg::F64(eps)],
+                &[parts, stats, moments, sets, chunks, channels, width, Arg::F64(eps)],
             )?;
-            stats
-        } else {
-            Arg::Input(3)
-        };
+        }
         let [xs, weight, bias] = [0, 1, 2].map(Arg::Input);
         program.launch(
             format!("channel_norm_{end}"),

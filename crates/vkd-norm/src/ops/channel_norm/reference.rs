@@ -31,7 +31,7 @@ pub(crate) fn batch_norm_with(
     variance: &Tensor,
     eps: f64,
 ) -> Result<Tensor> {
-    let inverse = (wide(variance)? + eps)?.sqrt()?.recip()?;
-    let normed = columns(xs, &wide(mean)?, &inverse)?;
+    let inverse = (wide(variance, xs)? + eps)?.sqrt()?.recip()?;
+    let normed = columns(xs, &wide(mean, xs)?, &inverse)?;
     normed.broadcast_mul(weight)?.broadcast_add(bias)
 }

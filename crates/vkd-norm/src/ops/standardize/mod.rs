@@ -15,6 +15,7 @@ mod tests;
 
 use crate::checks::check_relative_eps;
 use crate::dense::{Real, dense, in_native, with_slices, with_storage};
+use crate::flags;
 use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Tensor, bail};
 use cpu::{Channel, Turn};
 pub use statistics::Variance;
@@ -164,28 +165,36 @@ pub fn standardize_masked(
 /// ```
 pub fn standardize_with(xs: &Tensor, mean: &Tensor, variance: &Tensor, eps: f64) -> Result<Tensor> {
     let (rows, channels) = check(OP_WITH, xs, eps)?;
-    let values = |name: &str, t: &Tensor| -> Result<Vec<f64>> {
+    let values = |name: &str, t: &Tensor| -> Result<Option<Vec<f64>>> {
         if t.dims() != [channels] {
             bail!("{OP_WITH}: expected {name} of shape [{channels}], got {:?}", t.dims())
         }
         if t.track_op() {
             bail!("{OP_WITH}: expected {name} without gradient, got a tracked tensor; detach it")
         }
+        if !t.device().is_cpu() {
+            let low = if name == "variance" { 0. } else { f64::MIN };
+            flags::expect(OP_WITH, &format!("a sensible {name}"), t, [low, f64::MAX])?;
+            return Ok(None);
+        }
         let values = t.to_dtype(DType::F64)?.to_vec1::<f64>()?;
         match values.iter().position(|v| !v.is_finite()) {
             Some(j) => bail!("{OP_WITH}: expected finite {name}, got {} in channel {j}", values[j]),
-            None => Ok(values),
+            None => Ok(Some(values)),
         }
     };
     let (means, variances) = (values("mean", mean)?, values("variance", variance)?);
-    if let Some(j) = variances.iter().position(|v| *v < 0.) {
-        bail!("{OP_WITH}: expected variance >= 0, got {} in channel {j}", variances[j])
+    if let Some((j, v)) = variances.iter().flatten().enumerate().find(|(_, v)| **v < 0.) {
+        bail!("{OP_WITH}: expected variance >= 0, got {v} in channel {j}")
     }
     in_native(xs, |xs| {
         if !xs.device().is_cpu() {
             return reference::standardize_with(xs, mean, variance, eps);
         }
-        let given = means.iter().zip(&variances).map(|(&mean, &squares)| {
+        let (Some(means), Some(variances)) = (&means, &variances) else {
+            bail!("{OP_WITH}: expected the statistics on the CPU, where xs is")
+        };
+        let given = means.iter().zip(variances).map(|(&mean, &squares)| {
             Channel::new(&ChannelMoments { inverse_unit: 1., mean, squares }, 1., eps)
         });
         let op = Standardize {

@@ -47,7 +47,7 @@ pub(crate) fn standardize_with(
     variance: &Tensor,
     eps: f64,
 ) -> Result<Tensor> {
-    let (mean, variance) = (wide(mean)?, wide(variance)?);
+    let (mean, variance) = (wide(mean, xs)?, wide(variance, xs)?);
     let squared = ((variance * (1. + eps * eps))? + (&mean * eps)?.sqr()?)?;
     let zero = squared.eq(0.)?;
     let root = zero.where_cond(&squared.ones_like()?, &squared)?.sqrt()?;

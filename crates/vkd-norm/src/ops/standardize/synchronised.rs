@@ -39,7 +39,7 @@ pub fn standardize_synchronised(
     let (rows, _) = check(OP, xs, eps)?;
     let all = replicas.total(rows as f64)?;
     let (dtype, device) = (xs.dtype(), xs.device());
-    let xs = wide(xs)?;
+    let xs = wide(xs, xs)?;
     // First the mean, so that the squares are about it and no digits cancel.
     let mean = (replicas.sum(&xs.sum_keepdim(0)?)? / all)?;
     let centred = xs.broadcast_sub(&mean)?;

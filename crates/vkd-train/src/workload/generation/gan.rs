@@ -199,7 +199,7 @@ impl DistillTask for JudgedGan {
         self.task.step(batch, phase, ctx)
     }
 
-    fn residual(&self) -> Result<Option<f64>> {
+    fn residual(&self) -> Result<Option<Tensor>> {
         self.task.residual()
     }
 }
