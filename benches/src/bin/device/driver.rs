@@ -4,6 +4,7 @@
 //! So a copy of candle's that nobody knows of is counted as well. cudarc copies to the host by one function alone, and
 //! `a_copy_is_counted` fails should that change.
 #![allow(unsafe_code, reason = "functions of another language stand between the program and the driver")]
+#![allow(non_snake_case, reason = "the names are the driver's")]
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,7 +43,7 @@ fn next(name: &std::ffi::CStr) -> *mut c_void {
 /// # Safety
 /// As the driver asks.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
+unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
     to: *mut c_void,
     from: u64,
     bytes: usize,
@@ -64,7 +65,7 @@ pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
 /// # Safety
 /// As the driver asks.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuStreamSynchronize(stream: *mut c_void) -> i32 {
+unsafe extern "C" fn cuStreamSynchronize(stream: *mut c_void) -> i32 {
     WAITS.fetch_add(1, Ordering::SeqCst);
     let driver = next(c"cuStreamSynchronize");
     if driver.is_null() {

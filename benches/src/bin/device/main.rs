@@ -5,6 +5,8 @@
 mod args;
 mod bench;
 mod digits;
+#[cfg(feature = "cuda")]
+mod driver;
 mod laws;
 
 use args::{Args, Command};
