@@ -8,13 +8,13 @@ pub(crate) const HELP: &str = "\
 Usage: vkd-device <laws|digits|bench> [--device cpu|cuda|cuda:N] [FLAGS]
 
   laws     every op against the same op in f64 on the CPU, results and gradients
-  digits   a distillation on the device beside one on the CPU
+  digits   the first steps of a classifier, a GAN and a detector, and a whole distillation, on the device beside the CPU
   bench    the works of device.toml: median, spread, floor, and a peer's time
 
 Flags:
   --device D     where [default: cuda]
   --filter S     of laws and bench: only what has S in its name
-  --small        of laws: only cases of few values, as under a sanitizer; of digits: few steps
+  --small        of laws: only cases of few values, as under a sanitizer; of digits: a shorter distillation
   --quick        of bench: few samples
   --json FILE    of bench: also write the rows
 Where VKD_BENCH_PEER_PYTHON and VKD_BENCH_PEER_LIBRARY=torch are set, bench also asks torch in that Python, with the scripts in VKD_BENCH_PEERS.

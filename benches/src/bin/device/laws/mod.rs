@@ -1,9 +1,10 @@
 //! Every op on a device against the same op, or its slow twin, in f64 on the CPU: results and gradients.
 //!
-//! Invariants: inputs are rounded to the dtype first, so that both sides see the same numbers, and so is the gradient that comes in; a
-//! tolerance follows from the dtype, the longest sum and a gain whose cause stands beside it. On the device `cpu` the suite compares the
+//! Invariants: inputs are rounded to the dtype first, so that both sides see the same numbers, and so is the gradient that comes in;
+//! what is allowed follows from the dtype, the longest sum, and a gain and roundings whose cause stands beside them. On the device `cpu` the suite compares the
 //! CPU's kernels with each other: it then proves itself, and in the tests that it finds what is wrong.
 
+mod law;
 mod loss;
 mod nn;
 mod norm;
@@ -13,9 +14,10 @@ mod tests;
 mod training;
 
 use candle_core::{DType, Device, Error, Result, Tensor, Var, bail};
+use law::Law;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use vkd_testkit::{Tolerance, assert_close, layouts, normal, to_f64};
+use vkd_testkit::{layouts, normal};
 
 /// A function of one tensor.
 type Unary = fn(&Tensor) -> Result<Tensor>;
@@ -42,12 +44,7 @@ struct Case {
     /// How many of them, the first, have a gradient.
     active: usize,
     dtypes: Vec<DType>,
-    /// Terms of the longest sum.
-    terms: usize,
-    /// How much the op may enlarge the rounding of its arithmetic.
-    gain: f64,
-    /// Whether it computes in f64 whatever the dtype.
-    wide: bool,
+    law: Law,
 }
 
 impl Case {
@@ -60,7 +57,8 @@ impl Case {
     ) -> Self {
         let op = Arc::new(op);
         let dtypes = FLOATS.to_vec();
-        Self { name, op, oracle: None, inputs, active, dtypes, terms, gain: 1., wide: false }
+        let law = Law { terms, gain: 1., wide: false, roundings: 0. };
+        Self { name, op, oracle: None, inputs, active, dtypes, law }
     }
 
     /// Compared with another function than the op itself.
@@ -76,11 +74,16 @@ impl Case {
     }
 
     fn with_gain(self, gain: f64) -> Self {
-        Self { gain, ..self }
+        Self { law: Law { gain, ..self.law }, ..self }
     }
 
     fn in_f64(self) -> Self {
-        Self { wide: true, ..self }
+        Self { law: Law { wide: true, ..self.law }, ..self }
+    }
+
+    /// Where a device rounds to a half type before the last rounding, how many roundings of the largest value that may come to.
+    fn with_roundings(self, roundings: f64) -> Self {
+        Self { law: Law { roundings, ..self.law }, ..self }
     }
 
     fn values(&self) -> usize {
@@ -90,17 +93,6 @@ impl Case {
     /// The first word of the name.
     fn family(&self) -> &str {
         self.name.split(' ').next().unwrap_or_default()
-    }
-
-    fn tolerance(&self, dtype: DType) -> Tolerance {
-        let accumulator = if dtype == DType::F64 || self.wide { DType::F64 } else { DType::F32 };
-        // The error of a sum grows with the root of its terms.
-        let terms = (self.terms as f64 * self.gain.powi(2)).ceil() as usize;
-        let relative = Tolerance::for_op(accumulator, dtype, terms).relative;
-        // Inputs are of order one; of what is nothing but for rounding a millionth of that is asked.
-        // f16 alone has a smallest number that results here come near to.
-        let smallest = if dtype == DType::F16 { 2f64.powi(-24) } else { 0. };
-        Tolerance { relative, absolute: 1e-6 * relative + smallest }
     }
 
     /// The inputs as a dtype holds them.
@@ -138,9 +130,7 @@ impl Case {
                     None => format!("result {at}, layout {way}"),
                     Some(input) => format!("gradient of input {input}, layout {way}"),
                 };
-                let tolerance = self.tolerance(dtype);
-                assert_close(&part, got, want, tolerance)?;
-                worst = worst.max(share(got, want, tolerance)?);
+                worst = worst.max(self.law.check(&part, dtype, got, want)?);
                 count += 1;
             }
         }
@@ -229,14 +219,6 @@ fn results(op: &Op, inputs: &[Tensor], active: usize, way: usize) -> Result<Vec<
         }
     }
     Ok(found)
-}
-
-/// The largest difference over the allowed one.
-fn share(got: &Tensor, want: &Tensor, tolerance: Tolerance) -> Result<f64> {
-    let (got, want) = (to_f64(got)?, to_f64(want)?);
-    let largest = want.iter().fold(0f64, |m, v| m.max(v.abs()));
-    let difference = got.iter().zip(&want).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
-    Ok(difference / (tolerance.absolute + tolerance.relative * largest).max(f64::MIN_POSITIVE))
 }
 
 fn cases() -> Result<Vec<Case>> {

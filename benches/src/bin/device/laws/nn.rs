@@ -28,6 +28,17 @@ pub(super) fn cases() -> Result<Vec<Case>> {
 /// What a case of several ops in a row may be off by: a few roundings, each of what the ones before left.
 const SEVERAL: f64 = 4.;
 
+/// A factor that is no number of the half type is rounded to it before a device multiplies.
+const OF_FACTOR: f64 = 1.;
+
+/// A product in the half type itself, the gradient of rows that are picked on a device: cuBLAS may sum a few parts of it and add
+/// them in that type. Their errors grow with the root of their number.
+const OF_PARTS: f64 = 2.;
+
+/// The kernel subtracts from the slopes their mean, which it takes of the rounded result: each slope has that error, and so have the
+/// sums of slopes.
+const OF_MEANS: f64 = 2.;
+
 fn push(
     all: &mut Vec<Case>,
     name: String,
@@ -57,12 +68,14 @@ fn entries(all: &mut Vec<Case>) -> Result<()> {
         let ctx = Context::train(3, 7, ids);
         let other = ctx.clone();
         let name = shown(&dims);
-        push(all, format!("dropout {name}"), &[&dims], 1, move |x| {
-            dropout(&x[0], 0.25, "d", &ctx)
-        })?;
-        push(all, format!("drop_path {name}"), &[&dims], 1, move |x| {
-            drop_path(&x[0], 0.25, "p", &other)
-        })?;
+        let inputs = || drawn(&[&dims]);
+        let dropped = one(move |x| dropout(&x[0], 0.25, "d", &ctx));
+        let path = one(move |x| drop_path(&x[0], 0.25, "p", &other));
+        let cases = [
+            Case::new(format!("dropout {name}"), inputs()?, 1, 1, dropped),
+            Case::new(format!("drop_path {name}"), inputs()?, 1, 1, path),
+        ];
+        all.extend(cases.map(|case| case.with_roundings(OF_FACTOR)));
     }
     for (rows, width, picked) in [(5, 3, 7), (600, 128, 900)] {
         // Some rows several times, some never.
@@ -70,7 +83,8 @@ fn entries(all: &mut Vec<Case>) -> Result<()> {
         let inputs = [drawn(&[&[rows as usize, width]])?, vec![ids]].concat();
         let terms = picked as usize;
         let pick = |x: &[Tensor]| gather_rows(&x[0], &x[1]);
-        all.push(Case::new(format!("gather_rows {rows}x{width}"), inputs, 1, terms, one(pick)));
+        let case = Case::new(format!("gather_rows {rows}x{width}"), inputs, 1, terms, one(pick));
+        all.push(case.with_roundings(OF_PARTS));
     }
     Ok(())
 }
@@ -85,39 +99,44 @@ fn products(all: &mut Vec<Case>) -> Result<()> {
             })?;
         }
     }
-    let bodies = [(Body::Mlp(Activation::Gelu), 96, 96), (Body::Attention { heads: 2 }, 144, 48)];
-    for (body, inner, outer) in bodies {
+    // On a device each op of the sublayer rounds: norm, first product, attention, second product and scale forward, and as many
+    // gradients backward; the sum at its end is the last rounding. As sums, these errors grow with the root of their number.
+    let bodies = [
+        (Body::Mlp(Activation::Gelu), 96, 96, 8.),
+        (Body::Attention { heads: 2 }, 144, 48, 10. + OF_MEANS),
+    ];
+    for (body, inner, outer, roundings) in bodies {
         let shapes: [&[usize]; 7] =
             [&[8, 50, 48], &[48], &[48], &[inner, 48], &[inner], &[48, outer], &[48]];
         let name = format!("sublayer {body:?}");
-        let inputs = drawn(&shapes)?;
+        let mut inputs = drawn(&shapes)?;
+        // As layers start, so that a product is as large as its input. Larger scores leave a softmax that is nearly one row.
+        for (at, width) in [(3, 48), (5, outer)] {
+            inputs[at] = (&inputs[at] / (width as f64).sqrt())?;
+        }
         let block = move |x: &[Tensor]| {
             let parameters = [&x[1], &x[2], &x[3], &x[4], &x[5], &x[6]];
             sublayer(&x[0], parameters, body, 1e-6, Some(&[1.25; 8]))
         };
         let case = Case::new(name, inputs, 7, 400, one(block));
-        // Scores of keys and queries of length seven each: the softmax is nearly one row.
-        all.push(case.with_gain(if matches!(body, Body::Attention { .. }) {
-            50.
-        } else {
-            SEVERAL
-        }));
+        all.push(case.with_gain(SEVERAL).with_roundings(f64::sqrt(roundings)));
     }
     Ok(())
 }
 
 fn attention(all: &mut Vec<Case>) -> Result<()> {
+    let mut rounded = Vec::new();
     for (batch, tokens, width, heads) in
         [(1, 1, 6, 1), (2, 17, 24, 2), (5, 50, 192, 4), (2, 198, 192, 3)]
     {
         let name = format!("multi_head_attention {batch}x{tokens}x{width}");
-        push(all, name.clone(), &[&[batch, tokens, 3 * width]], width, move |x| {
+        push(&mut rounded, name.clone(), &[&[batch, tokens, 3 * width]], width, move |x| {
             multi_head_attention(&x[0], None, heads)
         })?;
         for bias in [[1, heads, tokens, tokens], [batch, 1, tokens, tokens], [1, 1, 1, tokens]] {
             let shapes: [&[usize]; 2] = [&[batch, tokens, 3 * width], &bias];
             push(
-                all,
+                &mut rounded,
                 format!("{name} with {}", shown(&bias)),
                 &shapes,
                 width.max(batch * tokens),
@@ -128,13 +147,14 @@ fn attention(all: &mut Vec<Case>) -> Result<()> {
     for (queries, keys) in [(1, 3), (9, 70), (100, 33)] {
         let shapes: [&[usize]; 3] = [&[5, queries, 96], &[5, keys, 192], &[4, queries, keys]];
         push(
-            all,
+            &mut rounded,
             format!("cross_attention {queries} of {keys}"),
             &shapes,
             96.max(5 * queries),
             |x| cross_attention(&x[0], &x[1], Some(&x[2]), 4),
         )?;
     }
+    all.extend(rounded.into_iter().map(|case: Case| case.with_roundings(OF_MEANS)));
     for (queries, heads, width) in [(3, 2, 5), (40, 4, 24)] {
         let inputs = vec![
             drawn(&[&[2, 62, heads, width]])?.remove(0),

@@ -1,6 +1,6 @@
 //! The ops of vkd-norm.
 
-use super::{Case, FLOATS, Function, drawn, one, shown};
+use super::{Case, FLOATS, Function, Unary, drawn, one, shown};
 use candle_core::{DType, Device, Result, Tensor};
 use vkd_norm::{
     Deficient, Moments, Shrinkage, Variance, WhitenConfig, WhitenMethod, Whitener, batch_norm,
@@ -17,6 +17,9 @@ const ROWS: [&[usize]; 7] =
 
 /// Batches of channels.
 const CHANNELS: [&[usize]; 5] = [&[5, 3], &[33, 7], &[257, 17], &[2050, 5], &[64, 3024]];
+
+/// The kernel makes the gradient of the rounded result: each entry has the rounding of its own share, and that of the row's sum.
+const OF_RESULT: f64 = 2.;
 
 pub(super) fn cases() -> Result<Vec<Case>> {
     let mut all = Vec::new();
@@ -37,8 +40,16 @@ pub(super) fn cases() -> Result<Vec<Case>> {
         if width > 1 {
             add("rms_norm", &[dims, &[width]], width.max(rows), |x| rms_norm(&x[0], &x[1], EPS))?;
         }
-        add("softmax", &[dims], width, |x| softmax(&x[0]))?;
-        add("log_softmax", &[dims], width, |x| log_softmax(&x[0]))?;
+        for (op, f) in [("softmax", softmax as Unary), ("log_softmax", log_softmax)] {
+            let case = Case::new(
+                format!("{op} {name}"),
+                drawn(&[dims])?,
+                1,
+                width,
+                one(move |x| f(&x[0])),
+            );
+            all.push(case.with_roundings(OF_RESULT));
+        }
     }
     for dims in CHANNELS {
         by_channel(&mut all, dims)?;
