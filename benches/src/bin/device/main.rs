@@ -5,7 +5,6 @@
 mod args;
 mod bench;
 mod digits;
-#[cfg(feature = "cuda")]
 mod driver;
 mod laws;
 

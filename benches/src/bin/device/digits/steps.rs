@@ -1,6 +1,7 @@
 //! The first steps of a classifier, a GAN and a detector and of their teachers, on a device and on the CPU: every loss term, before
 //! rounding has grown into another training.
 
+use crate::driver::{self, Counts};
 use candle_core::{Error, Result, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,12 +10,13 @@ use vkd_train::{
     Workload, check, train_arm, train_teacher,
 };
 
-/// A recipe, what of it is changed so that its first steps come at once, and the arm that is compared.
+/// A recipe, what of it is changed so that its first steps come at once, the arm that is compared, and the updates of one of its steps.
 struct Task {
     name: &'static str,
     recipe: &'static str,
     set: &'static [&'static str],
     arm: &'static str,
+    updates: u64,
 }
 
 const TASKS: [Task; 3] = [
@@ -23,18 +25,22 @@ const TASKS: [Task; 3] = [
         recipe: super::RECIPE,
         set: &["data.validation=20", "training.warmup=0"],
         arm: "vkd",
+        updates: 1,
     },
     Task {
         name: "gan-digits.toml",
         recipe: include_str!("../../../../../recipes/gan-digits.toml"),
         set: &["data.validation=20", "criterion.samples=20"],
         arm: "vkd-whiten",
+        // Two of the discriminator, one of the generator.
+        updates: 3,
     },
     Task {
         name: "scenes.toml",
         recipe: include_str!("../../../../../recipes/scenes.toml"),
         set: &[r#"data.source={ kind = "scenes", train = 100, validation = 2, test = 2 }"#],
         arm: "vkd",
+        updates: 1,
     },
 ];
 
@@ -60,6 +66,15 @@ const LOSS: &str = "loss";
 /// Values by part, step and name of the term.
 type Terms = BTreeMap<(String, u64, String), f64>;
 
+/// What had been counted when a part reported a step.
+type Waits = Vec<(String, u64, Counts)>;
+
+/// The first step after which nothing is looked at but what every step reports: the audit of gradients looks at three at most.
+const QUIET: u64 = 3;
+
+/// Bytes of an update's numbers, at most: some dozen of eight.
+const NUMBERS: u64 = 256;
+
 /// Compares the first steps of all tasks on `device` with those on the CPU, bit for bit where it is the CPU itself.
 ///
 /// # Errors
@@ -77,14 +92,45 @@ fn beside_the_cpu<W: Workload>(task: &Task, device: ComputeDevice) -> Result<()>
         let set = [format!("training.device={place}")];
         terms::<W>(task, &set, &folder.path().join(name), teacher)
     };
-    let want = on(ComputeDevice::Cpu, "cpu", None)?;
-    let got = on(device, "device", Some(&folder.path().join("cpu").join(TEACHER)))?;
+    let (want, _) = on(ComputeDevice::Cpu, "cpu", None)?;
+    let (got, waits) = on(device, "device", Some(&folder.path().join("cpu").join(TEACHER)))?;
     let exact = device == ComputeDevice::Cpu;
-    let share = compare(&want, &got, exact)
-        .map_err(|e| Error::Msg(format!("{}: {}", task.name, vkd_train::plain(&e))))?;
+    let named = |e: Error| Error::Msg(format!("{}: {}", task.name, vkd_train::plain(&e)));
+    let share = compare(&want, &got, exact).map_err(named)?;
     let told = if exact { "the same bits".to_owned() } else { format!("{share:.3} of allowed") };
     println!("{}: {} terms of the first {STEPS} steps: {told}", task.name, want.len());
+    if !exact {
+        let steps = one_copy_an_update(&waits, task).map_err(named)?;
+        println!("{}: one copy to the host an update in {steps} steps, and no wait", task.name);
+    }
     Ok(())
+}
+
+/// Sees to it that between the reports of two steps the host waited for the device once an update, for its numbers. Returns how many
+/// steps were looked at.
+///
+/// # Errors
+/// A step with other copies than that, larger ones, or a wait; none to look at.
+fn one_copy_an_update(waits: &Waits, task: &Task) -> Result<usize> {
+    let mut looked = 0;
+    for pair in waits.windows(2) {
+        let [(before, first, earlier), (part, step, later)] = pair else { continue };
+        if part != before || *step != first + 1 || *step < QUIET {
+            continue;
+        }
+        let updates = if part == task.arm { task.updates } else { 1 };
+        let found = later.since(*earlier);
+        if found.copies != updates || found.bytes > updates * NUMBERS || found.waits > 0 {
+            bail!(
+                "{part}, step {step}: expected {updates} copies to the host of up to {NUMBERS} bytes each and no wait, got {found:?}"
+            )
+        }
+        looked += 1;
+    }
+    match looked {
+        0 => bail!("expected steps after the first {QUIET}, got none"),
+        looked => Ok(looked),
+    }
 }
 
 /// Trains a few steps of a task's teacher and then of its arm, which learns from the file `teacher` where there is one.
@@ -93,7 +139,7 @@ fn terms<W: Workload>(
     set: &[String],
     folder: &Path,
     teacher: Option<&Path>,
-) -> Result<Terms> {
+) -> Result<(Terms, Waits)> {
     let given = task.set.iter().map(|change| (*change).to_owned());
     let own = [
         // Nothing is learnt in so few steps.
@@ -108,9 +154,10 @@ fn terms<W: Workload>(
     let data = W::open(&recipe.data)?;
     check(&recipe, &data)?;
     let run = RunFolderOf::create(folder, recipe, false)?;
-    let mut found = Terms::new();
+    let (mut found, mut waits) = (Terms::new(), Waits::new());
     let mut observe = |event: &Event| {
         let EventKind::Step { loss, terms, residual, .. } = &event.kind else { return Ok(()) };
+        waits.push((event.arm.clone(), event.step, driver::counts()));
         super::frame(&event.arm, residual.unwrap_or(0.))?;
         let terms = terms.iter().map(|(name, value)| (name.as_str(), *value));
         for (name, value) in terms.chain([(LOSS, *loss)]) {
@@ -125,7 +172,7 @@ fn terms<W: Workload>(
         std::fs::copy(teacher, run.path(TEACHER))?;
     }
     train_arm(&run, &data, task.arm, &mut observe)?;
-    Ok(found)
+    Ok((found, waits))
 }
 
 /// The largest share of what is allowed by which two trainings are apart; nothing is allowed where they must be the same.
@@ -173,7 +220,7 @@ mod tests {
     /// Rounding passes in teacher and arm, and a learning rate that is off by a hundredth is found in each.
     fn tells_rounding_from_a_fault<W: Workload>(task: &Task) -> Result<()> {
         let folder = tempfile::tempdir()?;
-        let want = terms::<W>(task, &[], &folder.path().join("own"), None)?;
+        let (want, _) = terms::<W>(task, &[], &folder.path().join("own"), None)?;
         let teacher = folder.path().join("own").join(TEACHER);
         let recipe = RecipeOf::<W>::parse(task.recipe, task.name, &[])?;
         let rates = [recipe.teacher.learning_rate, recipe.training.learning_rate];
@@ -181,7 +228,8 @@ mod tests {
             let set = ["teacher", "training"].into_iter().zip(rates);
             let set: Vec<String> =
                 set.map(|(of, rate)| format!("{of}.learning_rate={:e}", rate * factor)).collect();
-            terms::<W>(task, &set, &folder.path().join(name), Some(&teacher))
+            let folder = folder.path().join(name);
+            Ok::<_, Error>(terms::<W>(task, &set, &folder, Some(&teacher))?.0)
         };
         let (rounded, wrong) = (with_rates("rounded", 1. + 1e-6)?, with_rates("wrong", 1.01)?);
         for part in ["teacher", task.arm] {
@@ -214,6 +262,39 @@ mod tests {
     #[test]
     fn a_detector_with_another_rate_is_found() -> Result<()> {
         tells_rounding_from_a_fault::<Detection>(&TASKS[2])
+    }
+
+    #[test]
+    fn a_copy_too_many_and_a_wait_are_found() -> Result<()> {
+        let gan = &TASKS[1];
+        // A teacher's five steps, of which the last two are looked at, and as many of the arm.
+        let waits = |teacher: Counts, arm: Counts| -> Waits {
+            let of = |part: &str, each: Counts| {
+                let times = |n: u64, step: u64| n * (step + 1);
+                let all = move |step| Counts {
+                    copies: times(each.copies, step),
+                    bytes: times(each.bytes, step),
+                    waits: times(each.waits, step),
+                };
+                (0..5).map(|step| (part.to_owned(), step, all(step))).collect::<Vec<_>>()
+            };
+            [of("teacher", teacher), of(gan.arm, arm)].concat()
+        };
+        let one = Counts { copies: 1, bytes: 64, waits: 0 };
+        let three = Counts { copies: 3, bytes: 192, waits: 0 };
+        assert_eq!(one_copy_an_update(&waits(one, three), gan)?, 4);
+        for (teacher, arm, part) in [
+            (three, three, "teacher"),
+            (one, one, gan.arm),
+            (Counts::default(), three, "teacher"),
+            (Counts { waits: 1, ..one }, three, "teacher"),
+            (one, Counts { bytes: 10_000, ..three }, gan.arm),
+        ] {
+            let message = one_copy_an_update(&waits(teacher, arm), gan).unwrap_err().to_string();
+            assert!(message.starts_with(&format!("{part}, step 3: expected")), "{message}");
+        }
+        assert!(one_copy_an_update(&Waits::new(), gan).is_err());
+        Ok(())
     }
 
     #[test]
