@@ -4,6 +4,7 @@ use crate::Reduction;
 use crate::checks::{finite, widen_pair};
 use crate::ops::{Pointwise, pointwise};
 use candle_core::{Result, Tensor};
+use vkd_norm::flags;
 
 /// Binary cross entropy of each logit with a probability, by the stable form.
 ///
@@ -24,9 +25,9 @@ use candle_core::{Result, Tensor};
 /// Entries in f64, finite for every finite logit. Zero where `p` is 0 or 1 and the logit is far on its side.
 ///
 /// # Errors
-/// A probability outside [0, 1] or NaN (with its entry, on the CPU), different shapes or dtypes, no entries, tracked
-/// probabilities (detach them), another dtype, or a NaN or infinity in the logits, which is named (where the loss is one
-/// number on the CPU).
+/// A probability outside [0, 1] or NaN (with its entry; on a device it sets a bit of [`flags`]), different shapes or dtypes, no
+/// entries, tracked probabilities (detach them), another dtype, or a NaN or infinity in the logits, which is named (where the loss
+/// is one number on the CPU).
 ///
 /// # References
 /// PyTorch's `binary_cross_entropy_with_logits`; ResNet strikes back, arXiv:2110.00476, for its use with mixup.
@@ -47,5 +48,6 @@ pub fn bce_with_logits(
 ) -> Result<Tensor> {
     let (logits, probabilities) = widen_pair(logits, probabilities)?;
     let loss = pointwise(Pointwise::Bce, &logits, &probabilities, reduction)?;
+    flags::expect("bce_with_logits", "probabilities in [0, 1]", &probabilities, [0., 1.])?;
     finite("bce_with_logits", loss, &[("logits", &logits)])
 }

@@ -1,6 +1,10 @@
 //! Checks that the losses share: half types, rows, and who brought a value that is not finite.
 
 use candle_core::{DType, Result, Tensor, bail};
+use vkd_norm::flags;
+
+/// All that is finite.
+pub(crate) const FINITE: [f64; 2] = [f64::MIN, f64::MAX];
 
 /// f16 and bf16 are computed in f32; the cast is on the tape. Other dtypes stay.
 pub(crate) fn widen(xs: &Tensor) -> Result<Tensor> {
@@ -21,7 +25,8 @@ pub(crate) fn widen_pair(student: &Tensor, teacher: &Tensor) -> Result<(Tensor, 
 /// Returns the loss, or says which input made it NaN or infinite.
 ///
 /// Only a loss that is one number on the CPU is looked at, which costs no pass over the inputs; they are searched when
-/// it is not finite. A loss that overflows from finite inputs is passed on.
+/// it is not finite. A loss that overflows from finite inputs is passed on. On a device it needs no check of its own: it is the
+/// number that a training loop reads anyway.
 pub(crate) fn finite(op: &str, loss: Tensor, inputs: &[(&str, &Tensor)]) -> Result<Tensor> {
     if loss.rank() != 0 || !loss.device().is_cpu() {
         return Ok(loss);
@@ -47,7 +52,7 @@ pub(crate) fn finite(op: &str, loss: Tensor, inputs: &[(&str, &Tensor)]) -> Resu
     Ok(loss)
 }
 
-/// Labels `(B,)`, U32, each below `classes`; values are read on the CPU only.
+/// Labels `(B,)`, U32, each below `classes`; on a device a label that is no class is left to [`flags`].
 pub(crate) fn check_labels(op: &str, labels: &Tensor, batch: usize, classes: usize) -> Result<()> {
     if labels.dtype() != DType::U32 || labels.dims() != [batch] {
         bail!(
@@ -57,11 +62,17 @@ pub(crate) fn check_labels(op: &str, labels: &Tensor, batch: usize, classes: usi
         )
     }
     if !labels.device().is_cpu() {
-        return Ok(());
+        return flag_labels(op, labels, classes);
     }
     let labels = labels.to_vec1::<u32>()?;
     if let Some(row) = labels.iter().position(|label| *label as usize >= classes) {
         bail!("{op}: expected class < {classes}, got class {} in row {row}", labels[row])
     }
     Ok(())
+}
+
+/// Labels on a device that are no class set a bit; nothing on the CPU, which refuses them.
+pub(crate) fn flag_labels(op: &str, labels: &Tensor, classes: usize) -> Result<()> {
+    // Less than zero where there is no class: then every label is wrong.
+    flags::expect(op, "labels below the number of classes", labels, [0., classes as f64 - 1.])
 }

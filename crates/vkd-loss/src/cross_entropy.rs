@@ -22,7 +22,7 @@ use candle_core::{Result, Tensor};
 /// the target.
 ///
 /// # Errors
-/// A label out of range (with its row), labels of another dtype or shape, `smoothing` outside [0, 1), a shape other than
+/// A label out of range (with its row; on a device it sets a bit of `vkd_norm::flags`), labels of another dtype or shape, `smoothing` outside [0, 1), a shape other than
 /// `(B, C)`, another dtype, or logits that make the loss NaN or infinite, which are named (where the loss is one number on
 /// the CPU).
 ///
@@ -65,8 +65,8 @@ pub fn cross_entropy(
 /// As [`cross_entropy`].
 ///
 /// # Errors
-/// A negative or NaN probability, a row that does not sum to 1 within 1e-4 (with the row and the amount), different
-/// shapes or dtypes, tracked probabilities (detach them), a shape other than `(B, C)`, another dtype, or logits as in
+/// A negative or NaN probability, a row that does not sum to 1 within 1e-4 (with the row and the amount; on a device either sets a
+/// bit of `vkd_norm::flags`), different shapes or dtypes, tracked probabilities (detach them), a shape other than `(B, C)`, another dtype, or logits as in
 /// [`cross_entropy`]. Rounded to a half type, probabilities can miss the 1e-4: cast them to f32.
 ///
 /// # References

@@ -3,7 +3,10 @@
 use crate::Reduction;
 use crate::checks::{finite, widen_pair};
 use crate::ops::{RowLoss, row_loss};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{D, Result, Tensor, bail};
+use vkd_norm::flags;
+
+const OP: &str = "giou";
 
 /// One less the generalised intersection over union of paired boxes: 0 where they coincide, at most 2 far apart.
 ///
@@ -24,8 +27,8 @@ use candle_core::{Result, Tensor, bail};
 /// All arithmetic is in f64. There is no guard in a denominator: a part whose denominator is zero is zero, with its slope.
 ///
 /// # Errors
-/// Different shapes or dtypes, a last dimension other than 4, no boxes, corners in the wrong order (with the row, on the CPU),
-/// tracked targets (detach them), another dtype, or a NaN or infinity in the input, which is named (where the loss is one
+/// Different shapes or dtypes, a last dimension other than 4, no boxes, corners in the wrong order (with the row; on a
+/// device they set a bit of [`flags`]), tracked targets (detach them), another dtype, or a NaN or infinity in the input, which is named (where the loss is one
 /// number on the CPU).
 ///
 /// # References
@@ -42,9 +45,35 @@ use candle_core::{Result, Tensor, bail};
 /// ```
 pub fn giou(boxes: &Tensor, targets: &Tensor, reduction: Reduction) -> Result<Tensor> {
     if boxes.dims().last() != Some(&4) {
-        bail!("giou: expected boxes (.., 4), got {:?}", boxes.dims())
+        bail!("{OP}: expected boxes (.., 4), got {:?}", boxes.dims())
     }
     let (boxes, targets) = widen_pair(boxes, targets)?;
     let loss = row_loss(RowLoss::Giou, &boxes, &targets, reduction)?;
-    finite("giou", loss, &[("boxes", &boxes), ("targets", &targets)])
+    if !boxes.device().is_cpu() {
+        for (role, boxes) in [("boxes", &boxes), ("targets", &targets)] {
+            let what = format!("{role} with x0 <= x1 and y0 <= y1");
+            flags::expect(OP, &what, &sides(boxes)?, [0., f64::INFINITY])?;
+        }
+    }
+    finite(OP, loss, &[("boxes", &boxes), ("targets", &targets)])
+}
+
+/// Widths and heights of boxes `(.., 4)`, `(.., 2)`.
+fn sides(boxes: &Tensor) -> Result<Tensor> {
+    let boxes = boxes.detach();
+    boxes.narrow(D::Minus1, 2, 2)? - boxes.narrow(D::Minus1, 0, 2)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sides;
+    use candle_core::{Device, Result, Tensor};
+
+    #[test]
+    fn sides_are_below_zero_where_corners_are_in_the_wrong_order() -> Result<()> {
+        let boxes = [[0f32, 1., 2., 4.], [3., 0., 1., 0.], [0., 5., 1., 4.]];
+        let found = sides(&Tensor::new(&boxes, &Device::Cpu)?)?.to_vec2::<f32>()?;
+        assert_eq!(found, [[2., 3.], [-2., 0.], [1., -1.]]);
+        Ok(())
+    }
 }

@@ -54,7 +54,7 @@ mod smooth_l1;
 mod token_l2;
 mod weighted_sum;
 
-pub use adversarial::{hinge_generated, hinge_generator, hinge_real, lecam};
+pub use adversarial::{hinge_generated, hinge_generator, hinge_real, lecam, lecam_at};
 pub use bce::bce_with_logits;
 pub use cosine::cosine;
 pub use cross_entropy::{cross_entropy, soft_cross_entropy};

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use vkd_loss::baselines::{kd_dlgan_features, kd_dlgan_texts};
-use vkd_loss::{hinge_generated, hinge_generator, hinge_real, lecam};
+use vkd_loss::{hinge_generated, hinge_generator, hinge_real, lecam, lecam_at};
 use vkd_testkit::{Golden, Tolerance, assert_close, gradcheck, normal, to_f64};
 
 /// f64 to rounding, f32 to its resolution.
@@ -100,6 +100,9 @@ fn bad_scores_are_named() -> Result<()> {
     assert!(says(lecam(&one, &one, f64::NAN, 0.)).contains("finite averages"));
     assert!(says(lecam(&one, &one.to_dtype(DType::F64)?, 0., 0.)).contains("one dtype"));
     assert!(says(lecam(&one, &empty, 0., 0.)).contains("lecam generated"));
+    let means = |values: &[f64]| Tensor::new(values, &Device::Cpu);
+    assert!(says(lecam_at(&one, &one, &means(&[f64::NAN, 0.])?)).contains("finite averages"));
+    assert!(says(lecam_at(&one, &one, &means(&[0.; 3])?)).contains("two averages of f64"));
     assert!(hinge_real(&one.to_dtype(DType::U8)?).is_err());
     // Half types go through f32.
     assert_eq!(hinge_real(&one.to_dtype(DType::BF16)?)?.dtype(), DType::F32);

@@ -34,6 +34,7 @@ impl PublishedProjector {
         }
         let original = vb.get_with_hints((n, k), PUBLISHED_PARAMETER, Init::Const(0.))?;
         let base = vb.get_with_hints((n, n), "base", Init::Const(0.))?;
+        // The one look at a value, once: a device is waited for here.
         if base.abs()?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()? == 0. {
             let (dtype, device) = (base.dtype(), base.device());
             base.slice_set(&sample_stiefel(n, n, seed, dtype, device)?, 0, 0)?;
@@ -59,10 +60,8 @@ impl PublishedProjector {
         let raw = self.original.detach();
         let k = raw.dim(1)?;
         let eye = Tensor::eye(raw.dim(0)?, raw.dtype(), raw.device())?.narrow(1, 0, k)?;
-        let diagonal = (raw * eye)?.sum_keepdim(0)?.to_dtype(DType::F64)?;
-        let values = diagonal.flatten_all()?.to_vec1::<f64>()?;
-        let integers: Vec<f64> = values.into_iter().map(f64::trunc).collect();
-        Tensor::from_vec(integers, (1, k), self.original.device())?.to_dtype(self.original.dtype())
+        let diagonal = (raw * eye)?.sum_keepdim(0)?;
+        diagonal.sign()? * diagonal.abs()?.floor()?
     }
 
     /// `max|WᵀW − I|`, of rank 0 in f64: 1 once the weight is zero.

@@ -5,6 +5,7 @@ use super::tensor::Pair;
 use crate::Reduction;
 use crate::ops::{Target, softmax_loss};
 use candle_core::{D, Result, Tensor, bail};
+use vkd_norm::flags;
 
 /// Hard-label distillation: cross entropy with the teacher's most likely class.
 ///
@@ -21,8 +22,8 @@ use candle_core::{D, Result, Tensor, bail};
 /// As [`cross_entropy`](crate::cross_entropy). Among equal teacher logits the first counts. Not zero at equality.
 ///
 /// # Errors
-/// Different shapes or dtypes, a tracked teacher (detach it), a NaN or positive infinity in the teacher, or a row of negative infinity (on the CPU), and those of
-/// [`cross_entropy`](crate::cross_entropy).
+/// Different shapes or dtypes, a tracked teacher (detach it), a NaN or positive infinity in the teacher, or a row of negative infinity
+/// (on a device they set a bit of [`flags`]), and those of [`cross_entropy`](crate::cross_entropy).
 ///
 /// # References
 /// Touvron et al., arXiv:2012.12877, equation 3.
@@ -55,6 +56,12 @@ pub fn deit_hard(
                 )
             }
         }
+    } else {
+        // The largest of a row that is all masked is negative infinity. A NaN may be lost in it.
+        let what = "finite teacher logits";
+        flags::expect(OP, what, &pair.teacher, [f64::NEG_INFINITY, f64::MAX])?;
+        let largest = pair.teacher.max(D::Minus1)?;
+        flags::expect(OP, what, &largest, [f64::MIN, f64::INFINITY])?;
     }
     let labels = pair.teacher.argmax(D::Minus1)?;
     let hard = Target::Labels { smoothing: 0. };

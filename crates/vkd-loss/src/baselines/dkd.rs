@@ -52,8 +52,8 @@ pub struct DkdParts {
 /// unless logits are that far apart. Zero at equality, finite for logits of ±1e4.
 ///
 /// # Errors
-/// Weights that are not finite, fewer than two classes, a label out of range (with its row), and those of
-/// [`kl`](crate::kl).
+/// Weights that are not finite, fewer than two classes, a label out of range (with its row; on a device it sets a bit of
+/// `vkd_norm::flags` and counts as the last class), and those of [`kl`](crate::kl).
 ///
 /// # References
 /// Zhao et al., arXiv:2203.08679.
@@ -111,7 +111,11 @@ pub fn dkd_parts(
     }
     check_labels("dkd", labels, batch, classes)?;
     let kind = Target::Logits { temperature };
-    let labels = labels.unsqueeze(1)?;
+    // On a device a label that is no class has set a bit; it must not be read by all the same.
+    let labels = match labels.device().is_cpu() {
+        true => labels.unsqueeze(1)?,
+        false => labels.minimum(classes as u32 - 1)?.unsqueeze(1)?,
+    };
     // Column j of the others is class j, or j + 1 from the label on.
     let columns = Tensor::arange(0u32, classes as u32 - 1, labels.device())?.unsqueeze(0)?;
     let skip = columns.broadcast_ge(&labels)?.to_dtype(columns.dtype())?;

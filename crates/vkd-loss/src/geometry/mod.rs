@@ -2,7 +2,7 @@
 //!
 //! Everything is computed in f64 from values alone: results are plain numbers, and no gradient flows through them. Features are
 //! `(N, ..)`, one sample a row, flattened after the first dimension; they are scaled to a largest magnitude of one first, so that
-//! no finite input overflows.
+//! no finite input overflows. They are copied to the host: this is for now and then, not for each step.
 
 use crate::Reduction;
 use crate::ops::{RowLoss, row_loss};

@@ -7,7 +7,7 @@ use crate::ops::adamw::{self, Step};
 use crate::ops::native_dtype;
 #[cfg(feature = "cuda")]
 use crate::ops::squares;
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
 
 /// One parameter's update: nothing else shares the memory of its slots.
 pub struct Job<'a> {
@@ -15,6 +15,8 @@ pub struct Job<'a> {
     pub(super) var: &'a Var,
     /// Dense, in the dtype of the slots.
     pub(super) grad: Tensor,
+    /// One more factor of the gradient: one number in f64 on its device. NaN means that nothing is to change.
+    pub(super) clip: Option<Tensor>,
     pub(super) slots: &'a mut [Tensor],
 }
 
@@ -32,20 +34,43 @@ pub(super) fn slots(var: &Var, count: usize) -> Result<Vec<Tensor>> {
 
 /// One update from plain tensor ops.
 pub(super) fn step<R: Rule>(rule: &R, job: &mut Job<'_>) -> Result<()> {
-    let Job { at, var, grad, slots } = job;
+    let Job { at, var, grad, clip, slots } = job;
     let value = var.as_detached_tensor().flatten_all()?;
     let grad = grad.detach().flatten_all()?;
-    let new = if value.dtype() == grad.dtype() {
-        rule.update_on_device(at, &value, &grad, slots)?
-    } else {
-        let Some((master, slots)) = slots.split_last_mut() else { return Ok(()) };
-        // A value that was set from outside is where its master goes on.
-        let same = master.to_dtype(value.dtype())?.eq(&value)?;
-        let from = same.where_cond(master, &value.to_dtype(grad.dtype())?)?;
-        *master = rule.update_on_device(at, &from, &grad, slots)?;
-        master.to_dtype(value.dtype())?
+    let grad = match clip {
+        Some(clip) => grad.broadcast_mul(&clip.to_dtype(grad.dtype())?)?,
+        None => grad,
     };
-    var.set(&new.reshape(var.shape())?)
+    // Updates replace the slots, and don't write into them.
+    let before: Vec<Tensor> = slots.to_vec();
+    let new = update(rule, at, &value, &grad, slots)?;
+    let Some(clip) = clip else { return var.set(&new.reshape(var.shape())?) };
+    // NaN is not itself.
+    let made = clip.eq(&*clip)?;
+    let chosen = |new: &Tensor, old: &Tensor| made.broadcast_as(new.shape())?.where_cond(new, old);
+    for (slot, before) in slots.iter_mut().zip(&before) {
+        *slot = chosen(slot, before)?;
+    }
+    var.set(&chosen(&new, &value)?.reshape(var.shape())?)
+}
+
+/// The new value, flat; the slots are replaced.
+fn update<R: Rule>(
+    rule: &R,
+    at: &At,
+    value: &Tensor,
+    grad: &Tensor,
+    slots: &mut [Tensor],
+) -> Result<Tensor> {
+    if value.dtype() == grad.dtype() {
+        return rule.update_on_device(at, value, grad, slots);
+    }
+    let Some((master, slots)) = slots.split_last_mut() else { return Ok(value.clone()) };
+    // A value that was set from outside is where its master goes on.
+    let same = master.to_dtype(value.dtype())?.eq(value)?;
+    let from = same.where_cond(master, &value.to_dtype(grad.dtype())?)?;
+    *master = rule.update_on_device(at, &from, grad, slots)?;
+    master.to_dtype(value.dtype())
 }
 
 /// The numbers of a step of AdamW.
@@ -81,7 +106,8 @@ pub(super) fn adamw_all(rule: &AdamWConfig, jobs: &mut [Job<'_>]) -> Result<()> 
                     (numbers(rule, &job.at), tensors.collect::<Vec<_>>())
                 })
                 .collect();
-            adamw::steps_in_place(group[0].var.dtype(), &parameters)?;
+            let Some(Job { var, clip, .. }) = group.first() else { continue };
+            adamw::steps_in_place(var.dtype(), &parameters, clip.as_ref())?;
         }
         rest.into_iter().try_for_each(|job| step(rule, job))
     }
@@ -162,23 +188,45 @@ pub(super) fn lamb(
 
 /// Sums of squares of `grads` in f64, each on its device, copied to the host together: by kernels, those of one dtype.
 pub(super) fn squares(grads: &[Tensor]) -> Result<Vec<f64>> {
+    let mut all = vec![0.; grads.len()];
+    for (at, sums) in sums_of_squares(grads)? {
+        let sums = sums.to_device(&Device::Cpu)?.to_vec1::<f64>()?;
+        for (i, sum) in at.into_iter().zip(sums) {
+            all[i] = sum;
+        }
+    }
+    Ok(all)
+}
+
+/// Sums of squares of `grads` in f64 where they are, in groups: which gradients, and a sum of each.
+fn sums_of_squares(grads: &[Tensor]) -> Result<Vec<(Vec<usize>, Tensor)>> {
     #[cfg(feature = "cuda")]
     if grads.iter().all(|grad| grad.device().is_cuda()) {
         let dense = grads.iter().map(Tensor::contiguous).enumerate();
         let dense: Vec<_> = dense.map(|(i, grad)| Ok((i, grad?))).collect::<Result<_>>()?;
-        let mut all = vec![0.; grads.len()];
-        for group in by_kind(&dense, |(_, grad)| grad) {
+        let groups = by_kind(&dense, |(_, grad)| grad).into_iter().map(|group| {
             let tensors: Vec<&Tensor> = group.iter().map(|(_, grad)| grad).collect();
-            let sums = squares::squares(&tensors)?.to_device(&Device::Cpu)?.to_vec1::<f64>()?;
-            for ((i, _), sum) in group.into_iter().zip(sums) {
-                all[*i] = sum;
-            }
-        }
-        return Ok(all);
+            Ok((group.iter().map(|(i, _)| *i).collect(), squares::squares(&tensors)?))
+        });
+        return groups.collect();
     }
     let sums = grads
         .iter()
         .map(|grad| grad.detach().to_dtype(DType::F64)?.sqr()?.sum_all())
         .collect::<Result<Vec<_>>>()?;
-    Tensor::stack(&sums, 0)?.to_device(&Device::Cpu)?.to_vec1()
+    Ok(vec![((0..grads.len()).collect(), Tensor::stack(&sums, 0)?)])
+}
+
+/// The Euclidean norm of `grads`, at least one and all on one device, and the factor that clips it to `max_norm`: rank 0, f64, there.
+/// The factor is NaN where the norm is not finite.
+pub(super) fn clip(grads: &[Tensor], max_norm: f64) -> Result<[Tensor; 2]> {
+    let sums = sums_of_squares(grads)?.into_iter().map(|(_, sums)| sums.sum_all());
+    let norm = sums.reduce(|a, b| a? + b?).transpose()?;
+    let Some(norm) = norm else { bail!("clip: expected a gradient, got none") };
+    let norm = norm.sqrt()?;
+    // Zero times the norm is NaN where that is not finite. No minimum: that of a device forgets NaN.
+    let [most, one] = [max_norm, 1.].map(|number| norm.affine(0., number));
+    let (share, one) = ((most? / (&norm + 1e-6)?)?, one?);
+    let factor = share.lt(1.)?.where_cond(&share, &one)?;
+    Ok([norm, factor])
 }

@@ -10,6 +10,7 @@ use num_traits::Float;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
+use vkd_norm::flags;
 
 /// What one parameter has of its own.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -135,28 +136,55 @@ impl<R: Rule> Optimizer<R> {
     /// A learning rate that is negative or not finite, or a gradient of another shape or dtype than its parameter, by
     /// name; parameters on the CPU before it have been updated then. A variable of a half type takes a gradient in f32 as well.
     pub fn step(&mut self, grads: &GradStore, lr: f64) -> Result<()> {
-        self.scaled_step(grads, lr, 1.)
+        self.scaled_step(grads, lr, 1., None)
     }
 
     /// [`step`](Self::step) with the gradients scaled down to a global norm of `max_norm`, if theirs is larger; returns
-    /// the norm before.
+    /// the norm before, f64 of rank 0.
     ///
     /// The scale goes into the update, so the gradients are read once more than without, and never written. As in
     /// PyTorch it is `max_norm / (norm + 1e-6)`.
     ///
+    /// Where all gradients are on one device, norm and scale stay there and nobody waits for them. A norm that is not finite is then
+    /// no error: parameters and state stay as they were, and it sets a bit of [`flags`], as `global_norm`. The host has counted
+    /// a step by then, which it doesn't after an error: that shows in AdamW's and LAMB's correction of their bias alone.
+    /// [`global_norm`] of the same gradients says which parameter it was.
+    ///
     /// # Errors
     /// Those of [`step`](Self::step), those of [`global_norm`], and a `max_norm` that is not positive; nothing is
     /// changed by the last two.
-    pub fn clipped_step(&mut self, grads: &GradStore, lr: f64, max_norm: f64) -> Result<f64> {
+    pub fn clipped_step(&mut self, grads: &GradStore, lr: f64, max_norm: f64) -> Result<Tensor> {
         if !(max_norm > 0.) {
             bail!("{}: expected a max_norm above 0, got {max_norm}", R::NAME)
         }
+        if let Some(there) = self.on_one_device(grads) {
+            let [norm, factor] = device::clip(&there, max_norm)?;
+            flags::expect("global_norm", "finite gradients", &norm, [0., f64::MAX])?;
+            self.scaled_step(grads, lr, 1., Some(&factor))?;
+            return Ok(norm);
+        }
         let norm = global_norm(self.parameters.iter().map(|p| (p.name.as_str(), &p.var)), grads)?;
-        self.scaled_step(grads, lr, (max_norm / (norm + 1e-6)).min(1.))?;
-        Ok(norm)
+        self.scaled_step(grads, lr, (max_norm / (norm + 1e-6)).min(1.), None)?;
+        Tensor::new(norm, &Device::Cpu)
     }
 
-    fn scaled_step(&mut self, grads: &GradStore, lr: f64, scale: f64) -> Result<()> {
+    /// The gradients of the parameters, where there are any and all are of floats on one device that is not the CPU.
+    fn on_one_device(&self, grads: &GradStore) -> Option<Vec<Tensor>> {
+        let there: Vec<Tensor> =
+            self.parameters.iter().filter_map(|p| grads.get(&p.var).cloned()).collect();
+        let device = there.first()?.device();
+        let fits = |grad: &Tensor| grad.device().same_device(device) && grad.dtype().is_float();
+        (!device.is_cpu() && there.iter().all(fits)).then_some(there)
+    }
+
+    /// `clip` is one more factor, of parameters that are not on the CPU: one number in f64 on their device; NaN changes nothing.
+    fn scaled_step(
+        &mut self,
+        grads: &GradStore,
+        lr: f64,
+        scale: f64,
+        clip: Option<&Tensor>,
+    ) -> Result<()> {
         if !(lr >= 0. && lr.is_finite()) {
             bail!("{}: expected a learning rate of at least 0, got {lr}", R::NAME)
         }
@@ -198,7 +226,8 @@ impl<R: Rule> Optimizer<R> {
         }
         let jobs = elsewhere.iter_mut().filter_map(|(at, p, grad, slots)| match &mut **slots {
             Slots::Device(slots) => {
-                Some(device::Job { at: *at, var: &p.var, grad: grad.clone(), slots })
+                let (grad, clip) = (grad.clone(), clip.cloned());
+                Some(device::Job { at: *at, var: &p.var, grad, clip, slots })
             }
             _ => None,
         });
@@ -354,7 +383,8 @@ pub(super) const CHUNK: usize = 1 << 14;
 /// Euclidean norm of all gradients of `parameters` together.
 ///
 /// Squares are summed in f64, over blocks of a fixed size and in the order given: the number of threads changes no bit. A
-/// parameter without a gradient counts as zero. Off the CPU the sums of all gradients are copied to the host at once.
+/// parameter without a gradient counts as zero. Off the CPU the sums of all gradients of a dtype are copied to the host at once:
+/// the number is for who wants to see it. [`Optimizer::clipped_step`] does without.
 ///
 /// # Errors
 /// A gradient with an entry that is not finite, or with squares beyond f64, by name; one that is no float.
@@ -429,54 +459,4 @@ pub(super) fn lane_sums(terms: impl Iterator<Item = f64>) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{AdamWConfig, LambConfig, SgdConfig};
-    use vkd_testkit::{Tolerance, assert_close, normal};
-
-    /// Three steps on the CPU and by the path of other devices, from the same start.
-    fn check<R: Rule + Copy>(rule: R, dtype: DType) -> Result<()> {
-        let start = normal(&[3, 5], dtype, 1)?;
-        let vars = [Var::from_tensor(&start)?, Var::from_tensor(&start.force_contiguous()?)?];
-        let make =
-            |var: &Var| Optimizer::new(vec![("w".to_owned(), var.clone())], rule, |_, _| true);
-        let [mut cpu, mut other] = [make(&vars[0])?, make(&vars[1])?];
-        let slots = device::slots(&vars[1], rule.slots().len())?;
-        other.parameters[0].slots = Mutex::new(Slots::Device(slots));
-        for step in 0..3 {
-            for (var, optimizer) in vars.iter().zip([&mut cpu, &mut other]) {
-                let g = normal(&[3, 5], dtype, 2 + step)?;
-                optimizer.step(&(var.as_tensor() * g)?.sum_all()?.backward()?, 0.1)?;
-            }
-        }
-        let tolerance = Tolerance::for_op(native_dtype(dtype), dtype, 4);
-        assert_close(R::NAME, &vars[1], &vars[0], tolerance)?;
-        let (want, got) = (cpu.state()?.1, other.state()?.1);
-        assert!(want.keys().eq(got.keys()));
-        for (name, want) in &want {
-            assert_close(name, &got[name], want, Tolerance::relative(1e-5))?;
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn the_device_path_is_the_cpu_s_update() -> Result<()> {
-        for dtype in [DType::F64, DType::F32, DType::BF16] {
-            check(AdamWConfig::default(), dtype)?;
-            check(LambConfig::default(), dtype)?;
-            check(SgdConfig { weight_decay: 0.1, ..SgdConfig::default() }, dtype)?;
-            check(SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 0. }, dtype)?;
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn squares_of_devices_are_sums_of_squares() -> Result<()> {
-        let grads = [normal(&[3, 4], DType::F32, 1)?, normal(&[7], DType::F64, 2)?];
-        for (grad, sum) in grads.iter().zip(device::squares(&grads)?) {
-            let want = grad.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
-            assert!((sum - want).abs() < 1e-12 * want);
-        }
-        Ok(())
-    }
-}
+mod tests;

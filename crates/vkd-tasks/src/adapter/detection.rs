@@ -3,6 +3,9 @@
 use super::FeatureAdapter;
 use crate::{FeatureMap, Layout};
 use candle_core::{DType, Result, Tensor, bail};
+use vkd_norm::flags;
+
+const OP: &str = "detection adapter";
 
 /// What becomes of the padded cells of a grid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -10,7 +13,8 @@ pub enum Padding {
     /// They count as any cell, as in the published detection code.
     #[default]
     Counted,
-    /// Their rows are left out; every grid needs its mask, [`FeatureMap::with_padding`].
+    /// Their rows are left out; every grid needs its mask, [`FeatureMap::with_padding`]. How many rows are left the host has to know: a mask that
+    /// lies on the CPU, as a batch's does, costs a device no copy, and one that lies there is copied.
     Masked,
 }
 
@@ -86,15 +90,27 @@ pub struct DetectionAdapter {
     pub padding: Padding,
 }
 
+/// Where one of two masks of a shape has padding and the other none, 1 and else 0, u8 and where they are.
+fn unlike(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
+    let padded = |mask: &Tensor| mask.to_dtype(DType::F32)?.ne(0.);
+    padded(student)?.ne(&padded(teacher)?)
+}
+
 impl DetectionAdapter {
-    /// Indices of the rows that are no padding; `None` where all rows count.
-    fn kept(&self, features: &FeatureMap) -> Result<Option<Vec<u32>>> {
+    /// The mask of a grid whose padding is left out; `None` where all rows count.
+    fn mask<'a>(&self, features: &'a FeatureMap) -> Result<Option<&'a Tensor>> {
         if features.layout() != Layout::Grid || self.padding == Padding::Counted {
             return Ok(None);
         }
-        let Some(mask) = features.padding() else {
-            bail!("detection adapter: expected a grid with a padding mask, got none")
-        };
+        match features.padding() {
+            Some(mask) => Ok(Some(mask)),
+            None => bail!("{OP}: expected a grid with a padding mask, got none"),
+        }
+    }
+
+    /// Indices of the rows that are no padding; `None` where all rows count.
+    fn kept(&self, features: &FeatureMap) -> Result<Option<Vec<u32>>> {
+        let Some(mask) = self.mask(features)? else { return Ok(None) };
         let mask = mask.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let kept = (0u32..).zip(mask).filter(|(_, padded)| *padded == 0.).map(|(row, _)| row);
         Ok(Some(kept.collect()))
@@ -119,7 +135,7 @@ impl FeatureAdapter for DetectionAdapter {
             None => rows,
         };
         if rows.dim(0)? == 0 {
-            bail!("detection adapter: expected at least one row, got {:?}", xs.dims())
+            bail!("{OP}: expected at least one row, got {:?}", xs.dims())
         }
         Ok(rows)
     }
@@ -136,15 +152,20 @@ impl FeatureAdapter for DetectionAdapter {
         let (s, t) = (shape(student), shape(teacher));
         if student.layout() != teacher.layout() || s != t {
             bail!(
-                "detection adapter: expected the student's {:?} {s:?}, without channels, to be the teacher's, got {:?} {t:?}",
+                "{OP}: expected the student's {:?} {s:?}, without channels, to be the teacher's, got {:?} {t:?}",
                 student.layout(),
                 teacher.layout()
             )
         }
+        let (Some(own), Some(other)) = (self.mask(student)?, self.mask(teacher)?) else {
+            return Ok(());
+        };
+        if !own.device().is_cpu() {
+            let what = "the student's padding to be the teacher's";
+            return flags::expect(OP, what, &unlike(own, other)?, [0., 0.]);
+        }
         if self.kept(student)? != self.kept(teacher)? {
-            bail!(
-                "detection adapter: expected the student's padding to be the teacher's, got another mask"
-            )
+            bail!("{OP}: expected the student's padding to be the teacher's, got another mask")
         }
         Ok(())
     }
@@ -189,6 +210,14 @@ mod tests {
         let map = |x: &Tensor| FeatureMap::new(x.clone(), Layout::Grid)?.with_padding(mask.clone());
         let rows = MASKED.adapt(&map(&grid)?)?;
         let all = counted(&grid, Layout::Grid)?;
+        let other = Tensor::new(&[[[0u8, 1], [0, 1]], [[0, 0], [1, 0]]], &Device::Cpu)?;
+        // Any number but zero is padding.
+        assert_eq!(
+            unlike(&mask, &(mask.to_dtype(DType::F32)? * 2.)?)?.max_all()?.to_scalar::<u8>()?,
+            0
+        );
+        let apart = unlike(&mask, &other)?.flatten_all()?.to_vec1::<u8>()?;
+        assert_eq!(apart, [0, 0, 0, 0, 0, 0, 1, 1]);
         let kept = Tensor::new(&[0u32, 2, 4, 5, 6], &Device::Cpu)?;
         assert_close("masked", &rows, &all.index_select(&kept, 0)?, Tolerance::EXACT)?;
         let plain = DetectionAdapter::default().adapt(&map(&grid)?)?;

@@ -157,6 +157,7 @@ fn clip([x0, y0, x1, y1]: [f32; 4], size: ImageSize) -> [f32; 4] {
     [x0.clamp(0., w), y0.clamp(0., h), x1.clamp(0., w), y1.clamp(0., h)]
 }
 
+/// Values on the host, where detections are made: not part of a training's step.
 fn finite(what: &str, xs: &Tensor) -> Result<Vec<f32>> {
     let values = xs.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     match values.iter().enumerate().find(|(_, v)| !v.is_finite()) {

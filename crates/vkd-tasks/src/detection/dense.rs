@@ -205,7 +205,7 @@ fn rows(levels: &[DenseLevel], map: impl Fn(&DenseLevel) -> &Tensor) -> Result<T
     Tensor::cat(&flat, 2)?.transpose(1, 2)?.contiguous()
 }
 
-/// Single entries of a loss carry NaN on, so it is looked for here.
+/// Single entries of a loss carry NaN on, so it is looked for here. On a device a term is a number that a training loop reads anyway.
 fn finite_term(name: &str, value: Tensor) -> Result<Term> {
     if value.device().is_cpu() {
         let number = value.to_dtype(DType::F64)?.to_scalar::<f64>()?;

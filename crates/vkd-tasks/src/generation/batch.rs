@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use rand::Rng;
 use std::ops::Range;
 use std::sync::Arc;
-use vkd_norm::stream;
+use vkd_norm::{flags, stream};
 
 /// Real images with a class each.
 #[derive(Clone, Debug)]
@@ -89,7 +89,7 @@ impl GenerationBatch {
         })
     }
 
-    /// Refuses a batch that contradicts itself or names a class that there isn't.
+    /// Refuses a batch that contradicts itself or names a class that there isn't; such a class on a device sets a bit of [`flags`].
     pub(super) fn check(&self, classes: usize) -> Result<usize> {
         let batch = match *self.images.dims() {
             [batch, _, _, _] if batch > 0 => batch,
@@ -104,6 +104,11 @@ impl GenerationBatch {
         }
         if self.sample_ids.len() != batch {
             bail!("generation: expected {batch} sample ids, got {}", self.sample_ids.len())
+        }
+        if !self.labels.device().is_cpu() {
+            let what = format!("classes below the generator's {classes}");
+            flags::expect("generation", &what, &self.labels, [0., classes as f64 - 1.])?;
+            return Ok(batch);
         }
         if let Some(odd) = self.labels.to_vec1::<u32>()?.iter().find(|c| **c as usize >= classes) {
             bail!("generation: expected classes below the generator's {classes}, got {odd}")

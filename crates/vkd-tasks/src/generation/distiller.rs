@@ -152,7 +152,11 @@ impl GenerationDistiller {
     /// # Errors
     /// A zero width, a negative weight or one that is not finite, or what the projector, the loss or a normaliser refuses; the message has
     /// the tap's name.
-    pub fn new(tap: GenerationTap, vb: VarBuilder) -> Result<Self> {
+    pub fn new(mut tap: GenerationTap, vb: VarBuilder) -> Result<Self> {
+        if let GenerationLoss::KdDlgan { texts: Some(texts) } = &mut tap.loss {
+            // Once, and not at each step.
+            *texts = texts.to_device(vb.device())?;
+        }
         let named = |e| at_tap(&tap.student, e);
         for (side, weight) in [("real", tap.real_weight), ("generated", tap.generated_weight)] {
             if !(weight >= 0. && weight.is_finite()) {
@@ -321,11 +325,13 @@ impl GenerationDistiller {
                 self.each(teacher, |rows| normalizer.forward(rows, ctx))
             }
             (TeacherNormalizer::Running { .. }, Some(running)) => {
-                if ctx.train {
-                    let rows = Tensor::cat(&[&teacher.real, &teacher.generated], 0)?;
-                    running.update_among(&rows, ctx.replicas.as_ref())?;
-                }
-                let whitener = running.whitener()?;
+                let whitener = match ctx.train {
+                    true => {
+                        let rows = Tensor::cat(&[&teacher.real, &teacher.generated], 0)?;
+                        running.whitener_with(&rows, ctx.replicas.as_ref())?
+                    }
+                    false => running.whitener()?,
+                };
                 teacher.map(|rows| whiten_with(rows, &whitener))
             }
             (TeacherNormalizer::Running { .. }, None) => {

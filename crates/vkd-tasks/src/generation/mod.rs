@@ -3,6 +3,7 @@
 mod augment;
 mod batch;
 mod distiller;
+mod lecam;
 mod network;
 mod running;
 mod task;
@@ -10,6 +11,8 @@ mod task;
 pub use augment::{DiffAugment, brightness, contrast, cutout, saturation, translation};
 pub use batch::{GenerationBatch, uniform_classes, white_noise};
 pub use distiller::{GenerationDistiller, GenerationLoss, GenerationTap, Sides, TeacherNormalizer};
+pub use lecam::LecamConfig;
+use lecam::lecam_term;
 pub use network::{DiscriminatorNetwork, GeneratorNetwork, Judgement};
 pub use running::RunningWhitening;
-pub use task::{DISCRIMINATOR, GENERATOR, GenerationConfig, GenerationTask, LecamConfig};
+pub use task::{DISCRIMINATOR, GENERATOR, GenerationConfig, GenerationTask};

@@ -8,6 +8,9 @@ use vkd_norm::{Moments, Replicas, WhitenConfig, Whitener};
 /// checkpoint with the other variables holds it to the bit.
 ///
 /// The buffer, f64 `(d² + 3 d + 3)`, is a point near the mean and the [sums](Moments::to_sums) about it.
+///
+/// Sums and whitener are the host's work: on a device each batch waits for a copy of its rows and one of the buffer, which a
+/// checkpoint may have written over since.
 #[derive(Clone, Debug)]
 pub struct RunningWhitening {
     state: Tensor,
@@ -45,8 +48,12 @@ impl RunningWhitening {
     /// # Errors
     /// A buffer that holds no sums.
     pub fn moments(&self) -> Result<Moments> {
-        let state = self.state.to_vec1::<f64>()?;
-        let (point, sums) = state.split_at(self.channels);
+        self.of(&self.state.to_vec1::<f64>()?)
+    }
+
+    /// What a copy of the buffer holds.
+    fn of(&self, state: &[f64]) -> Result<Moments> {
+        let (point, sums) = state.split_at(self.channels.min(state.len()));
         Moments::from_sums(sums, point)
     }
 
@@ -63,6 +70,20 @@ impl RunningWhitening {
     /// # Errors
     /// Those of [`update`](Self::update), and those of the way to the others.
     pub fn update_among(&self, rows: &Tensor, replicas: Option<&Replicas>) -> Result<()> {
+        self.taken_in(rows, replicas).map(drop)
+    }
+
+    /// [`update_among`](Self::update_among), and the [`whitener`](Self::whitener) after it without another copy of the buffer.
+    pub(super) fn whitener_with(
+        &self,
+        rows: &Tensor,
+        replicas: Option<&Replicas>,
+    ) -> Result<Whitener> {
+        Whitener::new(&self.of(&self.taken_in(rows, replicas)?)?, self.config)
+    }
+
+    /// What the buffer holds after an update.
+    fn taken_in(&self, rows: &Tensor, replicas: Option<&Replicas>) -> Result<Vec<f64>> {
         let batch = match rows.dtype() {
             DType::F16 | DType::BF16 => Moments::from_rows(&rows.to_dtype(DType::F32)?, None)?,
             _ => Moments::from_rows(rows, None)?,
@@ -71,18 +92,19 @@ impl RunningWhitening {
             None => batch,
             Some(replicas) => joined(&batch, replicas)?,
         };
-        let mut gathered = self.moments()?;
+        let before = self.state.to_vec1::<f64>()?;
+        let mut gathered = self.of(&before)?;
         let first = gathered.count() == 0.;
         gathered.decay(self.keep)?;
         gathered.merge(&batch)?;
         // The point stays where the first batch put it, so that a state read back gives the same bits.
         let point = match first {
-            true => batch.mean().to_vec(),
-            false => self.state.narrow(0, 0, self.channels)?.to_vec1::<f64>()?,
+            true => batch.mean(),
+            false => before.get(..self.channels).unwrap_or_default(),
         };
-        let state = [point.clone(), gathered.to_sums(&point)?].concat();
-        let length = state.len();
-        self.state.slice_set(&Tensor::from_vec(state, length, self.state.device())?, 0, 0)
+        let state = [point.to_vec(), gathered.to_sums(point)?].concat();
+        self.state.slice_set(&Tensor::new(&*state, self.state.device())?, 0, 0)?;
+        Ok(state)
     }
 
     /// The whitening of what was gathered.

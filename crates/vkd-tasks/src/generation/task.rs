@@ -2,7 +2,7 @@
 
 use super::{
     DiffAugment, DiscriminatorNetwork, GenerationBatch, GenerationDistiller, GeneratorNetwork,
-    Judgement, Sides, uniform_classes, white_noise,
+    Judgement, LecamConfig, Sides, lecam_term, uniform_classes, white_noise,
 };
 use crate::{DistillTask, FeatureMap, Phase, StepOutput, Taps, Teacher, Term, weighted_sum};
 use candle_core::{DType, Error, Result, Tensor, bail};
@@ -35,17 +35,6 @@ fn made(rows: usize, ctx: &Context) -> Range<usize> {
 
 fn numbers(rows: Range<usize>) -> impl Iterator<Item = u64> {
     rows.map(|row| row as u64)
-}
-
-/// [`lecam`](vkd_loss::lecam) in the discriminator's loss.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LecamConfig {
-    /// Factor in the loss; 0.3 in the published CIFAR runs.
-    pub weight: f64,
-    /// Share of the averages that a batch leaves, `[0, 1)`.
-    pub decay: f64,
-    /// Updates of the discriminator before the term counts; until then the averages are the last batch's. 1000 in the published runs.
-    pub start: u64,
 }
 
 /// What a [`GenerationTask`] is told beside its networks.
@@ -320,10 +309,7 @@ impl GenerationTask {
             term("hinge.generated", 1., vkd_loss::hinge_generated(&scores.generated)?),
         ];
         if let (Some(lecam), Some(averages)) = (self.config.lecam, &self.averages) {
-            let ([real, generated], begun) = moved(averages, &scores, lecam, ctx)?;
-            let value = vkd_loss::lecam(&scores.real, &scores.generated, real, generated)?;
-            // Logged from the first step on, so that the log has the same columns.
-            terms.push(term("lecam", if begun { lecam.weight } else { 0. }, value));
+            terms.push(lecam_term(averages, &scores, lecam, ctx)?);
         }
         if let Some((teacher, distiller)) = &self.distillation {
             let student = halves(&judged.taps, rows)?;
@@ -408,7 +394,8 @@ fn halves(taps: &Taps, rows: usize) -> Result<Sides<Taps>> {
     Ok(Sides { real: half(0)?, generated: half(rows)? })
 }
 
-/// Refuses constants that are not those of the network's variables; rounding may differ.
+/// Refuses constants that are not those of the network's variables; rounding may differ. Once before a training: it waits for the
+/// numbers.
 fn same(what: &str, live: &Tensor, frozen: &Tensor) -> Result<()> {
     if live.dims() != frozen.dims() {
         bail!(
@@ -426,35 +413,4 @@ fn same(what: &str, live: &Tensor, frozen: &Tensor) -> Result<()> {
         )
     }
     Ok(())
-}
-
-/// LeCam's averages after this batch's scores, and whether the term counts yet; until then they are the batch's. In evaluation nothing
-/// is kept.
-fn moved(
-    averages: &Tensor,
-    scores: &Sides<Tensor>,
-    config: LecamConfig,
-    ctx: &Context,
-) -> Result<([f64; 2], bool)> {
-    let decay = config.decay;
-    let mean =
-        |scores: &Tensor| scores.detach().to_dtype(DType::F64)?.mean_all()?.to_scalar::<f64>();
-    let mut now = [mean(&scores.real)?, mean(&scores.generated)?];
-    if let Some(replicas) = &ctx.replicas {
-        replicas.sum_numbers(&mut now)?;
-        now = now.map(|sum| sum / replicas.size() as f64);
-    }
-    let [real, generated, updates] = averages.to_vec1::<f64>()?[..] else {
-        bail!("generation: expected three numbers of LeCam, got {:?}", averages.dims())
-    };
-    let begun = updates >= config.start as f64;
-    let moved = match begun && updates > 0. {
-        true => [decay * real + (1. - decay) * now[0], decay * generated + (1. - decay) * now[1]],
-        false => now,
-    };
-    if ctx.train && moved.iter().all(|m| m.is_finite()) {
-        let state = [moved[0], moved[1], updates + 1.];
-        averages.slice_set(&Tensor::new(&state, averages.device())?, 0, 0)?;
-    }
-    Ok((moved, begun))
 }

@@ -46,7 +46,7 @@ impl Pointwise {
 }
 
 /// Checks the pair and applies the fused op, on the CPU and where there is a kernel, or its twin elsewhere. Only the CPU
-/// looks at values.
+/// looks at values: whoever has targets leaves theirs to the flags on a device.
 pub(crate) fn pointwise(
     kind: Pointwise,
     student: &Tensor,

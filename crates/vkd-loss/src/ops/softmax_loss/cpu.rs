@@ -9,7 +9,7 @@ use candle_core::{Result, bail};
 use vkd_norm::{log_sum_exp, softmax_row as softmax};
 
 /// How far from one the probabilities of a row may sum.
-const SUM_TOLERANCE: f64 = 1e-4;
+pub(super) const SUM_TOLERANCE: f64 = 1e-4;
 
 /// The second argument: class indices, or one value per class.
 #[derive(Clone, Copy)]

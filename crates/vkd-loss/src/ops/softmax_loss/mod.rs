@@ -12,12 +12,13 @@ pub(crate) mod reference;
 mod tests;
 
 use crate::Reduction;
+use crate::checks::flag_labels;
 use crate::dense::{Real, check_logits, check_pair, check_positive, dense, with_storage};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
-use cpu::Values;
-use vkd_norm::program;
+use cpu::{SUM_TOLERANCE, Values};
+use vkd_norm::{flags, program};
 
 /// What the softmax is compared with.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +46,8 @@ impl Target {
 }
 
 /// Checks the arguments, in the name of `op`, and applies the fused op, on the CPU and where there is a kernel, or its
-/// twin elsewhere. Only the CPU looks at values; on a device a label that is no class makes the loss NaN.
+/// twin elsewhere. Only the CPU refuses values; on a device a label that is no class makes the loss NaN, and it and probabilities
+/// that are none set a bit of [`flags`].
 pub(crate) fn softmax_loss(
     op: &'static str,
     kind: Target,
@@ -66,8 +68,14 @@ pub(crate) fn softmax_loss(
                     target.dims()
                 )
             }
+            flag_labels(op, target, classes)?;
         }
-        Target::Probabilities => check_pair(op, logits, target, "probabilities")?,
+        Target::Probabilities => {
+            check_pair(op, logits, target, "probabilities")?;
+            if !target.device().is_cpu() {
+                flag_probabilities(op, target)?;
+            }
+        }
         Target::Logits { temperature } => {
             check_positive(op, "temperature", temperature)?;
             // Beyond it the divergence is nothing but rounding, times the temperature squared.
@@ -82,6 +90,14 @@ pub(crate) fn softmax_loss(
     }
     let op = SoftmaxLoss { op, kind, classes, divisor: reduction.divisor(batch, batch) };
     logits.contiguous()?.apply_op2(&target.contiguous()?, op)
+}
+
+/// What the CPU refuses with its row, on a device. An infinite probability has no sum of one.
+fn flag_probabilities(op: &str, probabilities: &Tensor) -> Result<()> {
+    flags::expect(op, "probabilities >= 0", probabilities, [0., f64::INFINITY])?;
+    let sums = probabilities.detach().to_dtype(DType::F64)?.sum(1)?;
+    let what = format!("probabilities that sum to 1 within {SUM_TOLERANCE:e}");
+    flags::expect(op, &what, &sums, [1. - SUM_TOLERANCE, 1. + SUM_TOLERANCE])
 }
 
 struct SoftmaxLoss {

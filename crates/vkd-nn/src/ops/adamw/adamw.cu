@@ -8,9 +8,13 @@ namespace vkd {
 // entries; what weight decay leaves of the value; size of the step.
 enum Word : unsigned { VALUE, GRAD, FIRST, SECOND, MASTER, COUNT, KEEP, STEP_SIZE, WORDS };
 
+// `clip` is one more factor of the gradients, made on the device, or null. Where it is NaN there is no step: nothing is written.
 template <typename T>
-__device__ __forceinline__ void adamw(const uint64_t* table, double beta1, double beta2, double scale, double root, double eps) {
+__device__ __forceinline__ void adamw(const uint64_t* table, double beta1, double beta2, double scale, double root, double eps,
+                                      const double* clip) {
     using A = Sum<T>;
+    if (clip) scale *= *clip;
+    if (isnan(scale)) return;
     const uint64_t* words = table + size_t(blockIdx.y) * WORDS;
     T* values = address<T>(words[VALUE]);
     const A* grads = address<const A>(words[GRAD]);
@@ -36,8 +40,9 @@ __device__ __forceinline__ void adamw(const uint64_t* table, double beta1, doubl
 
 #define KERNELS(T, S)                                                                                                     \
     extern "C" __global__ void __launch_bounds__(256)                                                                     \
-        adamw_##S(const uint64_t* table, double beta1, double beta2, double scale, double root, double eps) {             \
-        vkd::adamw<T>(table, beta1, beta2, scale, root, eps);                                                             \
+        adamw_##S(const uint64_t* table, double beta1, double beta2, double scale, double root, double eps,               \
+                  const double* clip) {                                                                                   \
+        vkd::adamw<T>(table, beta1, beta2, scale, root, eps, clip);                                                       \
     }                                                                                                                     \
     VKD_EXPORT(adamw_##S)
 

@@ -11,12 +11,17 @@ const SOURCE: Source =
 const MOST: usize = 65535;
 
 /// Updates the first of each list of tensors, and all but the gradient, in place.
-pub(super) fn steps(dtype: DType, parameters: &[(Step, Vec<&Tensor>)]) -> Result<()> {
+pub(super) fn steps(
+    dtype: DType,
+    parameters: &[(Step, Vec<&Tensor>)],
+    clip: Option<&Tensor>,
+) -> Result<()> {
     for parameters in parameters.chunks(MOST) {
         let sizes: Vec<_> =
             parameters.iter().map(|(step, tensors)| (tensors[0].elem_count(), *step)).collect();
-        let inputs: Vec<&Tensor> = parameters.iter().flat_map(|(_, all)| all).copied().collect();
-        run_on_tensors(SOURCE, &launch::steps(dtype, &sizes)?, &inputs)?;
+        let inputs = parameters.iter().flat_map(|(_, all)| all).copied().chain(clip);
+        let program = launch::steps(dtype, &sizes, clip.is_some())?;
+        run_on_tensors(SOURCE, &program, &inputs.collect::<Vec<_>>())?;
     }
     Ok(())
 }

@@ -20,6 +20,18 @@ fn numbers(i: usize) -> Step {
 
 #[test]
 fn the_kernel_agrees_with_tensor_ops() -> Result<()> {
+    check(None)?;
+    check(Some(0.25))
+}
+
+#[test]
+fn a_factor_that_is_no_number_changes_nothing() -> Result<()> {
+    check(Some(f64::NAN))
+}
+
+/// One step, its gradients times a factor that lies on the device.
+fn check(clip: Option<f64>) -> Result<()> {
+    let skipped = clip.is_some_and(f64::is_nan);
     let ops = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops");
     let shared = ops.join("../../../vkd-norm/src/ops");
     let source = ops.join("adamw/adamw.cu");
@@ -44,20 +56,30 @@ fn the_kernel_agrees_with_tensor_ops() -> Result<()> {
             let value = odd.where_cond(&value.affine(1., 1.)?, &value)?;
             let kept = value.to_dtype(own)?;
             let from = if half { odd.where_cond(&kept, &master)? } else { kept };
-            let [p, new_m, new_v] = step(numbers(i), [&from, &g, &m, &v])?;
-            want.extend([p.to_dtype(dtype)?, new_m, new_v]);
-            want.extend(half.then_some(p));
+            if skipped {
+                want.extend([value.clone(), m.clone(), v.clone()]);
+                want.extend(half.then(|| master.clone()));
+            } else {
+                let clipped = Step { scale: numbers(i).scale * clip.unwrap_or(1.), ..numbers(i) };
+                let [p, new_m, new_v] = step(clipped, [&from, &g, &m, &v])?;
+                want.extend([p.to_dtype(dtype)?, new_m, new_v]);
+                want.extend(half.then_some(p));
+            }
             tensors.extend([value, g, m, v]);
             tensors.extend(half.then_some(master));
             sizes.push((n, numbers(i)));
         }
         let each = if half { 5 } else { 4 };
         let changed: Vec<usize> = (0..tensors.len()).filter(|i| i % each != 1).collect();
-        let inputs: Vec<&Tensor> = tensors.iter().collect();
-        let program = launch::steps(dtype, &sizes)?;
+        let clip = clip.map(|factor| Tensor::new(factor, &Device::Cpu)).transpose()?;
+        let inputs: Vec<&Tensor> = tensors.iter().chain(&clip).collect();
+        let program = launch::steps(dtype, &sizes, clip.is_some())?;
         let got = host.run_in_place(&program.script(), &inputs, &changed)?;
         for ((at, got), want) in changed.iter().zip(&got).zip(&want) {
-            let tolerance = Tolerance::for_op(own, want.dtype(), 4);
+            let tolerance = match skipped {
+                true => Tolerance::EXACT,
+                false => Tolerance::for_op(own, want.dtype(), 4),
+            };
             assert_close(&format!("adamw {dtype:?}, tensor {at}"), got, want, tolerance)?;
         }
     }

@@ -8,8 +8,8 @@ const OP: &str = "adamw";
 
 /// Of the value, gradient, first and second moment of each of some parameters of one dtype, and its master where that is a half type; all
 /// but the gradient are written in place. Each has numbers of entries and numbers of its step, of which `keep` and `step_size` are its
-/// own and the rest the first one's.
-pub(super) fn steps(dtype: DType, parameters: &[(usize, Step)]) -> Result<Program> {
+/// own and the rest the first one's. Where they are `clipped`, the last tensor of all is one more factor of the gradients, f64.
+pub(super) fn steps(dtype: DType, parameters: &[(usize, Step)], clipped: bool) -> Result<Program> {
     let mut program = Program::default();
     let Some((_, Step { beta1, beta2, scale, root, eps, .. })) = parameters.first() else {
         return Ok(program);
@@ -28,6 +28,7 @@ pub(super) fn steps(dtype: DType, parameters: &[(usize, Step)]) -> Result<Progra
     let size = Size::many(most, parameters.len());
     let mut args = vec![program.table(words)];
     args.extend([beta1, beta2, scale, root, eps].map(|x| Arg::F64(*x)));
+    args.push(if clipped { Arg::Input(each * parameters.len()) } else { Arg::Null });
     program.launch(format!("{OP}_{}", suffix(OP, dtype)?), size, &args)?;
     Ok(program)
 }

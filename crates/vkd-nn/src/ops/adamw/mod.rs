@@ -33,10 +33,15 @@ pub(crate) fn step(numbers: Step, [p, g, m, v]: [&Tensor; 4]) -> Result<[Tensor;
 
 /// Steps of parameters of one dtype on one CUDA device, in one launch. The tensors of each are value, gradient, first and second
 /// moment, and the master of a half type, all dense, all but the value in what it is computed in; all but the gradient are
-/// changed in place, so none of them may stand twice. They share all numbers but `keep` and `step_size`.
+/// changed in place, so none of them may stand twice. They share all numbers but `keep` and `step_size`. `clip`, one number in f64 on
+/// the device, is one more factor of all gradients; where it is NaN nothing is changed.
 #[cfg(feature = "cuda")]
-pub(crate) fn steps_in_place(dtype: DType, parameters: &[(Step, Vec<&Tensor>)]) -> Result<()> {
-    cuda::steps(dtype, parameters)
+pub(crate) fn steps_in_place(
+    dtype: DType,
+    parameters: &[(Step, Vec<&Tensor>)],
+    clip: Option<&Tensor>,
+) -> Result<()> {
+    cuda::steps(dtype, parameters, clip)
 }
 
 /// First and second moment with the new gradient taken in, from plain tensor ops.
