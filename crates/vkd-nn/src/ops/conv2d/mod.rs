@@ -5,6 +5,8 @@ pub(super) mod cpu;
 pub(super) mod cuda;
 mod depthwise;
 mod filters;
+#[cfg(any(feature = "cuda", test))]
+mod frame;
 mod gathered;
 mod geometry;
 #[cfg(test)]

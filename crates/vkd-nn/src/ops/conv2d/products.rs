@@ -1,8 +1,9 @@
 //! A convolution on a device: one product of matrices for each of its three maps, between a kernel that gathers windows and one that
 //! adds them up; channels that see only themselves have kernels of their own.
 
+use super::frame::Frame;
 use super::geometry::Path;
-use super::launch::{Depthwise, Frame, column_sums, relu_backward};
+use super::launch::{Depthwise, column_sums, relu_backward};
 use super::{Geometry, shape};
 use candle_core::{DType, Result, Tensor, bail};
 use vkd_norm::program::{Program, Runner, accumulator, taped};
