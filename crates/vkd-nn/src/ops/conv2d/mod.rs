@@ -1,10 +1,20 @@
 //! Convolution over channels-last images.
 
 pub(super) mod cpu;
+#[cfg(feature = "cuda")]
+pub(super) mod cuda;
 mod depthwise;
 mod filters;
+#[cfg(any(feature = "cuda", test))]
+mod frame;
 mod gathered;
 mod geometry;
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(any(feature = "cuda", test))]
+mod launch;
+#[cfg(any(feature = "cuda", test))]
+pub(super) mod products;
 pub(crate) mod reference;
 mod sliding;
 
@@ -62,6 +72,9 @@ impl Conv2dConfig {
 /// Windows are gathered by the block at most, never for a whole image. Every sum has an order that the sizes fix: the
 /// bits don't depend on the number of threads.
 ///
+/// On a CUDA device half types are not cast: products sum in f32, and what is gathered, multiplied or added up is rounded to the type.
+/// Windows are gathered for as many images at a time as keep them below 256 MiB, for one at least.
+///
 /// # Errors
 /// Other shapes, sizes of zero (but of batch and image), groups that don't divide the channels, a window larger than the
 /// padded image, a result that memory can't address, different dtypes, a dtype other than f64, f32, bf16 and f16.
@@ -111,6 +124,11 @@ fn apply(
 ) -> Result<Tensor> {
     let op = Conv { geometry: geometry_of("conv2d", xs, weight, bias, config)?, relu };
     same_dtype("conv2d", xs, &[("weight", Some(weight)), ("bias", bias)])?;
+    #[cfg(feature = "cuda")]
+    if vkd_norm::program::applies(xs) {
+        let kind = if relu { products::Kind::ConvRelu } else { products::Kind::Conv };
+        return cuda::convolution(op.geometry, kind, xs, weight, bias);
+    }
     in_native(xs, |xs| {
         let (xs, weight) = (xs.contiguous()?, native(weight, xs)?);
         if !xs.device().is_cpu() {

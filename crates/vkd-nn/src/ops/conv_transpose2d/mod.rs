@@ -93,6 +93,11 @@ pub fn conv_transpose2d(
 ) -> Result<Tensor> {
     let op = ConvTranspose { geometry: geometry_of(xs, weight, bias, config)? };
     same_dtype("conv_transpose2d", xs, &[("weight", Some(weight)), ("bias", bias)])?;
+    #[cfg(feature = "cuda")]
+    if vkd_norm::program::applies(xs) {
+        let kind = super::conv2d::products::Kind::Transposed;
+        return super::conv2d::cuda::convolution(op.geometry, kind, xs, weight, bias);
+    }
     in_native(xs, |xs| {
         let (xs, weight) = (xs.contiguous()?, native(weight, xs)?);
         if !xs.device().is_cpu() {
@@ -107,7 +112,7 @@ pub fn conv_transpose2d(
 }
 
 /// The sizes of the convolution from the result to `xs`, checked.
-fn geometry_of(
+pub(super) fn geometry_of(
     xs: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,

@@ -9,7 +9,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, Error, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, DType, Error, Layout, Result, Shape, Storage, Tensor, bail,
 };
 use std::sync::Mutex;
 
@@ -47,14 +47,18 @@ pub fn run(
     }
     let mut buffers = Vec::with_capacity(program.buffers.len());
     for (dtype, len) in &program.buffers {
-        // SAFETY: the programs write a buffer before they read it; on the host, where buffers start as NaN, that is tested.
-        let buffer = unsafe { device.alloc_uninit(&Shape::from((*len).max(1)), *dtype)? };
-        buffers.push(buffer);
+        buffers.push(uninitialised(&device, *dtype, *len)?);
     }
     for launch in &program.launches {
         queue(source, &device, (launch, &program.tables), inputs, &starts, &mut buffers)?;
     }
     Ok(buffers)
+}
+
+/// A buffer of which nothing is known.
+pub(super) fn uninitialised(device: &CudaDevice, dtype: DType, len: usize) -> Result<CudaStorage> {
+    // SAFETY: the programs write a buffer before they read it; on the host, where buffers start as NaN, that is tested.
+    unsafe { device.alloc_uninit(&Shape::from(len.max(1)), dtype) }
 }
 
 /// [`run`] on tensors; the buffers come as tensors of one dimension, without a tape: for backward passes.

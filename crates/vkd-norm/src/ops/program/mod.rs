@@ -6,10 +6,12 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+mod taped;
 
 use candle_core::{DType, Error, Result, Tensor, bail};
 #[cfg(feature = "cuda")]
 pub use cuda::{Source, recorded, run, run_on_tensors};
+pub use taped::taped;
 
 /// Threads of a warp.
 const WARP: usize = 32;
@@ -233,6 +235,14 @@ pub trait Runner {
     /// # Errors
     /// Whatever the device or the emulator found.
     fn run(&self, program: &Program, inputs: &[&Tensor]) -> Result<Vec<Tensor>>;
+
+    /// A product of matrices in the type of its factors.
+    ///
+    /// # Errors
+    /// candle's, which on the CPU has no product of bf16.
+    fn product(&self, lhs: &Tensor, rhs: &Tensor) -> Result<Tensor> {
+        lhs.matmul(rhs)
+    }
 }
 
 /// The last program of an op, whose first buffer is the result, and the tensors that it reads.
