@@ -7,15 +7,17 @@ use candle_core::Result;
 use rayon::prelude::*;
 
 use crate::suite::data;
-use crate::{Work, machine};
+use crate::{Product, Work, machine};
 
 /// Seconds of one pass over the floor: each product's best time, as often as it occurs, and the best time of all copies.
 ///
 /// The best and not the median, because a floor should not rise with the noise around it.
 pub(crate) fn seconds(work: &Work, repeats: usize) -> Result<f64> {
     let mut total = 0.0;
-    for &[m, k, n, count] in &work.matmuls {
-        let (left, right) = (data((m, k), 1)?, data((k, n), 2)?);
+    for product in &work.matmuls {
+        let &Product { m, k, n, count, .. } = product;
+        let dtype = work.dtype_of(product).candle();
+        let (left, right) = (data((m, k), 1)?.to_dtype(dtype)?, data((k, n), 2)?.to_dtype(dtype)?);
         let best = best(repeats, || left.matmul(&right).map(drop))?;
         total += best * count as f64;
     }
@@ -60,14 +62,15 @@ fn best(repeats: usize, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::seconds;
-    use crate::Work;
+    use crate::{Product, Work};
 
-    fn work(matmuls: Vec<[usize; 4]>, copies: Vec<usize>) -> Work {
+    fn work(sides: Option<(usize, usize)>, copies: Vec<usize>) -> Work {
+        let product = |(n, count)| Product { m: n, k: n, n, count, dtype: None };
         Work {
             name: "a/b/c/d".to_owned(),
             shape: vec![],
             reason: String::new(),
-            matmuls,
+            matmuls: sides.map(product).into_iter().collect(),
             copies,
             scale: 1.0,
             threads: None,
@@ -78,8 +81,8 @@ mod tests {
 
     #[test]
     fn more_work_takes_longer() {
-        let small = seconds(&work(vec![[32, 32, 32, 1]], vec![]), 5).unwrap();
-        let big = seconds(&work(vec![[256, 256, 256, 4]], vec![1 << 20]), 5).unwrap();
+        let small = seconds(&work(Some((32, 1)), vec![]), 5).unwrap();
+        let big = seconds(&work(Some((256, 4)), vec![1 << 20]), 5).unwrap();
         assert!(small > 0.0 && big > small, "{small} {big}");
     }
 }

@@ -8,12 +8,14 @@ mod alloc;
 mod floor;
 mod machine;
 mod peer;
+mod product;
 mod shapes;
 mod suite;
 
 pub use machine::{commit, description as machine, threads};
 pub use peer::{Answer, Peer};
-pub use shapes::{Dtype, PeerWork, Shapes, Work};
+pub use product::{Dtype, Product};
+pub use shapes::{PeerWork, Shapes, Work};
 pub use suite::{Suite, data, gradient, run};
 
 /// The middle of some numbers, which it sorts; NaN of none.

@@ -1,6 +1,7 @@
 //! The works and their floors, read from `shapes.toml` and, for a GPU, from `device.toml`.
 
-use candle_core::{DType, Result, bail};
+use crate::product::{Dtype, Product};
+use candle_core::{Error, Result, bail};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -32,16 +33,16 @@ pub struct Work {
     pub shape: Vec<usize>,
     /// Where the floor comes from.
     pub reason: String,
-    /// `[m, k, n, count]`: `count` products of (m, k) and (k, n), `2 m k n` operations each.
+    /// Products of matrices.
     #[serde(default)]
-    pub matmuls: Vec<[usize; 4]>,
+    pub matmuls: Vec<Product>,
     /// Bytes of plain copies, each read once and written once.
     #[serde(default)]
     pub copies: Vec<usize>,
     /// Standard deviation of the input, where the bench draws it.
     #[serde(default = "scale")]
     pub scale: f64,
-    /// What the work computes in; f32 where it is not given.
+    /// What the work computes in, and each product that does not say otherwise; f32 where it is not given.
     #[serde(default)]
     pub dtype: Dtype,
     /// Threads that the work is measured with, where not all: in a process of its own.
@@ -50,35 +51,6 @@ pub struct Work {
     /// What another library measures beside the work.
     #[serde(default)]
     pub peer: Option<PeerWork>,
-}
-
-/// What a work computes in.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub enum Dtype {
-    /// Single precision.
-    #[default]
-    F32,
-    /// bf16.
-    Bf16,
-}
-
-impl Dtype {
-    /// Its name in a row and in a request.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        }
-    }
-
-    /// candle's name.
-    pub fn candle(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-        }
-    }
 }
 
 /// The same work in another library: who measures it, and what that is asked.
@@ -107,7 +79,7 @@ impl Shapes {
     /// # Errors
     /// Broken TOML, a name that is malformed or stands twice, or a work without a floor.
     pub fn read() -> Result<Self> {
-        Self::parse(TEXT)
+        Self::parse("shapes.toml", TEXT)
     }
 
     /// Reads the list of works on a GPU that was compiled in, and checks it.
@@ -115,7 +87,7 @@ impl Shapes {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn of_devices() -> Result<Self> {
-        Self::parse(DEVICE)
+        Self::parse("device.toml", DEVICE)
     }
 
     /// All works, in the file's order.
@@ -123,25 +95,26 @@ impl Shapes {
         &self.work
     }
 
-    fn parse(text: &str) -> Result<Self> {
-        let shapes: Self = toml::from_str(text).map_err(candle_core::Error::wrap)?;
+    fn parse(file: &str, text: &str) -> Result<Self> {
+        let shapes: Self =
+            toml::from_str(text).map_err(|e| Error::Msg(format!("{file}: {e}")).bt())?;
         for (index, work) in shapes.work.iter().enumerate() {
             let name = &work.name;
             let parts: Vec<&str> = name.split('/').collect();
             if !matches!(parts.len(), 3 | 4) || parts.contains(&"") {
-                bail!("shapes.toml: expected crate/work[/shape]/pass, got {name}")
+                bail!("{file}: expected crate/work[/shape]/pass, got {name}")
             }
             if shapes.work[..index].iter().any(|other| other.name == *name) {
-                bail!("shapes.toml: {name} stands twice")
+                bail!("{file}: {name} stands twice")
             }
             if let Some(peer) = &work.peer
                 && peers().is_dir()
                 && !peers().join(&peer.script).is_file()
             {
-                bail!("shapes.toml: {name}: no script {} in benches/peers", peer.script)
+                bail!("{file}: {name}: no script {} in benches/peers", peer.script)
             }
             if work.matmuls.is_empty() && work.copies.is_empty() {
-                bail!("shapes.toml: {name} has no floor")
+                bail!("{file}: {name} has no floor")
             }
         }
         Ok(shapes)
@@ -156,6 +129,11 @@ impl Shapes {
 }
 
 impl Work {
+    /// What a product of its floor is computed in.
+    pub fn dtype_of(&self, product: &Product) -> Dtype {
+        product.dtype.unwrap_or(self.dtype)
+    }
+
     /// The two sizes of a matrix.
     ///
     /// # Errors
@@ -170,14 +148,14 @@ impl Work {
 
 #[cfg(test)]
 mod tests {
-    use super::Shapes;
+    use super::{Dtype, Product, Shapes};
 
     /// Floating point operations of the products of a floor.
     fn operations(name: &str) -> usize {
         let (work, _) = name.rsplit_once('/').and_then(|(rest, _)| rest.rsplit_once('/')).unwrap();
         let works = Shapes::read().unwrap().of(work);
         let work = works.into_iter().find(|work| work.name == name).unwrap();
-        work.matmuls.iter().map(|[m, k, n, count]| 2 * m * k * n * count).sum()
+        work.matmuls.iter().map(|p| 2 * p.m * p.k * p.n * p.count).sum()
     }
 
     #[test]
@@ -222,6 +200,22 @@ mod tests {
     }
 
     #[test]
+    fn products_of_the_projector_are_f32_in_a_step_of_bf16() {
+        let works = Shapes::of_devices().unwrap();
+        let half = works.all().iter().filter(|work| work.dtype == Dtype::Bf16);
+        let products: Vec<_> =
+            half.flat_map(|work| work.matmuls.iter().map(|p| (p, work.dtype_of(p)))).collect();
+        // The width of the teacher's features occurs nowhere else.
+        let wide = |p: &Product| [p.m, p.k, p.n].contains(&3024);
+        for (product, dtype) in &products {
+            let want = if wide(product) { Dtype::F32 } else { Dtype::Bf16 };
+            assert_eq!(*dtype, want, "{product:?}");
+        }
+        assert_eq!(products.iter().filter(|(p, _)| wide(p)).count(), 5);
+        assert_eq!(products.len(), 7);
+    }
+
+    #[test]
     fn a_row_with_one_thread_is_the_same_work() {
         let shapes = Shapes::read().unwrap();
         for (alone, all) in [
@@ -239,9 +233,9 @@ mod tests {
     #[test]
     fn a_list_with_a_fault_is_refused() {
         let work = "[[work]]\nname = \"a/b/c/d\"\nshape = [1]\nreason = \"r\"\ncopies = [8]\n";
-        assert!(Shapes::parse(work).is_ok());
+        assert!(Shapes::parse("f.toml", work).is_ok());
         let with_peer = format!("{work}peer = {{ script = \"torch_norm.py\", op = \"x\" }}\n");
-        let peer = Shapes::parse(&with_peer).unwrap().work[0].peer.clone().unwrap();
+        let peer = Shapes::parse("f.toml", &with_peer).unwrap().work[0].peer.clone().unwrap();
         assert_eq!(
             (peer.script.as_str(), peer.request["op"].as_str()),
             ("torch_norm.py", Some("x"))
@@ -251,10 +245,12 @@ mod tests {
             work.replace("a/b/c/d", "a//c/d"),
             work.replace("copies = [8]", ""),
             work.replace("reason", "because"),
+            format!("{work}matmuls = [[1, 2, 3]]\n"),
             format!("{work}peer = {{ script = \"none.py\", op = \"x\" }}\n"),
             format!("{work}{work}"),
         ] {
-            assert!(Shapes::parse(&fault).is_err(), "{fault}");
+            let message = Shapes::parse("f.toml", &fault).unwrap_err().to_string();
+            assert!(message.starts_with("f.toml: "), "{fault}: {message}");
         }
     }
 }

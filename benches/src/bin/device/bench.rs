@@ -8,7 +8,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use clock::Clock;
 use serde_json::{Value, json};
 use std::io::Write;
-use vkd_benches::{Answer, Peer, Shapes, Work, commit, data, machine, threads};
+use vkd_benches::{Answer, Peer, Product, Shapes, Work, commit, data, machine, threads};
 use vkd_train::ComputeDevice;
 
 /// A peer that needs more seconds than this is asked once.
@@ -129,7 +129,13 @@ fn shrunk(work: &Work) -> Work {
         _ if work.name.starts_with("step/") => vec![2, 32],
         _ => work.shape.iter().map(|n| part(*n)).collect(),
     };
-    let product = |&[m, k, n, count]: &[usize; 4]| [part(m), part(k), part(n), count.min(4)];
+    let product = |p: &Product| Product {
+        m: part(p.m),
+        k: part(p.k),
+        n: part(p.n),
+        count: p.count.min(4),
+        dtype: p.dtype,
+    };
     Work {
         name: format!("tiny/{}", work.name),
         shape,
@@ -141,9 +147,11 @@ fn shrunk(work: &Work) -> Work {
 
 /// Seconds of the work's products and copies on the device: each product as often as it occurs, and all copies.
 fn floor(work: &Work, clock: &Clock) -> Result<f64> {
-    let (device, dtype) = (&clock.device, work.dtype.candle());
+    let device = &clock.device;
     let mut total = 0.;
-    for &[m, k, n, count] in &work.matmuls {
+    for product in &work.matmuls {
+        let &Product { m, k, n, count, .. } = product;
+        let dtype = work.dtype_of(product).candle();
         let matrix = |dims: (usize, usize), seed| -> Result<Tensor> {
             data(dims, seed)?.to_device(device)?.to_dtype(dtype)
         };

@@ -143,7 +143,10 @@ fn whitening(all: &mut Vec<Case>) -> Result<()> {
         let whitener =
             Whitener::new(&Moments::from_rows(&drawn(&dims)?[0], None)?, WhitenConfig::default())?;
         add("whiten_with".to_owned(), Box::new(move |x| whiten_with(&x[0], &whitener)))?;
-        let moments = |x: &[Tensor]| Moments::from_rows(&x[0], None)?.covariance(true);
+        // On the CPU by contract; `results` wants to see it beside the inputs.
+        let moments = |x: &[Tensor]| {
+            Moments::from_rows(&x[0], None)?.covariance(true)?.to_device(x[0].device())
+        };
         let case = Case::new(format!("moments {name}"), drawn(&dims)?, 0, rows, one(moments));
         all.push(case.of_dtypes(&FLOATS[..2]));
     }
