@@ -160,7 +160,7 @@ impl FeatureAdapter for DetectionAdapter {
         let (Some(own), Some(other)) = (self.mask(student)?, self.mask(teacher)?) else {
             return Ok(());
         };
-        if !own.device().is_cpu() {
+        if !own.device().is_cpu() && own.device().same_device(other.device()) {
             let what = "the student's padding to be the teacher's";
             return flags::expect(OP, what, &unlike(own, other)?, [0., 0.]);
         }
