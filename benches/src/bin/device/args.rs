@@ -16,7 +16,7 @@ Flags:
   --filter S     of laws and bench: only what has S in its name
   --small        of laws: only cases of few values, as under a sanitizer; of digits: a shorter distillation
   --quick        of bench: few samples
-  --json FILE    of bench: also write the rows
+  --json FILE    of bench: also write the rows, anew after each work
 Where VKD_BENCH_PEER_PYTHON and VKD_BENCH_PEER_LIBRARY=torch are set, bench also asks torch in that Python, with the scripts in VKD_BENCH_PEERS.
 On the device cpu it has tiny sizes and writes no file: it shows that it runs.";
 

@@ -1,13 +1,14 @@
 //! The works of `device.toml`, timed on a device.
 
 mod clock;
+mod rows;
 mod works;
 
 use crate::args::Args;
 use candle_core::{DType, Result, Tensor, bail};
 use clock::Clock;
+use rows::Rows;
 use serde_json::{Value, json};
-use std::io::Write;
 use vkd_benches::{Answer, Peer, Product, Shapes, Work, commit, data, machine, threads};
 use vkd_train::ComputeDevice;
 
@@ -17,72 +18,82 @@ const PEER_ONCE: f64 = 5.;
 /// Each side of a tiny matrix is this part of the work's own.
 const TINY: usize = 16;
 
-/// Measures all works that pass the filter, with their floors and peers, and prints a line each.
+/// Measures all works that pass the filter, with their floors and peers, and prints a line each. Rows are on the disk as they come.
 ///
 /// # Errors
 /// Whatever a work or its peer refuses, a filter that none passes, or a file that can't be written.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let device = args.device.open()?;
     let tiny = args.device == ComputeDevice::Cpu;
-    let clock = Clock { device: device.clone(), quick: args.quick || tiny };
+    let clock = Clock { device, quick: args.quick || tiny };
     let (place, peer_place) = (place(args.device)?, args.device.to_string());
     let mut peer = Peer::default();
-    let mut rows = Vec::new();
-    for work in Shapes::of_devices()?.all() {
-        if !work.name.contains(&args.filter) {
-            continue;
-        }
-        let work = if tiny { shrunk(work) } else { work.clone() };
-        let (residual, mut step) = works::prepare(&work, &device)?;
-        // The floor and the peer before and after, so that a drift of the clock meets all.
-        let floor = floor(&work, &clock)?;
-        let first = peer.ask(&work, &peer_place)?;
-        let found = clock.time(&mut step)?;
-        let peer = match first {
-            Some(first) if first.peer_median_s < PEER_ONCE => {
-                peer.ask(&work, &peer_place)?.map(|second| first.faster(second))
-            }
-            first => first,
-        };
-        let floor = floor.min(self::floor(&work, &clock)?);
-        println!("{}", line(&work, found.median, found.spread, floor, peer.as_ref()));
-        rows.push(json!({
-            "name": work.name,
-            "device": peer_place,
-            "threads": threads(),
-            "dtype": work.dtype.name(),
-            "median_s": found.median,
-            "spread_s": found.spread,
-            "floor_s": floor,
-            "peer": peer.as_ref().map(|peer| &peer.peer),
-            "peer_median_s": peer.as_ref().map(|peer| peer.peer_median_s),
-            "peer_repeats": peer.as_ref().map(|peer| peer.peer_repeats),
-            "peer_residual": peer.as_ref().and_then(|peer| peer.peer_residual),
-            "residual": residual,
-            "peak_bytes": null,
-            "commit": commit(),
-            "machine": place,
-        }));
-    }
-    if rows.is_empty() {
+    let works: Vec<Work> = Shapes::of_devices()?
+        .all()
+        .iter()
+        .filter(|work| work.name.contains(&args.filter))
+        .map(|work| if tiny { shrunk(work) } else { work.clone() })
+        .collect();
+    if works.is_empty() {
         bail!("bench: expected a work whose name contains {:?}, got none", args.filter)
     }
+    let mut rows = Rows::new(args.json.as_deref())?;
+    each(&works, &mut rows, |work| row(work, &clock, &mut peer, [&place, &peer_place]))?;
     if tiny {
-        println!("{} works ran with tiny sizes: no measurement", rows.len());
+        println!("{} works ran with tiny sizes: no measurement", rows.count());
     }
-    match &args.json {
-        Some(path) => write(path, &rows),
-        None => Ok(()),
+    if let Some(path) = &args.json {
+        println!("{} rows written to {}", rows.count(), path.display());
     }
+    Ok(())
 }
 
-/// One row a line.
-fn write(path: &std::path::Path, rows: &[Value]) -> Result<()> {
-    let lines: Vec<String> = rows.iter().map(|row| format!("  {row}")).collect();
-    let mut file = std::fs::File::create(path)?;
-    writeln!(file, "[\n{}\n]", lines.join(",\n"))?;
-    println!("{} rows written to {}", rows.len(), path.display());
-    Ok(())
+/// Measures one work after the other; what was measured before an error stays.
+fn each(
+    works: &[Work],
+    rows: &mut Rows,
+    mut row: impl FnMut(&Work) -> Result<Value>,
+) -> Result<()> {
+    works.iter().try_for_each(|work| rows.add(row(work)?))
+}
+
+/// Measures a work, its floor and its peer.
+fn row(
+    work: &Work,
+    clock: &Clock,
+    peer: &mut Peer,
+    [place, peer_place]: [&str; 2],
+) -> Result<Value> {
+    let (residual, mut step) = works::prepare(work, &clock.device)?;
+    // The floor and the peer before and after, so that a drift of the clock meets all.
+    let before = floor(work, clock)?;
+    let first = peer.ask(work, peer_place)?;
+    let found = clock.time(&mut step)?;
+    let peer = match first {
+        Some(first) if first.peer_median_s < PEER_ONCE => {
+            peer.ask(work, peer_place)?.map(|second| first.faster(second))
+        }
+        first => first,
+    };
+    let floor = before.min(floor(work, clock)?);
+    println!("{}", line(work, found.median, found.spread, floor, peer.as_ref()));
+    Ok(json!({
+        "name": work.name,
+        "device": peer_place,
+        "threads": threads(),
+        "dtype": work.dtype.name(),
+        "median_s": found.median,
+        "spread_s": found.spread,
+        "floor_s": floor,
+        "peer": peer.as_ref().map(|peer| &peer.peer),
+        "peer_median_s": peer.as_ref().map(|peer| peer.peer_median_s),
+        "peer_repeats": peer.as_ref().map(|peer| peer.peer_repeats),
+        "peer_residual": peer.as_ref().and_then(|peer| peer.peer_residual),
+        "residual": residual,
+        "peak_bytes": null,
+        "commit": commit(),
+        "machine": place,
+    }))
 }
 
 /// Card, driver and processor.
@@ -177,6 +188,28 @@ mod tests {
         let text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release\nGCC version:  gcc 12.3.0";
         assert_eq!(driver(text), Some("580.65.06"));
         assert_eq!(driver(""), None);
+    }
+
+    #[test]
+    fn what_was_measured_before_an_error_stays() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("rows.json");
+        let works = Shapes::of_devices()?;
+        let mut rows = Rows::new(Some(&path))?;
+        let mut done = 0;
+        let ended = each(works.all(), &mut rows, |work| match done {
+            2 => bail!("the driver is gone"),
+            _ => {
+                done += 1;
+                Ok(json!({ "name": work.name }))
+            }
+        });
+        assert!(ended.is_err());
+        let left: Value =
+            serde_json::from_slice(&std::fs::read(&path)?).map_err(candle_core::Error::wrap)?;
+        let names = works.all()[..2].iter().map(|work| json!({ "name": work.name }));
+        assert_eq!(left, Value::Array(names.collect()));
+        Ok(())
     }
 
     #[test]
