@@ -7,5 +7,5 @@ mod memory;
 mod ptx;
 
 pub use fault::Fault;
-pub use memory::Memory;
+pub use memory::{Memory, Usage};
 pub use ptx::{Kernel, Launch, Module};
