@@ -81,7 +81,7 @@ impl Memory {
     pub fn free(&self, address: u64) -> Result<(), Fault> {
         let mut blocks = self.write();
         let Some(bytes) = blocks.live.remove(&address) else {
-            return Err(Fault::new(match blocks.freed.get(&address) {
+            return Err(Fault::of_address(match blocks.freed.get(&address) {
                 Some(bytes) => {
                     format!("free of {address:#x}: {bytes} bytes that were freed before")
                 }
@@ -119,18 +119,18 @@ impl Memory {
                 return Ok((begin, size));
             }
             if offset < size.max(1) {
-                return Err(Fault::new(format!(
+                return Err(Fault::of_address(format!(
                     "{bytes} bytes at {address:#x}: past the end of the block of {size} bytes, from its byte {offset} on"
                 )));
             }
         }
         if let Some((begin, size)) = containing(&blocks.freed, address) {
             let offset = address - begin;
-            return Err(Fault::new(format!(
+            return Err(Fault::of_address(format!(
                 "{bytes} bytes at {address:#x}: byte {offset} of a block of {size} bytes that was freed"
             )));
         }
-        Err(Fault::new(match before {
+        Err(Fault::of_address(match before {
             // Near enough that an index ran over.
             Some((begin, size)) if address - begin < (size as u64).saturating_mul(2) + 4096 => {
                 let past = address - begin - size as u64;
@@ -147,9 +147,23 @@ impl Memory {
     /// # Errors
     /// They aren't all in one block.
     pub fn read_bytes(&self, address: u64, to: &mut [u8]) -> Result<(), Fault> {
-        self.block(address, to.len())?;
-        // SAFETY: that many bytes at the address are of one block; the host's slice is no part of a block.
-        unsafe { pointer(address).copy_to(to.as_mut_ptr(), to.len()) };
+        // SAFETY: the slice has room for its length.
+        unsafe { self.read_to(address, to.as_mut_ptr(), to.len()) }
+    }
+
+    /// As [`Memory::read_bytes`], to a place that may be unwritten as yet.
+    ///
+    /// # Safety
+    /// There is room for so many bytes, and it is no part of a block.
+    pub(crate) unsafe fn read_to(
+        &self,
+        address: u64,
+        to: *mut u8,
+        bytes: usize,
+    ) -> Result<(), Fault> {
+        self.block(address, bytes)?;
+        // SAFETY: that many bytes at the address are of one block; the rest is the caller's promise.
+        unsafe { pointer(address).copy_to(to, bytes) };
         Ok(())
     }
 
@@ -185,6 +199,17 @@ impl Memory {
         // SAFETY: that many bytes at the address are of one block.
         unsafe { pointer(address).write_bytes(value, bytes) };
         Ok(())
+    }
+
+    /// Frees every block, as the end of a context does.
+    pub fn clear(&self) {
+        let mut blocks = self.write();
+        for (address, bytes) in std::mem::take(&mut blocks.live) {
+            release(address, bytes);
+        }
+        blocks.usage.blocks = 0;
+        blocks.usage.bytes = 0;
+        blocks.give_back(0);
     }
 
     /// How much is allocated, and was.
@@ -240,6 +265,6 @@ fn release(address: u64, bytes: usize) {
 }
 
 /// An address of the device as a pointer of the host.
-fn pointer(address: u64) -> *mut u8 {
+pub(crate) fn pointer(address: u64) -> *mut u8 {
     std::ptr::with_exposed_provenance_mut(address as usize)
 }
