@@ -2,6 +2,7 @@
 #![allow(unsafe_code, non_snake_case, reason = "functions of C, with C's names")]
 
 use std::ffi::c_void;
+use std::sync::LazyLock;
 use std::sync::atomic::Ordering;
 
 use super::context::{
@@ -9,6 +10,10 @@ use super::context::{
 };
 use super::error::{Code, Failure, call};
 use crate::Launch;
+
+/// Whether races of threads on shared memory are looked for.
+static RACES: LazyLock<bool> =
+    LazyLock::new(|| std::env::var_os("VKD_SIMT_RACES").is_some_and(|value| value == "1"));
 
 /// # Safety
 /// `parameters` is null or has one pointer for each of the kernel's parameters, each null or at so many bytes as that one has.
@@ -33,10 +38,13 @@ unsafe extern "C" fn cuLaunchKernel(
             grid: [grid_x, grid_y, grid_z],
             block: [block_x, block_y, block_z],
             shared_bytes,
+            watch_races: *RACES,
         };
         let refused =
             |line| Failure::new(Code::INVALID_VALUE, format!("{}: {line}", function.name));
-        let own = 0;
+        // The first launch is when the kernel's text is read.
+        let own = function.kernel.shared_bytes();
+        let own = own.map_err(|fault| Failure::new(Code::INVALID_PTX, fault.to_string()))?;
         let allowed = function.dynamic_shared.load(Ordering::Relaxed);
         check(launch, own, allowed).map_err(refused)?;
         if !extra.is_null() {

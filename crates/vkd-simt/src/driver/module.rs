@@ -15,6 +15,7 @@ const NO_TEXT: [&[u8]; 2] = [b"\x7fELF", b"\x50\xed\x55\xba"];
 
 // `CUfunction_attribute`.
 const MAX_THREADS: c_int = 0;
+const STATIC_SHARED: c_int = 1;
 const CONSTANT_BYTES: c_int = 2;
 const DYNAMIC_SHARED: c_int = 8;
 const CARVEOUT: c_int = 9;
@@ -154,6 +155,12 @@ unsafe extern "C" fn cuFuncGetAttribute(value: *mut c_int, attribute: c_int, fun
         let function = state.function(function)?;
         let known = match attribute {
             MAX_THREADS => BLOCK_THREADS,
+            STATIC_SHARED => {
+                let own = function.kernel.shared_bytes();
+                let own =
+                    own.map_err(|fault| Failure::new(Code::INVALID_PTX, fault.to_string()))?;
+                u32::try_from(own).unwrap_or(u32::MAX)
+            }
             CONSTANT_BYTES => 0,
             DYNAMIC_SHARED => function.dynamic_shared.load(Ordering::Relaxed),
             // Registers, for one, are the compiler's of a device.
