@@ -12,7 +12,7 @@ pub(crate) const COMMAND: Command = Command {
     details: "fmt, tidy, typos, deny, clippy, tests, docs --check, examples, rustdoc.\n\
               typos and cargo-deny are optional: where they are absent the step prints SKIPPED; so are tests of several\n\
               ranks, which the step `test` runs where there is MPI.\n\
-              With --full: also standalone, the tests that take minutes, cuda check, and bench --quick.",
+              With --full: also standalone, the tests that take minutes, cuda check, the emulated device, and bench --quick.",
     flags: &[Flag { name: "--full", value: None, help: "also what takes long" }],
     run,
 };
@@ -76,12 +76,14 @@ fn run(args: &Args) -> Result<()> {
             let test = ["test", "--release", "--workspace"];
             passed(cargo(root).args(test).args(LONG).args(["--", "--ignored"]))
         })?;
-        steps.step("cuda check", || match crate::cuda::is_set_up(root) {
-            true => crate::cuda::check(root, false).map(|()| Outcome::Passed),
+        let with_toolkit = |work: &dyn Fn() -> Result<()>| match crate::cuda::is_set_up(root) {
+            true => work().map(|()| Outcome::Passed),
             false => {
                 Ok(Outcome::Skipped("no toolkit; `cargo xtask cuda setup` gets it".to_owned()))
             }
-        })?;
+        };
+        steps.step("cuda check", || with_toolkit(&|| crate::cuda::check(root, false)))?;
+        steps.step("emulated device", || with_toolkit(&|| crate::device::emulated(root, None)))?;
         steps.step("bench --quick", || {
             let request = crate::bench::Request { quick: true, ..Default::default() };
             crate::bench::measure(root, &request).map(|()| Outcome::Passed)

@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::Result;
 use crate::args;
 use crate::bench::Request;
-use crate::cuda::Toolkit;
+use crate::cuda::{self, Toolkit};
 use crate::rows;
 use crate::shell::{self, Outcome, Steps, cargo};
 
@@ -15,12 +15,14 @@ pub(crate) const TEST: args::Command = args::Command {
     summary: "Run the suite of a device: every op against f64 on the CPU, and a distillation",
     details: "On cuda it needs a GPU, its driver and a toolkit to build with (`cargo xtask cuda setup`). Where compute-sanitizer\n\
               is on the PATH the suite runs under its memcheck and racecheck too, elsewhere these print SKIPPED. On cpu the\n\
-              suite compares the CPU with itself: that is how it is tested where there is no GPU.",
+              suite compares the CPU with itself: that is how it is tested where there is no GPU. On emulated the program\n\
+              for cuda runs its small cases on a driver that interprets PTX on the CPU, and what it asked of the device is\n\
+              counted: it needs the toolkit and no GPU. VKD_SIMT_RACES=1 has it look for races on shared memory too.",
     flags: &[
         args::Flag {
             name: "--device",
             value: Some("D"),
-            help: "cpu, cuda or cuda:N [default: cpu]",
+            help: "cpu, cuda, cuda:N or emulated [default: cpu]",
         },
         args::Flag {
             name: "--filter",
@@ -36,10 +38,14 @@ pub(crate) const TEST: args::Command = args::Command {
 /// NVIDIA's checker of memory accesses and of races.
 const SANITIZER: &str = "compute-sanitizer";
 
+/// The device `cuda` without a GPU.
+const EMULATED: &str = "emulated";
+
 /// The program and how it is started.
 struct Program {
     path: PathBuf,
-    libraries: Option<PathBuf>,
+    /// Folders of libraries that come before the machine's own.
+    libraries: Vec<PathBuf>,
 }
 
 impl Program {
@@ -51,31 +57,34 @@ impl Program {
             // The whole workspace, so that nothing is compiled with other features than for the tests.
             shell::run(build.args(["build", "--release", "--workspace", "--bin", "vkd-device"]))?;
             let folder = shell::target_directory(&shell::metadata(root)?)?;
-            return Ok(Self { path: folder.join("release").join(name), libraries: None });
+            return Ok(Self { path: folder.join("release").join(name), libraries: Vec::new() });
         }
         let toolkit = Toolkit::of(root)?;
         build.args(["build", "--release", "--package", "vkd-benches", "--bin", "vkd-device"]);
         build.args(["--features", "vkd-benches/cuda", "--target-dir"]).arg(&toolkit.target);
-        let libraries = match toolkit.is_complete() {
+        let mut libraries = match toolkit.is_complete() {
             true => {
                 toolkit.environment(&mut build);
-                Some(toolkit.home.join("lib"))
+                vec![toolkit.home.join("lib")]
             }
             // The machine's own, found by the build scripts.
-            false if shell::exists("nvcc") => None,
+            false if shell::exists("nvcc") => Vec::new(),
             false => {
                 return Err("no nvcc: run `cargo xtask cuda setup`, or put a CUDA toolkit's bin on the PATH".to_owned());
             }
         };
         shell::run(&mut build)?;
+        if device == EMULATED {
+            libraries.insert(0, cuda::libraries(root)?);
+        }
         Ok(Self { path: toolkit.target.join("release").join(name), libraries })
     }
 
     /// Lets a program that starts this one find the libraries that it was linked with.
     fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        if let Some(own) = &self.libraries {
+        if !self.libraries.is_empty() {
             let old = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-            let folders = std::iter::once(own.clone()).chain(std::env::split_paths(&old));
+            let folders = self.libraries.iter().cloned().chain(std::env::split_paths(&old));
             if let Ok(path) = std::env::join_paths(folders) {
                 command.env("LD_LIBRARY_PATH", path);
             }
@@ -86,6 +95,21 @@ impl Program {
     fn run(&self, words: &[&str]) -> Result<Outcome> {
         let mut command = Command::new(&self.path);
         shell::run(self.environment(&mut command).args(words)).map(|()| Outcome::Passed)
+    }
+
+    /// Runs a part on the emulated device, and prints what it asked of it, whatever came of it.
+    fn counted(&self, words: &[&str]) -> Result<Outcome> {
+        let part = words.first().copied().unwrap_or("part");
+        let folder = self.libraries.first().ok_or("no folder of the emulated driver")?;
+        let report = folder.join(format!("{part}.json"));
+        let _ = std::fs::remove_file(&report);
+        let mut command = Command::new(&self.path);
+        self.environment(&mut command).args(words).env("VKD_SIMT_REPORT", &report);
+        let outcome = shell::run(&mut command);
+        if report.is_file() {
+            println!("{part}: {}", cuda::counts(&report)?);
+        }
+        outcome.map(|()| Outcome::Passed)
     }
 
     /// The small part of the suite under a tool of the sanitizer.
@@ -108,6 +132,9 @@ impl Program {
 }
 
 fn test(root: &Path, device: &str, filter: Option<&str>) -> Result<()> {
+    if device == EMULATED {
+        return emulated(root, filter);
+    }
     let program = Program::build(root, device)?;
     if let Some(filter) = filter {
         return program.run(&["laws", "--device", device, "--filter", filter]).map(|_| ());
@@ -122,6 +149,20 @@ fn test(root: &Path, device: &str, filter: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// The suite's small cases and a short distillation of the program for `cuda`, on a driver that interprets its kernels on the CPU.
+pub(crate) fn emulated(root: &Path, filter: Option<&str>) -> Result<()> {
+    let program = Program::build(root, EMULATED)?;
+    let laws = ["laws", "--device", "cuda", "--small"];
+    if let Some(filter) = filter {
+        return program.counted(&[&laws[..], &["--filter", filter]].concat()).map(drop);
+    }
+    let mut steps = Steps::default();
+    steps.step("laws", || program.counted(&laws))?;
+    steps.step("digits", || program.counted(&["digits", "--device", "cuda", "--small"]))?;
+    steps.summary();
+    Ok(())
+}
+
 /// Measures the works of benches/device.toml; on the CPU with tiny sizes, as a check that they run.
 pub(crate) fn bench(
     root: &Path,
@@ -129,6 +170,9 @@ pub(crate) fn bench(
     request: &Request,
     python: Option<PathBuf>,
 ) -> Result<()> {
+    if device == EMULATED {
+        return Err("bench: an emulated device says nothing of time".to_owned());
+    }
     let folder = shell::target_directory(&shell::metadata(root)?)?.join("vkd-bench");
     std::fs::create_dir_all(&folder).map_err(|error| format!("vkd-bench folder: {error}"))?;
     let on_cpu = device == "cpu";

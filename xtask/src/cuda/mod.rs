@@ -3,6 +3,7 @@
 
 mod bundle;
 mod check;
+mod emulated;
 mod setup;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use crate::args;
 use crate::shell;
 
 pub(crate) use check::check;
+pub(crate) use emulated::{counts, libraries};
 
 pub(crate) const SETUP: args::Command = args::Command {
     name: "cuda setup",
