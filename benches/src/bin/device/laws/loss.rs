@@ -10,7 +10,7 @@ use vkd_loss::baselines::{
 };
 use vkd_loss::{
     FocalConfig, bce_with_logits, cosine, cross_entropy, giou, hinge_generated, hinge_generator,
-    hinge_real, kl, l1, lecam, mse, sigmoid_focal, smooth_l1, smooth_l1_layer_norm,
+    hinge_real, kl, l1, lecam, lecam_at, mse, sigmoid_focal, smooth_l1, smooth_l1_layer_norm,
     soft_cross_entropy, token_l2,
 };
 use vkd_testkit::uniform;
@@ -146,6 +146,9 @@ fn boxes_and_scores(all: &mut Vec<Case>) -> Result<()> {
         add("hinge_generated", drawn(&[&[count]])?, 1, |x| hinge_generated(&x[0]));
         add("hinge_generator", drawn(&[&[count]])?, 1, |x| hinge_generator(&x[0]));
         add("lecam", drawn(&[&[count], &[count]])?, 2, |x| lecam(&x[0], &x[1], 0.3, -0.2));
+        add("lecam_at", drawn(&[&[count], &[count]])?, 2, |x| {
+            lecam_at(&x[0], &x[1], &Tensor::new(&[0.3f64, -0.2], x[0].device())?)
+        });
     }
     Ok(())
 }
