@@ -12,6 +12,7 @@ use candle_core::{Result, Tensor};
 use std::collections::BTreeMap;
 use std::time::Instant;
 use vkd_nn::{Context, GradAccumulator, VarStore};
+use vkd_norm::flags;
 use vkd_tasks::{DistillTask, PUBLISHED_PARAMETER, Term};
 
 /// Settings of one [`train`] call.
@@ -160,6 +161,8 @@ pub fn train<T: DistillTask>(
         if !(to_validate || to_save) {
             continue;
         }
+        // What the update itself found: it came after its numbers.
+        guard.at(step, flags::check(store.builder().device()))?;
         guard.variables(&state, step)?;
         guard.at(step, same(&state, ranks))?;
         let note = Note { arm: arm.to_owned(), seed, step: state.step, seconds: seconds() };

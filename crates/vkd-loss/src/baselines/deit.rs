@@ -4,7 +4,7 @@ use super::Form;
 use super::tensor::Pair;
 use crate::Reduction;
 use crate::ops::{Target, softmax_loss};
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 use vkd_norm::flags;
 
 /// Hard-label distillation: cross entropy with the teacher's most likely class.
@@ -63,10 +63,24 @@ pub fn deit_hard(
         let largest = pair.teacher.max(D::Minus1)?;
         flags::expect(OP, what, &largest, [f64::MIN, f64::INFINITY])?;
     }
-    let labels = pair.teacher.argmax(D::Minus1)?;
+    let labels = match teacher_logits.device().is_cpu() {
+        true => pair.teacher.argmax(D::Minus1)?,
+        false => first_largest(&pair.teacher)?,
+    };
     let hard = Target::Labels { smoothing: 0. };
     let rows = softmax_loss(OP, hard, &pair.student, &labels, Reduction::None)?;
     pair.finish(&reduction.apply(&rows, rows.elem_count())?)
+}
+
+/// The first of the largest entries of each row, as candle's arg max has it on the CPU; its CUDA kernel gives any of them, and half types
+/// have many that are equal.
+fn first_largest(rows: &Tensor) -> Result<Tensor> {
+    let largest = rows.max_keepdim(D::Minus1)?;
+    let classes = rows.dim(D::Minus1)?;
+    let places = Tensor::arange(0., classes as f64, rows.device())?.broadcast_as(rows.shape())?;
+    let beyond = Tensor::full(classes as f64, rows.shape(), rows.device())?;
+    let places = rows.broadcast_eq(&largest)?.where_cond(&places, &beyond)?;
+    places.min(D::Minus1)?.to_dtype(DType::U32)
 }
 
 /// Soft distillation as in DeiT: [`Form::Paper`] is [`kl`](crate::kl), [`Form::Code`] also divides by the classes.
@@ -115,4 +129,25 @@ pub fn deit_soft(
         Form::Paper => loss,
         Form::Code => (loss / student_logits.dim(D::Minus1)? as f64)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn of_equal_logits_the_first_is_the_class() -> Result<()> {
+        let rows = [[1f32, 3., 3., 0.], [2., 2., 2., 2.], [-1., -2., -1., -1.], [0., 1., 2., 3.]];
+        for dtype in [DType::F32, DType::F64] {
+            let rows = Tensor::new(&rows, &Device::Cpu)?.to_dtype(dtype)?;
+            let classes = first_largest(&rows)?;
+            assert_eq!(classes.dtype(), DType::U32);
+            assert_eq!(classes.to_vec1::<u32>()?, rows.argmax(D::Minus1)?.to_vec1::<u32>()?);
+        }
+        // What has no largest entry is no class at all, which the loss makes NaN.
+        let broken = Tensor::new(&[[f32::NAN, f32::NAN]], &Device::Cpu)?;
+        assert_eq!(first_largest(&broken)?.to_vec1::<u32>()?, [2]);
+        Ok(())
+    }
 }

@@ -76,21 +76,22 @@ fn classes(all: &mut Vec<Case>) -> Result<()> {
         let (pair, name) = (drawn(&[dims, dims])?, shown(dims));
         let shares = vkd_norm::softmax(&drawn(&[&[1], dims])?[1])?;
         for (end, reduction) in REDUCTIONS {
-            let mut add =
-                |op: &str, inputs: Vec<Tensor>, f: fn(&[Tensor], Reduction) -> Result<Tensor>| {
-                    let name = format!("{op} {name} {end}");
-                    all.push(Case::new(
-                        name,
-                        inputs,
-                        1,
-                        rows * classes,
-                        one(move |x| f(x, reduction)),
-                    ));
-                };
+            type Loss = fn(&[Tensor], Reduction) -> Result<Tensor>;
+            let case = |op: &str, inputs: Vec<Tensor>, f: Loss| {
+                let name = format!("{op} {name} {end}");
+                Case::new(name, inputs, 1, rows * classes, one(move |x| f(x, reduction)))
+            };
+            // All arithmetic is in f64. At the temperature T logits are apart by a T-th, and the divergence is of the square of that,
+            // left over of terms of order one.
+            let divergence = |op, f: Loss, temperature: f64| {
+                case(op, pair.clone(), f).in_f64().with_gain(temperature.powi(2))
+            };
+            all.push(divergence("kl", |x, r| kl(&x[0], &x[1], 4., r), 4.));
+            let soft: Loss = |x, r| deit_soft(&x[0], &x[1], 3., Form::Code, r);
+            all.push(divergence("deit_soft", soft, 3.));
+            let mut add = |op, inputs, f: Loss| all.push(case(op, inputs, f));
             let labelled = vec![pair[0].clone(), labels(rows, classes)?];
             add("cross_entropy", labelled, |x, r| cross_entropy(&x[0], &x[1], 0.1, r));
-            add("kl", pair.clone(), |x, r| kl(&x[0], &x[1], 4., r));
-            add("deit_soft", pair.clone(), |x, r| deit_soft(&x[0], &x[1], 3., Form::Code, r));
             add("deit_hard", pair.clone(), |x, r| deit_hard(&x[0], &x[1], r));
             let with_labels = [pair.clone(), vec![labels(rows, classes)?]].concat();
             add("hinton", with_labels.clone(), |x, r| hinton(&x[0], &x[1], &x[2], 0.3, 4., r));

@@ -4,6 +4,7 @@
 //! what is allowed follows from the dtype, the longest sum, and a gain and roundings whose cause stands beside them. On the device `cpu` the suite compares the
 //! CPU's kernels with each other: it then proves itself, and in the tests that it finds what is wrong.
 
+mod checks;
 mod law;
 mod loss;
 mod nn;
@@ -260,6 +261,10 @@ pub(crate) fn run(device: &Device, options: &Options) -> Result<()> {
                 }
             }
         }
+    }
+    if device.is_cuda() {
+        let flags = checks::run(device, &options.filter)?;
+        println!("{flags} checks find a wrong value, and no right one");
     }
     let checks: usize = found.values().map(|(count, _)| count).sum();
     if checks + failures.len() == 0 {

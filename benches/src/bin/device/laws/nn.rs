@@ -180,25 +180,30 @@ fn convolutions(all: &mut Vec<Case>) -> Result<()> {
     ];
     for (height, width) in [(5, 7), (26, 24)] {
         let terms = (4 * height * width).max(16 * 9);
+        let mut add = |name: String, shapes: &[&[usize]], terms, f: Function| -> Result<()> {
+            // The product is rounded before the bias is added; the gradient of an image is a sum of as many products as windows hold a
+            // pixel, each rounded, whose errors add as those of sums do. Depthwise rounds once.
+            let [taps, own] = [shapes[1][2] * shapes[1][3], shapes[1][1]];
+            let roundings = if own == 1 { 0. } else { 1. + (taps as f64).sqrt() };
+            let case = Case::new(name, drawn(shapes)?, shapes.len(), terms, one(f));
+            all.push(case.with_roundings(roundings));
+            Ok(())
+        };
         for (kind, channels, filters, config) in kinds {
             let shapes: [&[usize]; 3] = [&[4, height, width, channels], &filters, &filters[..1]];
-            push(all, format!("conv2d {height}x{width} {kind}"), &shapes, terms, move |x| {
-                conv2d(&x[0], &x[1], Some(&x[2]), config)
-            })?;
+            let name = format!("conv2d {height}x{width} {kind}");
+            let op = move |x: &[Tensor]| conv2d(&x[0], &x[1], Some(&x[2]), config);
+            add(name, &shapes, terms, Box::new(op))?;
         }
         let image: &[usize] = &[4, height, width, 16];
-        push(
-            all,
-            format!("conv2d_relu {height}x{width}"),
-            &[image, &[32, 16, 3, 3]],
-            terms,
-            move |x| conv2d_relu(&x[0], &x[1], None, same),
-        )?;
+        let op = move |x: &[Tensor]| conv2d_relu(&x[0], &x[1], None, same);
+        let name = format!("conv2d_relu {height}x{width}");
+        add(name, &[image, &[32, 16, 3, 3]], terms, Box::new(op))?;
         let double = ConvTranspose2dConfig { stride: (2, 2), ..ConvTranspose2dConfig::default() };
         let shapes: [&[usize]; 3] = [image, &[16, 32, 2, 2], &[32]];
-        push(all, format!("conv_transpose2d {height}x{width}"), &shapes, 4 * terms, move |x| {
-            conv_transpose2d(&x[0], &x[1], Some(&x[2]), double)
-        })?;
+        let op = move |x: &[Tensor]| conv_transpose2d(&x[0], &x[1], Some(&x[2]), double);
+        let name = format!("conv_transpose2d {height}x{width}");
+        add(name, &shapes, 4 * terms, Box::new(op))?;
     }
     Ok(())
 }

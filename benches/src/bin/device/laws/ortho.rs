@@ -52,7 +52,17 @@ pub(super) fn cases() -> Result<Vec<Case>> {
                     // The twin's own: n x n inverses and powers, whose condition grows with the scale.
                     all.push(case.of_dtypes(&[DType::F64]).with_gain(100.));
                 }
-                all.push(Case::new(what, inputs, 1, n, op));
+                let case = || Case::new(what.clone(), inputs.clone(), 1, n, op.clone());
+                if name == "matrix_exp" {
+                    // Each doubling of the argument doubles what rounding has left, so that it is in proportion to the norm, here of
+                    // normal entries. It shows where nothing is rounded afterwards.
+                    let k = dims[dims.len() - 1];
+                    let norm = scale * ((n as f64).sqrt() + (k as f64).sqrt());
+                    all.push(case().of_dtypes(&[DType::F64]).with_gain(1. + norm));
+                    all.push(case().of_dtypes(&FLOATS[1..]));
+                } else {
+                    all.push(case());
+                }
             }
         }
     }

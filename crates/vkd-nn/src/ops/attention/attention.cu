@@ -184,7 +184,8 @@ __device__ __forceinline__ void take_scores(A* scores, A* largest, A* sums, A* k
     const unsigned lane = threadIdx.x % WARP;
     for (unsigned row = threadIdx.x / WARP; row < TILE; row += WARPS) {
         A* own = scores + row * (TILE + 1);
-        const A before = largest[row];
+        // By the lane alone that writes it below: nothing else orders the two.
+        const A before = lane == 0 ? largest[row] : -A(INFINITY);
         A top = before, sum = 0;
 #pragma unroll
         for (unsigned at = 0; at < TILE; at += WARP) top = Larger()(top, own[at + lane]);
