@@ -3,6 +3,8 @@
 //! A register holds one word for each of 32 lanes, in a file of narrow words (8 to 32 bits, zero above), of wide words (64 bits) or of
 //! predicates (one bit for each lane). Constants and the special registers are registers too: they're written before the block starts.
 
+use std::cell::RefCell;
+
 use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
 
@@ -24,7 +26,15 @@ pub(super) struct Warp {
     pub(super) local_bytes: usize,
     /// Which warp of the block.
     pub(super) index: u32,
+    /// How often its live lanes came together, and how often they did so at a `bar.warp.sync`.
+    pub(super) met: u32,
+    pub(super) synced: u32,
     arch: Arch,
+}
+
+thread_local! {
+    /// Warps of earlier launches, whose registers are used again: a launch is often shorter than the making of them.
+    static SPARE: RefCell<Vec<Warp>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Warp {
@@ -35,16 +45,53 @@ impl Warp {
         local_bytes: usize,
         index: u32,
     ) -> Self {
-        Self {
-            narrow: vec![[0; LANES]; narrow],
-            wide: vec![[0; LANES]; wide],
-            preds: vec![0; preds],
+        let spare = SPARE.with_borrow_mut(Vec::pop);
+        let mut warp = spare.unwrap_or_else(|| Self {
+            narrow: Vec::new(),
+            wide: Vec::new(),
+            preds: Vec::new(),
             carry: 0,
-            local: vec![0xFF; local_bytes * LANES],
-            local_bytes,
-            index,
+            local: Vec::new(),
+            local_bytes: 0,
+            index: 0,
+            met: 0,
+            synced: 0,
             arch: Arch::new(),
-        }
+        });
+        // What an earlier kernel has left is as good as any value of a register that nobody has written.
+        warp.narrow.resize(narrow, [0; LANES]);
+        warp.wide.resize(wide, [0; LANES]);
+        warp.preds.resize(preds, 0);
+        warp.local.resize(local_bytes * LANES, 0xFF);
+        warp.local_bytes = local_bytes;
+        warp.index = index;
+        warp
+    }
+
+    /// Keeps its registers for a launch to come.
+    pub(super) fn recycle(self) {
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < 32 {
+                spare.push(self);
+            }
+        });
+    }
+
+    /// Runs a loop over lanes with the widest instructions that the processor has. The loop's closure must be `#[inline(always)]`.
+    #[inline(always)]
+    pub(super) fn widest(&self) -> Widest {
+        Widest(self.arch)
+    }
+}
+
+/// The instructions that the processor has.
+#[derive(Clone, Copy)]
+pub(super) struct Widest(Arch);
+
+impl Widest {
+    #[inline(always)]
+    pub(super) fn run(self, f: impl FnMut()) {
+        self.0.dispatch(Body(f));
     }
 }
 
@@ -76,6 +123,8 @@ pub(super) fn lanes_of(mut mask: u32) -> impl Iterator<Item = usize> {
 pub(super) trait Word: Copy + Default + Send + Sync + 'static {
     fn file(warp: &Warp) -> &[[Self; LANES]];
     fn file_mut(warp: &mut Warp) -> &mut [[Self; LANES]];
+    /// The first if the bit is one, the second if it's zero; without a jump.
+    fn choose(bit: u32, one: Self, zero: Self) -> Self;
 }
 
 impl Word for u32 {
@@ -85,6 +134,11 @@ impl Word for u32 {
     fn file_mut(warp: &mut Warp) -> &mut [[Self; LANES]] {
         &mut warp.narrow
     }
+    #[inline(always)]
+    fn choose(bit: u32, one: Self, zero: Self) -> Self {
+        let ones = bit.wrapping_neg();
+        one & ones | zero & !ones
+    }
 }
 
 impl Word for u64 {
@@ -93,6 +147,11 @@ impl Word for u64 {
     }
     fn file_mut(warp: &mut Warp) -> &mut [[Self; LANES]] {
         &mut warp.wide
+    }
+    #[inline(always)]
+    fn choose(bit: u32, one: Self, zero: Self) -> Self {
+        let ones = u64::from(bit).wrapping_neg();
+        one & ones | zero & !ones
     }
 }
 
@@ -145,7 +204,7 @@ pub(super) fn put<W: Word>(warp: &mut Warp, slot: u32, out: &[W; LANES], mask: u
         *register = *out;
     } else {
         for (lane, (to, from)) in register.iter_mut().zip(out).enumerate() {
-            *to = if mask >> lane & 1 == 1 { *from } else { *to };
+            *to = W::choose(mask >> lane & 1, *from, *to);
         }
     }
 }
@@ -169,7 +228,7 @@ pub(super) fn map1<A: Value, D: Value>(
     f: impl Fn(A) -> D + Copy + Send + Sync + 'static,
 ) -> Run {
     Box::new(move |warp, mask| {
-        warp.arch.dispatch(Body(
+        warp.widest().run(
             #[inline(always)]
             || {
                 let a = words(warp, a);
@@ -179,7 +238,7 @@ pub(super) fn map1<A: Value, D: Value>(
                 }
                 put(warp, d, &out, mask);
             },
-        ));
+        );
     })
 }
 
@@ -190,7 +249,7 @@ pub(super) fn map2<A: Value, B: Value, D: Value>(
     f: impl Fn(A, B) -> D + Copy + Send + Sync + 'static,
 ) -> Run {
     Box::new(move |warp, mask| {
-        warp.arch.dispatch(Body(
+        warp.widest().run(
             #[inline(always)]
             || {
                 let (a, b) = (words(warp, a), words(warp, b));
@@ -200,7 +259,7 @@ pub(super) fn map2<A: Value, B: Value, D: Value>(
                 }
                 put(warp, d, &out, mask);
             },
-        ));
+        );
     })
 }
 
@@ -211,7 +270,7 @@ pub(super) fn map3<A: Value, B: Value, C: Value, D: Value>(
     f: impl Fn(A, B, C) -> D + Copy + Send + Sync + 'static,
 ) -> Run {
     Box::new(move |warp, mask| {
-        warp.arch.dispatch(Body(
+        warp.widest().run(
             #[inline(always)]
             || {
                 let (a, b, c) = (words(warp, a), words(warp, b), words(warp, c));
@@ -221,7 +280,7 @@ pub(super) fn map3<A: Value, B: Value, C: Value, D: Value>(
                 }
                 put(warp, d, &out, mask);
             },
-        ));
+        );
     })
 }
 
@@ -244,18 +303,18 @@ pub(super) fn map4<A: Value, B: Value, C: Value, E: Value, D: Value>(
 /// `d = if p { a } else { b }`
 pub(super) fn select<A: Value>(d: u32, [a, b]: [u32; 2], pred: u32) -> Run {
     Box::new(move |warp, mask| {
-        warp.arch.dispatch(Body(
+        warp.widest().run(
             #[inline(always)]
             || {
                 let bits = warp.preds[pred as usize];
                 let (a, b) = (words::<A::Word>(warp, a), words::<A::Word>(warp, b));
                 let mut out = [<A::Word>::default(); LANES];
                 for lane in 0..LANES {
-                    out[lane] = if bits & 1 << lane != 0 { a[lane] } else { b[lane] };
+                    out[lane] = Word::choose(bits >> lane & 1, a[lane], b[lane]);
                 }
                 put(warp, d, &out, mask);
             },
-        ));
+        );
     })
 }
 
@@ -271,7 +330,7 @@ pub(super) fn compare<A: Value>(
 ) -> Run {
     let bits_of = move |warp: &Warp| {
         let mut bits = 0;
-        warp.arch.dispatch(Body(
+        warp.widest().run(
             #[inline(always)]
             || {
                 let (a, b) = (words(warp, a), words(warp, b));
@@ -281,7 +340,7 @@ pub(super) fn compare<A: Value>(
                 }
                 bits = all;
             },
-        ));
+        );
         bits
     };
     if let ([Some(p), None], None) = ([p, q], joined) {
@@ -345,6 +404,7 @@ pub(super) fn carried<A: Value>(
 }
 
 /// All lanes of a narrow or wide register as 64 bits.
+#[inline(always)]
 pub(super) fn addresses(warp: &Warp, slot: u32, wide: bool, offset: u64) -> [u64; LANES] {
     let mut out = [0; LANES];
     if wide {

@@ -15,8 +15,14 @@ pub(super) enum Op {
     Exit,
     /// `bar.sync`.
     Barrier,
-    /// An operation of a warp: the lanes of the mask in this narrow register come together for it.
-    Together(u32, Run),
+    /// An operation of a warp.
+    Together {
+        /// The narrow register of the lanes that come together for it.
+        members: u32,
+        run: Run,
+        /// Whether what the lanes wrote before can be read by the others after.
+        orders: bool,
+    },
 }
 
 /// A predicate that an instruction is under.

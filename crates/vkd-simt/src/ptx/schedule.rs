@@ -42,6 +42,12 @@ pub(super) struct Runner<'a> {
     warps: Vec<WarpState>,
 }
 
+impl Drop for Runner<'_> {
+    fn drop(&mut self) {
+        self.warps.drain(..).rev().for_each(|state| state.warp.recycle());
+    }
+}
+
 /// A fault and the instruction at which it was.
 struct Stop {
     pc: usize,
@@ -227,7 +233,7 @@ impl WarpState {
                             meet = meet.min(target);
                         }
                     }
-                    Op::Exit | Op::Barrier | Op::Together(..) if on == 0 => pc += 1,
+                    Op::Exit | Op::Barrier | Op::Together { .. } if on == 0 => pc += 1,
                     Op::Exit => {
                         self.end(on);
                         mask &= !on;
@@ -246,7 +252,7 @@ impl WarpState {
                         }
                         pc += 1;
                     }
-                    Op::Together(members, run) => {
+                    Op::Together { members, run, orders } => {
                         let members = self.warp.narrow.get(*members as usize);
                         let members = members.copied().unwrap_or_default();
                         let mut needed = 0;
@@ -260,6 +266,10 @@ impl WarpState {
                         }
                         if needed & self.live & !on == 0 {
                             run(&mut self.warp, on);
+                            if on == self.live {
+                                self.warp.met += 1;
+                                self.warp.synced += u32::from(*orders);
+                            }
                             pc += 1;
                         } else {
                             self.groups.push(Group { pc, mask: on, state: State::Together });

@@ -3,7 +3,7 @@
 use super::access::{Block, Globals, Raw};
 use super::declare::Space;
 use super::lanes::{ALL, LANES, Warp, lanes_of};
-use super::races::Races;
+use super::races::{Races, Who};
 use crate::{Fault, Memory};
 
 /// Where the shared memory of a block appears among generic addresses; no address of the host has this bit.
@@ -84,6 +84,7 @@ impl<'a> Env<'a> {
         Ok(block)
     }
 
+    #[inline(always)]
     fn block(&self, site: usize) -> Block<'a> {
         self.sites.get(site).map_or(Block::NONE, |site| site.block)
     }
@@ -181,10 +182,10 @@ impl<'a> Env<'a> {
         Some(())
     }
 
-    fn shared_load<R: Raw>(&mut self, site: usize, address: u64, thread: u32) -> Result<R, Fault> {
+    fn shared_load<R: Raw>(&mut self, site: usize, address: u64, who: Who) -> Result<R, Fault> {
         let at = self.shared_at(site, address, R::BYTES)?;
         if let Some(races) = &mut self.races {
-            races.read(at, R::BYTES, thread)?;
+            races.read(at, R::BYTES, who)?;
         }
         R::read(&self.shared, at).ok_or_else(|| Fault::new("outside of shared memory"))
     }
@@ -194,11 +195,11 @@ impl<'a> Env<'a> {
         site: usize,
         address: u64,
         value: R,
-        thread: u32,
+        who: Who,
     ) -> Result<(), Fault> {
         let at = self.shared_at(site, address, R::BYTES)?;
         if let Some(races) = &mut self.races {
-            races.write(at, R::BYTES, thread)?;
+            races.write(at, R::BYTES, who)?;
         }
         value.write(&mut self.shared, at).ok_or_else(|| Fault::new("outside of shared memory"))
     }
@@ -250,7 +251,7 @@ fn load_one<R: Raw>(
                 .load(address)
                 .ok_or_else(|| Fault::new("outside of its block")),
         },
-        Space::Shared => env.shared_load(site, address, warp.index * LANES as u32 + lane as u32),
+        Space::Shared => env.shared_load(site, address, Who::of(warp, lane)),
         Space::Local | Space::Param => {
             let at = local_at(warp, lane, address, R::BYTES)?;
             R::read(&warp.local, at).ok_or_else(|| Fault::new("outside of a thread's own memory"))
@@ -262,8 +263,22 @@ fn load_one<R: Raw>(
     }
 }
 
-/// What the lanes of `mask` read.
+/// What the lanes of `mask` read, if all of it is where the last access of this instruction was; that is so most of the time.
 #[inline(always)]
+pub(super) fn load_fast<R: Raw>(
+    env: &Env<'_>,
+    (space, site): (Space, usize),
+    addresses: &[u64; LANES],
+    mask: u32,
+) -> Option<[R; LANES]> {
+    match space {
+        Space::Global => env.block(site).load_all(addresses, mask),
+        Space::Shared => env.shared_load_all(site, addresses, mask),
+        _ => None,
+    }
+}
+
+/// What the lanes of `mask` read, one after the other.
 pub(super) fn load<R: Raw>(
     warp: &Warp,
     env: &mut Env<'_>,
@@ -271,21 +286,6 @@ pub(super) fn load<R: Raw>(
     addresses: &[u64; LANES],
     mask: u32,
 ) -> Result<[R; LANES], LaneFault> {
-    // Most of the time all lanes read from where the last access of this instruction was.
-    let (space, site) = place;
-    match space {
-        Space::Global => {
-            if let Some(out) = env.block(site).load_all(addresses, mask) {
-                return Ok(out);
-            }
-        }
-        Space::Shared => {
-            if let Some(out) = env.shared_load_all(site, addresses, mask) {
-                return Ok(out);
-            }
-        }
-        _ => {}
-    }
     let mut out = [R::default(); LANES];
     for lane in lanes_of(mask) {
         out[lane] = load_one(warp, env, place, lane, addresses[lane])
@@ -311,8 +311,8 @@ fn store_one<R: Raw>(
                 .ok_or_else(|| Fault::new("outside of its block")),
         },
         Space::Shared => {
-            let thread = warp.index * LANES as u32 + lane as u32;
-            env.shared_store(site, address, value, thread)
+            let who = Who::of(warp, lane);
+            env.shared_store(site, address, value, who)
         }
         Space::Local | Space::Param => {
             let at = local_at(warp, lane, address, R::BYTES)?;
@@ -327,8 +327,23 @@ fn store_one<R: Raw>(
     }
 }
 
-/// The lanes of `mask` write, lowest first: of several that write to one place the highest is last.
+/// Writes what the lanes of `mask` write, as [`load_fast`] reads.
 #[inline(always)]
+pub(super) fn store_fast<R: Raw>(
+    env: &mut Env<'_>,
+    (space, site): (Space, usize),
+    addresses: &[u64; LANES],
+    values: &[R; LANES],
+    mask: u32,
+) -> Option<()> {
+    match space {
+        Space::Global if mask == ALL => env.block(site).store_all(addresses, values),
+        Space::Shared => env.shared_store_all(site, addresses, values, mask),
+        _ => None,
+    }
+}
+
+/// The lanes of `mask` write, lowest first: of several that write to one place the highest is last.
 pub(super) fn store<R: Raw>(
     warp: &mut Warp,
     env: &mut Env<'_>,
@@ -337,15 +352,6 @@ pub(super) fn store<R: Raw>(
     values: &[R; LANES],
     mask: u32,
 ) -> Result<(), LaneFault> {
-    let (space, site) = place;
-    let done = match space {
-        Space::Global if mask == ALL => env.block(site).store_all(addresses, values),
-        Space::Shared => env.shared_store_all(site, addresses, values, mask),
-        _ => None,
-    };
-    if done.is_some() {
-        return Ok(());
-    }
     for lane in lanes_of(mask) {
         store_one(warp, env, place, lane, addresses[lane], values[lane])
             .map_err(|fault| LaneFault { lane, fault: fault.at("a store") })?;

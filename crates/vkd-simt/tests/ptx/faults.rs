@@ -171,3 +171,26 @@ fn parameters_are_packed_by_their_alignment() {
     let fault = kernel.run(launch(1, 1), &[0; 27], &Memory::default()).unwrap_err().to_string();
     assert!(fault.contains("expected 28 bytes of parameters, got 27"), "{fault}");
 }
+
+#[test]
+fn a_warp_that_comes_together_is_in_order() {
+    let body = |first: &str, middle: &str, last: &str| {
+        format!(
+            ".shared .align 4 .b8 here[256];
+            mov.u32 %out, 0;
+            mov.u32 %r2, here; shl.b32 %r3, %t, 2; add.u32 %r3, %r3, %r2;
+            xor.b32 %r4, %t, 1; shl.b32 %r4, %r4, 2; add.u32 %r4, %r4, %r2;
+            {first} {middle} {last}"
+        )
+    };
+    let (read, write) = ("ld.shared.u32 %out, [%r4];", "st.shared.u32 [%r3], %t;");
+    let (sync, shuffle) = ("bar.warp.sync -1;", "shfl.sync.bfly.b32 %r5, %t, 1, 31, -1;");
+    let holds = |first, middle, last| words_of(&body(first, middle, last), launch(1, 64)).is_ok();
+    assert!(holds(write, sync, read) && holds(read, sync, write));
+    // A shuffle needs what was read before it, but says nothing of what was written.
+    assert!(holds(read, shuffle, write));
+    assert!(!holds(write, shuffle, read) && !holds(read, "", write));
+    // Of another warp it says nothing at all.
+    let far = "ld.shared.u32 %out, [here];";
+    assert!(!holds(far, sync, "st.shared.u32 [here+4], 1; st.shared.u32 [here], 1;"));
+}

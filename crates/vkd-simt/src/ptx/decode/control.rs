@@ -1,7 +1,7 @@
 //! Jumps, calls, barriers, and what the lanes of a warp do together.
 
 use super::super::declare::{Function, Space};
-use super::super::lanes::{LANES, Run, Warp, lanes_of, put};
+use super::super::lanes::{LANES, Run, lanes_of, put};
 use super::super::program::{Guard, Op};
 use super::super::space::{LaneFault, load};
 use super::super::types::{Class, Type};
@@ -14,13 +14,50 @@ const PRINTS: &str = "vprintf";
 /// What an assertion that doesn't hold calls: its text, file, line, function.
 const ASSERTS: &str = "__assertfail";
 
-/// From which lane a shuffle reads.
+/// Of a lane at a shuffle: its number, how far or from which it reads, the highest lane it may read and the lowest, and which bits of a
+/// lane's number say its segment.
 #[derive(Clone, Copy)]
-enum Mode {
-    Up,
-    Down,
-    Butterfly,
-    Index,
+struct Reader {
+    me: u32,
+    by: u32,
+    most: u32,
+    least: u32,
+    segment: u32,
+}
+
+/// A shuffle whose lanes read from where `f` says, if it says that they may, else from themselves.
+fn shuffled(
+    ([a, b, c], d, p): ([u32; 3], u32, Option<u32>),
+    f: impl Fn(Reader) -> (u32, bool) + Send + Sync + 'static,
+) -> Run {
+    Box::new(move |warp, mask| {
+        warp.widest().run(
+            #[inline(always)]
+            || {
+                let words = |slot: u32| &warp.narrow[slot as usize];
+                let (a, b, c) = (words(a), words(b), words(c));
+                let (mut from, mut inside) = ([0; LANES], 0u32);
+                for lane in 0..LANES {
+                    let (me, by) = (lane as u32, b[lane] & 31);
+                    let (clamp, segment) = (c[lane] & 31, c[lane] >> 8 & 31);
+                    let (most, least) = (me & segment | clamp & !segment, me & segment);
+                    let (of, valid) = f(Reader { me, by, most, least, segment });
+                    from[lane] = if valid { of & 31 } else { me };
+                    inside |= u32::from(valid) << lane;
+                }
+                // What a lane holds that doesn't take part isn't known: every bit set.
+                let mut out = [0; LANES];
+                for lane in 0..LANES {
+                    let of = a[from[lane] as usize & (LANES - 1)];
+                    out[lane] = of | (mask >> from[lane] & 1).wrapping_sub(1);
+                }
+                put(warp, d, &out, mask);
+                if let Some(pred) = p.and_then(|p| warp.preds.get_mut(p as usize)) {
+                    *pred = *pred & !mask | inside & mask;
+                }
+            },
+        );
+    })
 }
 
 impl<'a> Decoder<'a> {
@@ -167,7 +204,7 @@ impl<'a> Decoder<'a> {
             _ if !synchronises => return Err(op.unknown()),
             [members] if of_warp => {
                 let members = self.src(members, Type::B32)?;
-                self.emit(Op::Together(members, Box::new(|_, _| {})));
+                self.emit(Op::Together { members, run: Box::new(|_, _| {}), orders: true });
             }
             // Which of the block's barriers it is doesn't matter: all threads must come to the same instruction.
             [barrier] if !of_warp && super::integer(barrier).is_some_and(|id| id < 16) => {
@@ -179,13 +216,8 @@ impl<'a> Decoder<'a> {
     }
 
     fn shuffle(&mut self, op: &mut Opcode<'a>, args: &[&'a str]) -> Result<(), Fault> {
-        let mode = match op.one_of(&["up", "down", "bfly", "idx"]) {
-            Some("up") => Mode::Up,
-            Some("down") => Mode::Down,
-            Some("bfly") => Mode::Butterfly,
-            Some(_) => Mode::Index,
-            None => return Err(op.unknown()),
-        };
+        let modes = ["up", "down", "bfly", "idx"];
+        let mode = op.one_of(&modes).ok_or_else(|| op.unknown())?;
         let [d, a, b, c, members] = *args else { return Err(op.unknown()) };
         if !op.take("sync") || op.one_type()? != Type::B32 {
             return Err(op.unknown());
@@ -201,36 +233,17 @@ impl<'a> Decoder<'a> {
             self.src(c, Type::U32)?,
             self.src(members, Type::B32)?,
         ];
-        let run: Run = Box::new(move |warp, mask| {
-            let words = |warp: &Warp, slot: u32| warp.narrow[slot as usize];
-            let (a, b, c) = (words(warp, a), words(warp, b), words(warp, c));
-            let (mut out, mut inside) = ([0; LANES], 0u32);
-            for lane in 0..LANES {
-                let (me, by) = (lane as u32, b[lane] & 31);
-                let (clamp, segment) = (c[lane] & 31, c[lane] >> 8 & 31);
-                let most = me & segment | clamp & !segment;
-                let least = me & segment;
-                let (from, valid) = match mode {
-                    Mode::Up => (me.wrapping_sub(by), me as i32 - by as i32 >= most as i32),
-                    Mode::Down => (me + by, me + by <= most),
-                    Mode::Butterfly => (me ^ by, me ^ by <= most),
-                    Mode::Index => {
-                        let from = least | by & !segment;
-                        (from, from <= most)
-                    }
-                };
-                let from = if valid { from & 31 } else { me };
-                // What a lane holds that doesn't take part isn't known: every bit set.
-                out[lane] = if mask >> from & 1 == 1 { a[from as usize] } else { u32::MAX };
-                inside |= u32::from(valid) << lane;
-            }
-            put(warp, d, &out, mask);
-            if let Some(p) = p {
-                let pred = &mut warp.preds[p as usize];
-                *pred = *pred & !mask | inside & mask;
-            }
-        });
-        self.emit(Op::Together(members, run));
+        let slots = ([a, b, c], d, p);
+        let run = match mode {
+            "up" => shuffled(slots, |l| (l.me.wrapping_sub(l.by), l.me >= l.by + l.most)),
+            "down" => shuffled(slots, |l| (l.me + l.by, l.me + l.by <= l.most)),
+            "bfly" => shuffled(slots, |l| (l.me ^ l.by, l.me ^ l.by <= l.most)),
+            _ => shuffled(slots, |l| {
+                let from = l.least | l.by & !l.segment;
+                (from, from <= l.most)
+            }),
+        };
+        self.emit(Op::Together { members, run, orders: false });
         Ok(())
     }
 
@@ -268,7 +281,7 @@ impl<'a> Decoder<'a> {
                 *pred = *pred & !mask | holds & mask;
             }
         });
-        self.emit(Op::Together(members, run));
+        self.emit(Op::Together { members, run, orders: false });
         Ok(())
     }
 
@@ -301,7 +314,7 @@ impl<'a> Decoder<'a> {
             }
             put(warp, d, &out, mask);
         });
-        self.emit(Op::Together(members, run));
+        self.emit(Op::Together { members, run, orders: false });
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use super::super::declare::Space;
 use super::super::lanes::{LANES, Value, Word, addresses, lanes_of, put};
 use super::super::program::Access;
 use super::super::rounding::Half;
-use super::super::space::{LaneFault, aligned, load, store, update};
+use super::super::space::{LaneFault, aligned, load, load_fast, store, store_fast, update};
 use super::super::types::{Class, Type};
 use super::Decoder;
 use super::opcode::Opcode;
@@ -173,9 +173,9 @@ impl<'a> Decoder<'a> {
         }
         let place = (space, self.site());
         let access = match kind.bytes() {
-            2 => update_op::<u16, u32>(d, address, [b, c], place, f),
-            4 => update_op::<u32, u32>(d, address, [b, c], place, f),
-            _ => update_op::<u64, u64>(d, address, [b, c], place, f),
+            2 => update_op::<u16>(d, address, [b, c], place, f),
+            4 => update_op::<u32>(d, address, [b, c], place, f),
+            _ => update_op::<u64>(d, address, [b, c], place, f),
         };
         self.access(access);
         Ok(())
@@ -227,10 +227,31 @@ fn load_op<R: Raw, W: Word>(
     f: impl Fn(R) -> W + Send + Sync + 'static,
 ) -> Access {
     Box::new(move |warp, env, mask| {
-        let mut at = addresses(warp, address.slot, address.wide, address.offset);
+        let mut at = [0; LANES];
+        let mut missed = true;
+        warp.widest().run(
+            #[inline(always)]
+            || {
+                at = addresses(warp, address.slot, address.wide, address.offset);
+                let [slot] = slots[..] else { return };
+                let Some(raw) = load_fast::<R>(env, place, &at, mask) else { return };
+                let mut out = [W::default(); LANES];
+                for lane in 0..LANES {
+                    out[lane] = f(raw[lane]);
+                }
+                put(warp, slot, &out, mask);
+                missed = false;
+            },
+        );
+        if !missed {
+            return Ok(());
+        }
         vector_aligned(&at, mask, slots.len(), R::BYTES)?;
         for slot in &slots {
-            let out = load::<R>(warp, env, place, &at, mask)?.map(&f);
+            let out = match load_fast::<R>(env, place, &at, mask) {
+                Some(raw) => raw.map(&f),
+                None => load::<R>(warp, env, place, &at, mask)?.map(&f),
+            };
             put(warp, *slot, &out, mask);
             at.iter_mut().for_each(|at| *at = at.wrapping_add(R::BYTES as u64));
         }
@@ -240,18 +261,37 @@ fn load_op<R: Raw, W: Word>(
 
 fn store_op<R: Raw>(slots: Vec<(u32, bool)>, address: Address, place: (Space, usize)) -> Access {
     Box::new(move |warp, env, mask| {
-        let mut at = addresses(warp, address.slot, address.wide, address.offset);
+        let mut at = [0; LANES];
+        let mut missed = true;
+        warp.widest().run(
+            #[inline(always)]
+            || {
+                at = addresses(warp, address.slot, address.wide, address.offset);
+                let [(slot, wide)] = slots[..] else { return };
+                let words = addresses(warp, slot, wide, 0);
+                let mut values = [R::default(); LANES];
+                for lane in 0..LANES {
+                    values[lane] = R::of_bits(words[lane]);
+                }
+                missed = store_fast(env, place, &at, &values, mask).is_none();
+            },
+        );
+        if !missed {
+            return Ok(());
+        }
         vector_aligned(&at, mask, slots.len(), R::BYTES)?;
         for (slot, wide) in &slots {
             let values = addresses(warp, *slot, *wide, 0).map(R::of_bits);
-            store(warp, env, place, &at, &values, mask)?;
+            if store_fast(env, place, &at, &values, mask).is_none() {
+                store(warp, env, place, &at, &values, mask)?;
+            }
             at.iter_mut().for_each(|at| *at = at.wrapping_add(R::BYTES as u64));
         }
         Ok(())
     })
 }
 
-fn update_op<R: Raw, W: Word>(
+fn update_op<R: Raw>(
     d: u32,
     address: Address,
     [b, c]: [u32; 2],
@@ -274,7 +314,6 @@ fn update_op<R: Raw, W: Word>(
         } else {
             put(warp, d, &out.map(|bits| bits as u32), mask);
         }
-        let _ = std::marker::PhantomData::<W>;
         Ok(())
     })
 }
