@@ -81,14 +81,15 @@ fn classes(all: &mut Vec<Case>) -> Result<()> {
                 let name = format!("{op} {name} {end}");
                 Case::new(name, inputs, 1, rows * classes, one(move |x| f(x, reduction)))
             };
-            // All arithmetic is in f64. At the temperature T logits are apart by a T-th, and the divergence is of the square of that,
-            // left over of terms of order one.
-            let divergence = |op, f: Loss, temperature: f64| {
-                case(op, pair.clone(), f).in_f64().with_gain(temperature.powi(2))
+            // All arithmetic is in f64. A divergence is what is left over of terms of order one, and then times T².
+            let divergence = |op, f: Loss, temperature: f64| -> Result<Case> {
+                let left = kl(&pair[0], &pair[1], temperature, Reduction::None)?.max(0)?;
+                let left = f64::from(left.to_scalar::<f32>()?);
+                Ok(case(op, pair.clone(), f).in_f64().with_gain(temperature.powi(2) / left))
             };
-            all.push(divergence("kl", |x, r| kl(&x[0], &x[1], 4., r), 4.));
+            all.push(divergence("kl", |x, r| kl(&x[0], &x[1], 4., r), 4.)?);
             let soft: Loss = |x, r| deit_soft(&x[0], &x[1], 3., Form::Code, r);
-            all.push(divergence("deit_soft", soft, 3.));
+            all.push(divergence("deit_soft", soft, 3.)?);
             let mut add = |op, inputs, f: Loss| all.push(case(op, inputs, f));
             let labelled = vec![pair[0].clone(), labels(rows, classes)?];
             add("cross_entropy", labelled, |x, r| cross_entropy(&x[0], &x[1], 0.1, r));
