@@ -10,6 +10,7 @@ use candle_core::{DType, Error, Result};
 use std::collections::BTreeMap;
 use std::time::Instant;
 use vkd_nn::{Context, VarStore};
+use vkd_norm::flags;
 use vkd_tasks::{DistillTask, Phase};
 
 /// How far the audit moves every value: enough to leave a zero.
@@ -143,6 +144,7 @@ fn arm<W: Workload>(
     for phase in task.phases() {
         audit::<W>(&task, &store, phase, recipe.seed, &batch)?;
     }
+    flags::check(&recipe.device()?)?;
     if !loss.is_finite() {
         return Err(Error::Msg(format!("expected a finite loss at the first step, got {loss}")));
     }

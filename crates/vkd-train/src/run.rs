@@ -15,6 +15,7 @@ use crate::workload::{Goal, Stream, Workload};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
 use vkd_nn::VarStore;
+use vkd_norm::flags;
 use vkd_tasks::DistillTask;
 
 /// Trains the teacher, or takes the one that the folder or the recipe holds, scores it and checks its floor. A training
@@ -146,6 +147,7 @@ fn keep_teacher<W: Workload>(
 ) -> Result<TeacherReport> {
     let teacher = W::teacher(run.recipe(), data, store)?;
     let metrics = W::teacher_scores(&teacher, run.recipe(), data, run.ranks())?;
+    flags::check(&run.recipe().device()?)?;
     run.ranks().from_first(|| {
         let report = TeacherReport { metrics, parameters: teacher_parameters::<W>(store), seconds };
         let note = serde_json::to_value(&report).map_err(candle_core::Error::wrap)?;
@@ -258,6 +260,7 @@ pub fn train_arm<W: Workload>(
         W::save(&run.arm_path(name, "student.safetensors"), recipe, data, &tensors)
     })?;
     let metrics = W::scores(&task, recipe, data, ranks)?;
+    flags::check(&recipe.device()?)?;
     ranks.from_first(|| {
         let report = ArmReport {
             name: name.to_owned(),

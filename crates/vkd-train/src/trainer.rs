@@ -169,6 +169,7 @@ pub fn train<T: DistillTask>(
         if to_validate {
             let value = state.averaged(|| {
                 let here = validate()?;
+                flags::check(store.builder().device())?;
                 // As bits: a score that is not finite has no other form in text.
                 let value = f64::from_bits(ranks.from_first(|| Ok(here.to_bits()))?);
                 let validation = Validation { metric: goal.name.to_owned(), value };
@@ -249,7 +250,7 @@ fn gradients<T: DistillTask>(
     for (data, ctx) in micro_batches {
         // A loss that meets NaN says in which tensor; where the run stands is added here.
         let output = guard.at(step, task.step(data, &phase.phase, ctx))?;
-        let grads = output.loss.backward()?;
+        let grads = guard.at(step, output.loss.backward())?;
         // One alone is no sum.
         match micro_batches.len() {
             1 => one = Some(grads),

@@ -1,13 +1,14 @@
 //! What this program asks of the driver that makes the host wait, counted where it is asked: with the feature `cuda` functions of the
 //! driver's names stand here, which the linker takes for all crates of the program, and hand each call on to the driver's own.
 //!
-//! So a copy of candle's that nobody knows of is counted as well. cudarc copies to the host by one function alone; should that change,
-//! no copy is counted, and [`digits`](super::digits) finds fewer than there must be.
+//! So a copy of candle's that nobody knows of is counted as well. Counted are the functions by which cudarc copies to the host and
+//! waits for a stream, an event or a whole context; [`check`] sees to it that they are still the ones.
 #![allow(
     unsafe_code,
     reason = "functions of another language stand between the program and the driver"
 )]
 
+use candle_core::{DType, Device, Result, Tensor, bail};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 static COPIES: AtomicU64 = AtomicU64::new(0);
@@ -21,7 +22,7 @@ pub(crate) struct Counts {
     pub(crate) copies: u64,
     /// Their bytes.
     pub(crate) bytes: u64,
-    /// Waits for a stream.
+    /// Waits for a stream, an event or all work.
     pub(crate) waits: u64,
 }
 
@@ -39,6 +40,23 @@ impl Counts {
 pub(crate) fn counts() -> Counts {
     let of = |count: &AtomicU64| count.load(Ordering::SeqCst);
     Counts { copies: of(&COPIES), bytes: of(&BYTES), waits: of(&WAITS) }
+}
+
+/// Sees to it that a copy and a wait on a CUDA device are counted.
+///
+/// # Errors
+/// One that is not.
+pub(crate) fn check(device: &Device) -> Result<()> {
+    if !device.is_cuda() {
+        return Ok(());
+    }
+    let before = counts();
+    Tensor::zeros(2, DType::F64, device)?.to_vec1::<f64>()?;
+    device.synchronize()?;
+    match counts().since(before) {
+        Counts { copies: 1, bytes: 16, waits: 1 } => Ok(()),
+        found => bail!("driver: expected one copy of 16 bytes and one wait, counted {found:?}"),
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -78,6 +96,38 @@ mod functions {
         }
         // SAFETY: the driver's function of this name has this type; the caller's arguments go on as they came.
         unsafe { std::mem::transmute::<*mut c_void, Own>(driver)(to, from, bytes, stream) }
+    }
+
+    /// The driver's: waits for an event.
+    ///
+    /// # Safety
+    /// As the driver asks.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn cuEventSynchronize(event: *mut c_void) -> i32 {
+        type Own = unsafe extern "C" fn(*mut c_void) -> i32;
+        WAITS.fetch_add(1, Ordering::SeqCst);
+        let driver = next(c"cuEventSynchronize");
+        if driver.is_null() {
+            return NOT_FOUND;
+        }
+        // SAFETY: as above.
+        unsafe { std::mem::transmute::<*mut c_void, Own>(driver)(event) }
+    }
+
+    /// The driver's: waits for all work.
+    ///
+    /// # Safety
+    /// As the driver asks.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn cuCtxSynchronize() -> i32 {
+        type Own = unsafe extern "C" fn() -> i32;
+        WAITS.fetch_add(1, Ordering::SeqCst);
+        let driver = next(c"cuCtxSynchronize");
+        if driver.is_null() {
+            return NOT_FOUND;
+        }
+        // SAFETY: as above.
+        unsafe { std::mem::transmute::<*mut c_void, Own>(driver)() }
     }
 
     /// The driver's: waits until all on `stream` is done.

@@ -17,7 +17,7 @@ pub use config::VidtConfig;
 use crate::detection::QueryOutput;
 use crate::model::channels_last;
 use body::Body;
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 use decoder::Decoder;
 use neck::Neck;
@@ -141,7 +141,8 @@ impl Vidt {
         let (mut taps, mut masks) = (BTreeMap::new(), BTreeMap::new());
         for (i, (level, padding)) in neck.levels.iter().zip(&neck.padding).enumerate() {
             taps.insert(format!("patch{i}"), level.permute((0, 3, 1, 2))?);
-            masks.insert(format!("patch{i}"), padding.mask(level.device())?);
+            // On the CPU, where whoever reads it decides.
+            masks.insert(format!("patch{i}"), padding.mask(&Device::Cpu)?);
         }
         taps.insert("body_det".to_owned(), neck.det);
         taps.insert("neck_det".to_owned(), found.hidden);

@@ -81,6 +81,7 @@ const NUMBERS: u64 = 256;
 /// # Errors
 /// The first term that is too far apart, a projector that is not orthonormal, and whatever training refuses.
 pub(super) fn run(device: ComputeDevice) -> Result<()> {
+    driver::check(&device.open()?)?;
     let [classifier, gan, detector] = &TASKS;
     beside_the_cpu::<Classification>(classifier, device)?;
     beside_the_cpu::<Generation>(gan, device)?;
@@ -113,24 +114,24 @@ fn beside_the_cpu<W: Workload>(task: &Task, device: ComputeDevice) -> Result<()>
 /// # Errors
 /// A step with other copies than that, larger ones, or a wait; none to look at.
 fn one_copy_an_update(waits: &Waits, task: &Task) -> Result<usize> {
-    let mut looked = 0;
+    let mut looked = [0; 2];
     for pair in waits.windows(2) {
         let [(before, first, earlier), (part, step, later)] = pair else { continue };
         if part != before || *step != first + 1 || *step < QUIET {
             continue;
         }
-        let updates = task.updates[usize::from(part == task.arm)];
-        let found = later.since(*earlier);
+        let of = usize::from(part == task.arm);
+        let (updates, found) = (task.updates[of], later.since(*earlier));
         if found.copies != updates || found.bytes > updates * NUMBERS || found.waits > 0 {
             bail!(
                 "{part}, step {step}: expected {updates} copies to the host of up to {NUMBERS} bytes each and no wait, got {found:?}"
             )
         }
-        looked += 1;
+        looked[of] += 1;
     }
-    match looked {
-        0 => bail!("expected steps after the first {QUIET}, got none"),
-        looked => Ok(looked),
+    match looked.contains(&0) {
+        true => bail!("expected steps of teacher and arm after the first {QUIET}, got {looked:?}"),
+        false => Ok(looked.iter().sum()),
     }
 }
 
@@ -159,7 +160,13 @@ fn terms<W: Workload>(
     let mut observe = |event: &Event| {
         let EventKind::Step { loss, terms, residual, .. } = &event.kind else { return Ok(()) };
         waits.push((event.arm.clone(), event.step, driver::counts()));
-        super::frame(&event.arm, residual.unwrap_or(0.))?;
+        match residual {
+            Some(residual) => super::frame(&event.arm, *residual)?,
+            None if event.arm == task.arm => {
+                bail!("{}: expected the projector's residual, got none", event.arm)
+            }
+            None => {}
+        }
         let terms = terms.iter().map(|(name, value)| (name.as_str(), *value));
         for (name, value) in terms.chain([(LOSS, *loss)]) {
             if event.step < STEPS {

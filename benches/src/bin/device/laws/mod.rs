@@ -242,6 +242,8 @@ pub(crate) fn run(device: &Device, options: &Options) -> Result<()> {
     let mut found: BTreeMap<String, (usize, f64)> = BTreeMap::new();
     let mut failures = Vec::new();
     for case in cases()? {
+        // The CPU computes half types in f32: it rounds once.
+        let case = if device.is_cpu() { case.with_roundings(0.) } else { case };
         if !case.name.contains(&options.filter) || (options.small && case.values() > SMALL) {
             continue;
         }
@@ -262,12 +264,18 @@ pub(crate) fn run(device: &Device, options: &Options) -> Result<()> {
             }
         }
     }
+    let mut tried = 0;
     if device.is_cuda() {
-        let flags = checks::run(device, &options.filter)?;
-        println!("{flags} checks find a wrong value, and no right one");
+        match checks::run(device, &options.filter) {
+            Ok(count) => tried = count,
+            Err(e) => {
+                println!("FAILED {}", vkd_train::plain(&e));
+                failures.push(vkd_train::plain(&e));
+            }
+        }
     }
     let checks: usize = found.values().map(|(count, _)| count).sum();
-    if checks + failures.len() == 0 {
+    if checks + tried + failures.len() == 0 {
         bail!("laws: expected a case whose name contains {:?}, got none", options.filter)
     }
     println!("{:<28} {:>8} {:>24}", "op", "results", "largest share of allowed");
@@ -275,6 +283,9 @@ pub(crate) fn run(device: &Device, options: &Options) -> Result<()> {
         println!("{name:<28} {count:>8} {worst:>24.3}");
     }
     println!("{checks} results of {} ops hold", found.len());
+    if tried > 0 {
+        println!("{tried} checks find a wrong value, and no right one");
+    }
     match failures.len() {
         0 => Ok(()),
         n => Err(Error::Msg(format!("laws: {n} cases failed, the first: {}", failures[0]))),

@@ -184,9 +184,20 @@ fn convolutions(all: &mut Vec<Case>) -> Result<()> {
             // The product is rounded before the bias is added; the gradient of an image is a sum of as many products as windows hold a
             // pixel, each rounded, whose errors add as those of sums do. Depthwise rounds once.
             let [taps, own] = [shapes[1][2] * shapes[1][3], shapes[1][1]];
-            let roundings = if own == 1 { 0. } else { 1. + (taps as f64).sqrt() };
-            let case = Case::new(name, drawn(shapes)?, shapes.len(), terms, one(f));
-            all.push(case.with_roundings(roundings));
+            let bias = if shapes.len() == 3 && own > 1 { 1. } else { 0. };
+            let images = if own > 1 { (taps as f64).sqrt() } else { 0. };
+            let f = std::sync::Arc::new(f);
+            let forward = f.clone();
+            let case = Case::new(
+                format!("{name}, forward"),
+                drawn(shapes)?,
+                0,
+                terms,
+                one(move |x| forward(x)),
+            );
+            all.push(case.of_dtypes(&FLOATS[2..]).with_roundings(bias));
+            let case = Case::new(name, drawn(shapes)?, shapes.len(), terms, one(move |x| f(x)));
+            all.push(case.with_roundings(bias + images));
             Ok(())
         };
         for (kind, channels, filters, config) in kinds {
@@ -200,10 +211,20 @@ fn convolutions(all: &mut Vec<Case>) -> Result<()> {
         let name = format!("conv2d_relu {height}x{width}");
         add(name, &[image, &[32, 16, 3, 3]], terms, Box::new(op))?;
         let double = ConvTranspose2dConfig { stride: (2, 2), ..ConvTranspose2dConfig::default() };
-        let shapes: [&[usize]; 3] = [image, &[16, 32, 2, 2], &[32]];
-        let op = move |x: &[Tensor]| conv_transpose2d(&x[0], &x[1], Some(&x[2]), double);
-        let name = format!("conv_transpose2d {height}x{width}");
-        add(name, &shapes, 4 * terms, Box::new(op))?;
+        // Its windows leave the last row and column of the result alone.
+        let beyond = ConvTranspose2dConfig {
+            stride: (1, 1),
+            dilation: (2, 2),
+            output_padding: (1, 1),
+            ..double
+        };
+        for (end, config, side) in [("", double, 2), (" beyond", beyond, 1)] {
+            let filters = [16, 32, side, side];
+            let shapes: [&[usize]; 3] = [image, &filters, &[32]];
+            let op = move |x: &[Tensor]| conv_transpose2d(&x[0], &x[1], Some(&x[2]), config);
+            let name = format!("conv_transpose2d {height}x{width}{end}");
+            add(name, &shapes, 4 * terms, Box::new(op))?;
+        }
     }
     Ok(())
 }

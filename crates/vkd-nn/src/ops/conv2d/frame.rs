@@ -63,10 +63,11 @@ impl Geometry {
 }
 
 impl Frame {
-    /// Whether every window is one pixel, in their order.
+    /// Whether every window is one pixel, in their order, and every pixel has one: a transposed convolution may have more.
     fn is_pixels(&self) -> bool {
         let w = &self.window;
-        w.kernel == [1; 2] && w.stride == [1; 2] && w.padding == [0; 2]
+        let all = self.image[..2] == self.places;
+        all && w.kernel == [1; 2] && w.stride == [1; 2] && w.padding == [0; 2]
     }
 
     /// Whether the columns are the images as they are.

@@ -204,9 +204,14 @@ struct Run {
     dtype: DType,
     bias: bool,
     room: usize,
+    /// Rows and columns that a transposed convolution's result has beyond its windows.
+    more: (usize, usize),
 }
 
 const ALL_AT_ONCE: usize = 1 << 20;
+
+/// One image at a time.
+const PLAIN: Run = Run { kind: Kind::Conv, dtype: DType::F32, bias: true, room: 1, more: (0, 0) };
 
 /// The op on the tape of `vars`: images, of which the first is left out, filters and bias.
 fn op(run: Run, case: &Case, vars: &[Tensor], host: Option<&Host>) -> Result<Tensor> {
@@ -217,7 +222,7 @@ fn op(run: Run, case: &Case, vars: &[Tensor], host: Option<&Host>) -> Result<Ten
         padding: config.padding,
         dilation: config.dilation,
         groups: config.groups,
-        ..ConvTranspose2dConfig::default()
+        output_padding: run.more,
     };
     let Some(host) = host else {
         return match run.kind {
@@ -286,7 +291,7 @@ fn check(host: &Host, case: &Case, run: Run) -> Result<()> {
 #[test]
 fn both_passes_agree_with_the_cpu() -> Result<()> {
     let Some(host) = Host::new()? else { return Ok(()) };
-    let run = Run { kind: Kind::Conv, dtype: DType::F32, bias: true, room: ALL_AT_ONCE };
+    let run = Run { room: ALL_AT_ONCE, ..PLAIN };
     for (i, case) in cases().iter().chain(&depthwise_cases()).enumerate() {
         check(&host, case, Run { bias: i % 3 != 1, ..run })?;
         // A step that leaves nothing but the padding has no transposed convolution of this size.
@@ -301,7 +306,7 @@ fn both_passes_agree_with_the_cpu() -> Result<()> {
 #[test]
 fn so_do_chunks_of_images_and_all_types() -> Result<()> {
     let Some(host) = Host::new()? else { return Ok(()) };
-    let run = Run { kind: Kind::Conv, dtype: DType::F32, bias: true, room: 1 };
+    let run = PLAIN;
     let some = |i: usize| cases().swap_remove(i);
     for case in [some(1), some(2), some(12), some(13)] {
         let per_image = sizes(&case)?.windows().columns(1).iter().product::<usize>() * 4;
@@ -328,6 +333,26 @@ fn so_do_chunks_of_images_and_all_types() -> Result<()> {
     Ok(())
 }
 
+/// Pixels that no window holds: there the result is the bias.
+#[test]
+fn a_transposed_result_may_go_beyond_its_windows() -> Result<()> {
+    let Some(host) = Host::new()? else { return Ok(()) };
+    let dense = Conv2dConfig::default();
+    let dilated = |groups| Conv2dConfig { dilation: (2, 2), groups, ..dense };
+    let cases: [(Case, (usize, usize)); 4] = [
+        (([2, 4, 3, 2], [3, 2, 1, 1], dilated(1)), (1, 1)),
+        (([2, 4, 3, 4], [6, 2, 1, 1], dilated(2)), (1, 0)),
+        (([1, 3, 3, 2], [2, 1, 1, 1], dilated(2)), (0, 1)),
+        (([2, 6, 7, 2], [3, 2, 2, 3], Conv2dConfig { stride: (2, 2), ..dense }), (1, 1)),
+    ];
+    for (case, more) in cases {
+        for bias in [false, true] {
+            check(&host, &case, Run { kind: Kind::Transposed, bias, more, ..PLAIN })?;
+        }
+    }
+    Ok(())
+}
+
 /// One compilation of the kernels serves both.
 #[test]
 fn gradients_go_where_they_are_wanted() -> Result<()> {
@@ -338,7 +363,7 @@ fn gradients_go_where_they_are_wanted() -> Result<()> {
 
 fn nothing_is_computed_for_what_nobody_tracks(host: &Host) -> Result<()> {
     let case = cases().swap_remove(2);
-    let run = Run { kind: Kind::Conv, dtype: DType::F32, bias: true, room: ALL_AT_ONCE };
+    let run = Run { room: ALL_AT_ONCE, ..PLAIN };
     let [b, h, w, c] = case.0;
     let inputs = [
         Var::from_tensor(&normal(&[b + 1, h, w, c], DType::F32, 1)?)?,

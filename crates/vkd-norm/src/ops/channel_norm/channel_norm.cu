@@ -29,13 +29,14 @@ __device__ __forceinline__ void channel_stats(const double* parts, double* stats
     moments[size_t(sets) + set] = variance;
 }
 
-// Stats (sets, 2) of given means and variances.
+// Stats (sets, 2) of given means and variances. What is none, negative or not finite, makes its set NaN.
 template <typename T>
 __device__ __forceinline__ void channel_given(const T* mean, const T* variance, double* stats, unsigned sets, double eps) {
     const unsigned set = blockIdx.x * blockDim.x + threadIdx.x;
     if (set >= sets) return;
-    stats[2 * size_t(set)] = double(widen(mean[set]));
-    stats[2 * size_t(set) + 1] = 1 / sqrt(double(widen(variance[set])) + eps);
+    const double m = double(widen(mean[set])), v = double(widen(variance[set]));
+    stats[2 * size_t(set)] = m;
+    stats[2 * size_t(set) + 1] = finite(m) && finite(v) && v >= 0 ? 1 / sqrt(v + eps) : double(NAN);
 }
 
 // The normalised value of one column.

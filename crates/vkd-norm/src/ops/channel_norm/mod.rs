@@ -111,7 +111,7 @@ pub fn batch_norm(
 ///
 /// # Errors
 /// As [`batch_norm`], and statistics of another shape, tracked ones (detach them), or a variance below zero or a value
-/// that is not finite, with its channel. On a device, where nobody waits to hear of it, such values make the channel NaN.
+/// that is not finite, with its channel. On a device, where nobody waits to hear of it, such values make their channel NaN.
 ///
 /// # References
 /// Ioffe and Szegedy, arXiv:1502.03167.
@@ -141,7 +141,9 @@ pub fn batch_norm_with(
         let grid =
             Grid { samples: 1, rows: xs.elem_count() / channels, channels, groups: channels };
         let of = launch::Channels { op: WITH, grid, dtype: xs.dtype(), eps };
-        let own = |t: &Tensor| t.to_device(xs.device())?.to_dtype(mean.dtype())?.contiguous();
+        // One dtype for both, in which neither loses digits.
+        let dtype = if mean.dtype() == variance.dtype() { mean.dtype() } else { DType::F64 };
+        let own = |t: &Tensor| t.to_device(xs.device())?.to_dtype(dtype)?.contiguous();
         let given = Some([own(mean)?, own(variance)?]);
         return Ok(cuda::channel_norm(of, [xs, weight, bias], given)?.0);
     }

@@ -108,7 +108,8 @@ impl ChannelStats {
             let here = |t: &Tensor| t.to_device(all.mean.device());
             let apart = (here(&part.mean)? - &all.mean)?;
             let within = ((&all.variance * of_all)? + (here(&part.variance)? * of_part)?)?;
-            let variance = (within + (apart.sqr()? * (of_all * of_part))?)?;
+            let between = ((apart.sqr()? * of_all)? * of_part)?;
+            let variance = (within + between)?;
             let mean = (&all.mean + (apart * of_part)?)?;
             all = Self { rows, mean, variance };
         }

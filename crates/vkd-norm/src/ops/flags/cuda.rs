@@ -18,17 +18,20 @@ pub(super) fn outside(xs: &Tensor, range: [f64; 2], bit: u32) -> Result<()> {
         _ => xs.detach().to_dtype(DType::F64)?,
     };
     let xs = xs.contiguous()?;
-    let word = match word(xs.device()) {
-        Some(word) => word,
-        None => {
-            let word = Tensor::zeros(1, DType::U32, xs.device())?;
-            let mut words = WORDS.lock().unwrap_or_else(PoisonError::into_inner);
-            words.push((xs.device().clone(), word.clone()));
-            word
-        }
-    };
+    let word = word_or_new(xs.device())?;
     let program = launch::outside(xs.dtype(), xs.elem_count(), range, bit)?;
     run_on_tensors(SOURCE, &program, &[&xs, &word]).map(drop)
+}
+
+/// Of two threads that come first one makes it.
+fn word_or_new(device: &Device) -> Result<Tensor> {
+    let mut words = WORDS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, word)) = words.iter().find(|(other, _)| other.same_device(device)) {
+        return Ok(word.clone());
+    }
+    let word = Tensor::zeros(1, DType::U32, device)?;
+    words.push((device.clone(), word.clone()));
+    Ok(word)
 }
 
 pub(super) fn word(device: &Device) -> Option<Tensor> {

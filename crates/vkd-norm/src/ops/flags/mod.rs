@@ -1,8 +1,8 @@
 //! What ops find wrong with values on a device, where nobody waits to hear of it: each check has a bit of one word, which stays on the
 //! device until somebody reads it.
 //!
-//! A training loop copies [`word`] to the host with its loss and asks [`verdict`]; whoever has no loop calls [`check`]. On the CPU
-//! ops refuse values at once, and here is nothing to do.
+//! A training loop copies [`word`] to the host with its loss and asks [`verdict`]; whoever has no loop calls [`check`]. A device has one
+//! word: of several loops on it the first that reads it stops. On the CPU ops refuse values at once, and here is nothing to do.
 //!
 //! ```
 //! use candle_core::Device;
