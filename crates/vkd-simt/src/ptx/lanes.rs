@@ -59,9 +59,10 @@ impl Warp {
             arch: Arch::new(),
         });
         // What an earlier kernel has left is as good as any value of a register that nobody has written.
-        warp.narrow.resize(narrow, [0; LANES]);
-        warp.wide.resize(wide, [0; LANES]);
-        warp.preds.resize(preds, 0);
+        // More registers than needed stay: taking them away and making them again costs more than a short kernel.
+        warp.narrow.resize(narrow.max(warp.narrow.len()), [0; LANES]);
+        warp.wide.resize(wide.max(warp.wide.len()), [0; LANES]);
+        warp.preds.resize(preds.max(warp.preds.len()), 0);
         warp.local.resize(local_bytes * LANES, 0xFF);
         warp.local_bytes = local_bytes;
         warp.index = index;

@@ -11,10 +11,10 @@ pub(super) fn without_comments(text: &str) -> String {
         rest = &rest[at..];
         let (length, kept) = if rest.starts_with("//") {
             (rest.find('\n').unwrap_or(rest.len()), false)
-        } else if rest.starts_with("/*") {
-            (rest[2..].find("*/").map_or(rest.len(), |end| end + 4), false)
-        } else if rest.starts_with('"') {
-            (rest[1..].find('"').map_or(rest.len(), |end| end + 2), true)
+        } else if let Some(inside) = rest.strip_prefix("/*") {
+            (inside.find("*/").map_or(rest.len(), |end| end + 4), false)
+        } else if let Some(inside) = rest.strip_prefix('"') {
+            (inside.find('"').map_or(rest.len(), |end| end + 2), true)
         } else {
             (1, true)
         };

@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
 use vkd_simt::{Launch, Memory, Module};
 
 use crate::support::{HEAD, launch, run, words_of};

@@ -40,8 +40,10 @@ fn files_of_a_folder_are_known() {
     assert!(unknown.is_empty(), "{} of {all} kernels aren't known", unknown.len());
 }
 
-/// How far from a function of Rust's a kernel may be, in units in the last place: what CUDA's manual says of it, and one for Rust's own.
-const FUNCTIONS: [(&str, fn(f64) -> f64, f64); 8] = [
+/// A function, and how far from Rust's a kernel may be in units in the last place: what CUDA's manual says of it, and one for Rust's own.
+type Known = (&'static str, fn(f64) -> f64, f64);
+
+const FUNCTIONS: [Known; 8] = [
     ("exp", f64::exp, 3.),
     ("log", f64::ln, 3.),
     ("sin", f64::sin, 3.),

@@ -96,7 +96,7 @@ fn shared_memory_by_a_generic_address() {
         add.s64 %rd3, %rd1, %rd2;
         ld.u32 %out, [%rd3];";
     let got = words_of(body, launch(2, 32)).unwrap();
-    assert!((0..64).all(|g| got[g as usize] == g % 32 ^ 9));
+    assert!((0..64).all(|g| got[g as usize] == (g % 32) ^ 9));
 }
 
 #[test]

@@ -77,12 +77,12 @@ impl<'a> Decoder<'a> {
                 if saturated {
                     return Err(op.unknown());
                 }
-                self.from_integer(op, d, a, [to, from], rounding)?
+                self.integer_to_number(op, d, a, [to, from], rounding)?
             }
             (false, true) => {
                 let rounding = op.whole_rounding().ok_or_else(|| op.unknown())?;
                 let flushed = op.take("ftz");
-                self.to_integer(op, d, a, [to, from], rounding, flushed)?
+                self.number_to_integer(op, d, a, [to, from], rounding, flushed)?
             }
             (true, true) => return self.numbers_cvt(op, d, a, [to, from], saturated),
         };
@@ -134,7 +134,7 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    fn from_integer(
+    fn integer_to_number(
         &mut self,
         op: &Opcode<'a>,
         d: &str,
@@ -170,7 +170,7 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    fn to_integer(
+    fn number_to_integer(
         &mut self,
         op: &Opcode<'a>,
         d: &str,
