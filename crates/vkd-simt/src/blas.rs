@@ -88,6 +88,8 @@ impl Product {
         if self.m == 0 || self.n == 0 || self.batch == 0 {
             return Ok(());
         }
+        // Until the last product is made, so that no operand is freed or written meanwhile.
+        let _turn = memory.hold();
         let [shape_a, shape_b, shape_c] = self.shapes();
         let written = self.extent(memory, "C", self.c, shape_c)?;
         if self.batch > 1 && self.batches_overlap() {
@@ -133,7 +135,7 @@ impl Product {
             )
         };
         if !matrix.address.is_multiple_of(size as u64) {
-            return Err(Fault::of_address("not aligned").at(place()));
+            return Err(Fault::of_alignment("not aligned").at(place()));
         }
         let last_column = (columns - 1).checked_mul(matrix.ld);
         let last_matrix = (self.batch - 1).checked_mul(matrix.stride);
@@ -173,7 +175,7 @@ impl Product {
         let from = (strides(self.a, self.is_transposed[0]), strides(self.b, self.is_transposed[1]));
         let ld = self.c.ld as isize;
         match (self.a.number, self.c.number) {
-            // SAFETY: all that the strides reach was checked to be of one block.
+            // SAFETY: all that the strides reach was checked to be of one block, and it is this product's turn.
             (Number::F64, _) => unsafe {
                 self.plain::<f64>(
                     (a.cast(), b.cast(), c.cast()),

@@ -3,7 +3,7 @@
 
 use std::alloc::Layout;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::Fault;
 
@@ -16,10 +16,13 @@ const KEPT_BYTES: usize = 64 << 20;
 /// What every byte is before it is written: NaN in all types of floating point.
 const UNWRITTEN: u8 = 0xFF;
 
-/// All blocks that are allocated.
+/// All blocks that are allocated. Whatever reads or writes their bytes, or frees one, has them for itself while it lasts: kernels, products,
+/// copies and frees of several host threads come one after another.
 #[derive(Debug, Default)]
 pub struct Memory {
     blocks: RwLock<Blocks>,
+    /// Held by whoever works on the bytes of blocks. It is taken before the lock of `blocks`, never after.
+    turn: Mutex<()>,
 }
 
 /// How much is allocated.
@@ -79,6 +82,7 @@ impl Memory {
     /// # Errors
     /// No block begins there.
     pub fn free(&self, address: u64) -> Result<(), Fault> {
+        let _turn = self.hold();
         let mut blocks = self.write();
         let Some(bytes) = blocks.live.remove(&address) else {
             return Err(Fault::of_address(match blocks.freed.get(&address) {
@@ -93,7 +97,7 @@ impl Memory {
                 },
             }));
         };
-        // SAFETY: the block was allocated with at least this size and is still.
+        // SAFETY: the block was allocated with at least this size and is still, and it is this thread's turn.
         unsafe { pointer(address).write_bytes(UNWRITTEN, bytes) };
         blocks.usage.blocks -= 1;
         blocks.usage.bytes -= bytes as u64;
@@ -142,7 +146,13 @@ impl Memory {
         }))
     }
 
-    /// Copies bytes of the device to the host.
+    /// Has the bytes of all blocks for the caller until the guard is dropped. The caller must not free, copy or fill meanwhile, which would
+    /// wait for itself, and neither must tasks of the thread pool that it waits for.
+    pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Copies bytes of the device to the host. None at all may be anywhere, here and in the other copies and fills.
     ///
     /// # Errors
     /// They aren't all in one block.
@@ -161,8 +171,12 @@ impl Memory {
         to: *mut u8,
         bytes: usize,
     ) -> Result<(), Fault> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let _turn = self.hold();
         self.block(address, bytes)?;
-        // SAFETY: that many bytes at the address are of one block; the rest is the caller's promise.
+        // SAFETY: that many bytes at the address are of one block, and nobody else's while this is held; the rest is the caller's promise.
         unsafe { pointer(address).copy_to(to, bytes) };
         Ok(())
     }
@@ -172,21 +186,34 @@ impl Memory {
     /// # Errors
     /// They don't all fit into one block.
     pub fn write_bytes(&self, address: u64, from: &[u8]) -> Result<(), Fault> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        let _turn = self.hold();
         self.block(address, from.len())?;
-        // SAFETY: that many bytes at the address are of one block; the host's slice is no part of a block.
+        // SAFETY: that many bytes at the address are of one block, and nobody else's while this is held; the host's slice is no part of one.
         unsafe { pointer(address).copy_from(from.as_ptr(), from.len()) };
         Ok(())
     }
 
-    /// Copies bytes of the device to another place of it; the two may overlap.
+    /// Copies bytes of the device to another place of it.
     ///
     /// # Errors
-    /// Either isn't all in one block.
+    /// Either isn't all in one block, or the two overlap: what such a copy leaves isn't defined on a device.
     pub fn copy_bytes(&self, from: u64, to: u64, bytes: usize) -> Result<(), Fault> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let _turn = self.hold();
         self.block(from, bytes)?;
         self.block(to, bytes)?;
-        // SAFETY: both places have that many bytes of a block.
-        unsafe { pointer(from).copy_to(pointer(to), bytes) };
+        if from.abs_diff(to) < bytes as u64 {
+            return Err(Fault::new(format!(
+                "a copy of {bytes} bytes from {from:#x} to {to:#x}: the two overlap"
+            )));
+        }
+        // SAFETY: both places have that many bytes of a block, none of them the same, and nobody else's while this is held.
+        unsafe { pointer(from).copy_to_nonoverlapping(pointer(to), bytes) };
         Ok(())
     }
 
@@ -195,14 +222,19 @@ impl Memory {
     /// # Errors
     /// They aren't all in one block.
     pub fn fill_bytes(&self, address: u64, value: u8, bytes: usize) -> Result<(), Fault> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let _turn = self.hold();
         self.block(address, bytes)?;
-        // SAFETY: that many bytes at the address are of one block.
+        // SAFETY: that many bytes at the address are of one block, and nobody else's while this is held.
         unsafe { pointer(address).write_bytes(value, bytes) };
         Ok(())
     }
 
     /// Frees every block, as the end of a context does.
     pub fn clear(&self) {
+        let _turn = self.hold();
         let mut blocks = self.write();
         for (address, bytes) in std::mem::take(&mut blocks.live) {
             release(address, bytes);

@@ -234,7 +234,7 @@ fn products_are_those_of_plain_loops() {
 #[test]
 fn large_products_too() {
     on_device(|| {
-        for kinds in [ALL_KINDS[0], ALL_KINDS[1], ALL_KINDS[4]] {
+        for kinds in [ALL_KINDS[0], ALL_KINDS[1], ALL_KINDS[4], ALL_KINDS[6]] {
             for batch in [1, 3] {
                 let case = Case {
                     kinds,
@@ -407,7 +407,11 @@ fn operands_lie_in_their_blocks_and_apart() {
             |p| Plain { batch: 2, c: (p.c.0, 2, 8), a: (p.a.0, 2, 1), sizes: [1, 1, 1], ..p },
             ILLEGAL_ADDRESS,
         ),
-        ("not aligned", |p| Plain { sizes: [1, 1, 1], a: (p.a.0 + 4, 2, 0), ..p }, ILLEGAL_ADDRESS),
+        (
+            "not aligned",
+            |p| Plain { sizes: [1, 1, 1], a: (p.a.0 + 4, 2, 0), ..p },
+            MISALIGNED_ADDRESS,
+        ),
         ("C in A", |p| Plain { sizes: [1, 1, 1], c: (p.a.0, 2, 0), ..p }, LAUNCH_FAILED),
         (
             "a batch written twice",

@@ -30,6 +30,8 @@ fn there_is_one_device_of_capability_8() {
         assert_eq!(device_name(5), (0, "vkd-".to_owned()));
         assert_eq!(device_name(0).0, INVALID_VALUE);
         assert_eq!(error_name(700).as_deref(), Some("CUDA_ERROR_ILLEGAL_ADDRESS"));
+        assert_eq!(error_name(716).as_deref(), Some("CUDA_ERROR_MISALIGNED_ADDRESS"));
+        assert_eq!(error_name(710).as_deref(), Some("CUDA_ERROR_ASSERT"));
         assert_eq!(error_name(-5), None);
     });
 }
@@ -72,6 +74,18 @@ fn memory_is_copied_and_each_copy_checked() {
         assert_eq!(cuMemsetD8Async(to + 1, 0, 8, 0), INVALID_VALUE);
         assert_eq!(copy_null(to, 1), [INVALID_VALUE; 2]);
         assert_eq!(copy_null(to, 0), [0; 2]);
+        // Of nothing any place is right.
+        assert_eq!(copy_null(0, 0), [0; 2]);
+        assert_eq!(cuMemcpyDtoDAsync_v2(0, 0, 0, 0), 0);
+        assert_eq!(cuMemsetD8Async(0, 1, 0, 0), 0);
+        // What a copy onto a part of itself leaves isn't defined.
+        for (to_byte, from_byte) in [(0, 0), (0, 3), (3, 0)] {
+            let code = cuMemcpyDtoDAsync_v2(to + to_byte, to + from_byte, 4, 0);
+            assert_eq!(code, INVALID_VALUE, "{from_byte} to {to_byte}");
+        }
+        assert_eq!(cuMemcpyDtoDAsync_v2(to, to + 4, 4, 0), 0);
+        assert_eq!(download(to, 8), [4, 7, 7, 7, 4, 7, 7, 7]);
+        assert_eq!(cuMemsetD8Async(to, 7, 8, 0), 0);
         // A refusal breaks nothing.
         assert_eq!(download(to, 1), [7]);
     });

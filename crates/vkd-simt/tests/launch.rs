@@ -5,7 +5,7 @@ mod device;
 
 use device::*;
 
-/// `scale` multiplies the first `n` floats by a factor; `reach` writes one float at any index; `sum` adds up the floats of a block in shared
+/// `narrow` allows 64 threads of a block and does nothing; `scale` multiplies the first `n` floats by a factor; `reach` writes one float at any index; `sum` adds up the floats of a block in shared
 /// memory that the launch brings, waiting before they are read.
 const PTX: &str = r"
 .version 8.0
@@ -38,6 +38,12 @@ const PTX: &str = r"
     mul.f32 %f3, %f2, %f1;
     st.global.f32 [%rd4], %f3;
 DONE:
+    ret;
+}
+
+.visible .entry narrow()
+.maxntid 64, 1, 1
+{
     ret;
 }
 
@@ -182,6 +188,9 @@ fn launches_that_a_device_refuses_are_refused() {
         }
         assert_eq!(launch(scale, ONE, ONE, 0, &[]), INVALID_VALUE);
         assert_eq!(launch(scale + 1, ONE, ONE, 0, &parameters), INVALID_HANDLE);
+        // More threads than the kernel was compiled for.
+        assert_eq!(launch(kernel("narrow"), ONE, [65, 1, 1], 0, &[]), INVALID_VALUE);
+        assert_eq!(launch(kernel("narrow"), ONE, [64, 1, 1], 0, &[]), 0);
         // None of them did anything, nor broke anything.
         assert_eq!(values(block, 8), [1.; 8]);
         assert_eq!(launch(scale, ONE, [8, 1, 1], 0, &parameters), 0);
@@ -206,6 +215,64 @@ fn a_fault_of_a_kernel_stays_until_the_context_ends() {
             assert_eq!(launch(reach, ONE, ONE, 0, &[block, 0]), ILLEGAL_ADDRESS);
         });
         on_device(|| assert_eq!(cuStreamSynchronize(0), 0));
+    }
+}
+
+/// Many rounds of a kernel on a block of its own, of a copy to the other's and a free, in two threads of the host at once.
+#[test]
+fn threads_of_the_host_share_the_device() {
+    on_device(|| {
+        let mut context = 0;
+        assert_eq!(cuCtxGetCurrent(Some(&mut context)), 0);
+        let module = load(PTX).unwrap();
+        let scale = function(module, "scale").unwrap();
+        // Half of it belongs to each thread, and both write to it.
+        let shared = floats(&[0.; 2048]);
+        std::thread::scope(|scope| {
+            for half in 0..2u64 {
+                scope.spawn(move || {
+                    assert_eq!(cuCtxSetCurrent(context), 0);
+                    let mine = shared + half * 4096;
+                    for round in 0..100u16 {
+                        let number = f32::from(round) + half as f32 / 2.;
+                        let block = floats(&vec![number; 1024]);
+                        let parameters = [block, u64::from(2f32.to_bits()), 1024];
+                        assert_eq!(launch(scale, [8, 1, 1], [128, 1, 1], 0, &parameters), 0);
+                        assert_eq!(cuMemcpyDtoDAsync_v2(mine, block, 4096, 0), 0);
+                        assert_eq!(cuMemFreeAsync(block, 0), 0);
+                        assert_eq!(values(mine, 1024), vec![2. * number; 1024]);
+                    }
+                });
+            }
+        });
+        assert_eq!(cuCtxSynchronize(), 0);
+    });
+}
+
+/// A kernel that runs while its block is freed has it until its end; one that comes later is told.
+#[test]
+fn a_free_waits_for_the_kernel_that_runs() {
+    for _ in 0..20 {
+        on_device(|| {
+            let mut context = 0;
+            assert_eq!(cuCtxGetCurrent(Some(&mut context)), 0);
+            let scale = kernel("scale");
+            let count = 1 << 15;
+            let block = floats(&vec![1.; count]);
+            let (started, starts) = std::sync::mpsc::channel();
+            std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    assert_eq!(cuCtxSetCurrent(context), 0);
+                    started.send(()).unwrap();
+                    let parameters = [block, u64::from(2f32.to_bits()), count as u64];
+                    let code =
+                        launch(scale, [count as u32 / 256, 1, 1], [256, 1, 1], 0, &parameters);
+                    assert!(code == 0 || code == ILLEGAL_ADDRESS, "{code}");
+                });
+                starts.recv().unwrap();
+                assert_eq!(cuMemFree_v2(block), 0);
+            });
+        });
     }
 }
 

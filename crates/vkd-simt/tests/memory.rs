@@ -50,6 +50,60 @@ fn an_access_outside_is_named() {
 }
 
 #[test]
+fn a_copy_onto_itself_is_named() {
+    let memory = Memory::default();
+    let block = memory.allocate(10).unwrap();
+    memory.write_bytes(block, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]).unwrap();
+    for (from, to) in [(0, 0), (0, 4), (4, 0)] {
+        let copy = memory.copy_bytes(block + from, block + to, 5);
+        assert!(words(copy).contains("a copy of 5 bytes from"), "{from} {to}");
+    }
+    memory.copy_bytes(block, block + 5, 5).unwrap();
+    let mut got = [0; 10];
+    memory.read_bytes(block, &mut got).unwrap();
+    assert_eq!(got, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn nothing_is_copied_anywhere() {
+    let memory = Memory::default();
+    memory.write_bytes(0, &[]).unwrap();
+    memory.read_bytes(0, &mut []).unwrap();
+    memory.copy_bytes(0, 8, 0).unwrap();
+    memory.fill_bytes(0, 1, 0).unwrap();
+}
+
+/// A copy sees all of another thread's fill or nothing of it, and a block that is freed meanwhile is named or was read whole.
+#[test]
+fn threads_work_on_memory_one_after_another() {
+    const BYTES: usize = 1 << 16;
+    let memory = Memory::default();
+    let block = memory.allocate(BYTES).unwrap();
+    memory.fill_bytes(block, 0, BYTES).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for value in 0..100 {
+                memory.fill_bytes(block, value, BYTES).unwrap();
+            }
+            memory.free(block).unwrap();
+        });
+        scope.spawn(|| {
+            let mut got = vec![0; BYTES];
+            let mut last = 0;
+            let fault = loop {
+                if let Err(fault) = memory.read_bytes(block, &mut got) {
+                    break fault;
+                }
+                assert!(got.iter().all(|byte| *byte == got[0]), "half a fill was read");
+                assert!(got[0] >= last, "{} after {last}", got[0]);
+                last = got[0];
+            };
+            assert!(fault.to_string().contains("that was freed"), "{fault}");
+        });
+    });
+}
+
+#[test]
 fn a_free_is_of_a_block_and_once() {
     let memory = Memory::default();
     let block = memory.allocate(100).unwrap();

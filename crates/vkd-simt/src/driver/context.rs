@@ -3,7 +3,7 @@
 
 use std::ffi::{c_char, c_int};
 
-use super::error::{Code, Failure, call};
+use super::error::{Code, Failure, call, work};
 use super::state::{current, put, set_current};
 
 const NAME: &[u8] = b"vkd-simt: PTX on the CPU";
@@ -181,7 +181,7 @@ unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut u64, number: c_int) 
 /// The last release ends the context: its memory is freed, its handles are none any more, and a new one is whole again.
 #[unsafe(no_mangle)]
 extern "C" fn cuDevicePrimaryCtxRelease_v2(number: c_int) -> i32 {
-    call("cuDevicePrimaryCtxRelease", |state| {
+    work("cuDevicePrimaryCtxRelease", |state| {
         state.initialized()?;
         device(number)?;
         let mut tables = state.tables();

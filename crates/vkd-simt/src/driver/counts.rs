@@ -6,11 +6,15 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::error::say;
 use super::state::STATE;
 use crate::Usage;
 
 /// Names the file that [`report_at_exit`] writes.
 const REPORT: &str = "VKD_SIMT_REPORT";
+
+/// How many failures the report names.
+const NAMED: usize = 20;
 
 #[derive(Debug, Default)]
 pub(super) struct Counts {
@@ -22,7 +26,12 @@ pub(super) struct Counts {
     pub(super) on_device: Copies,
     pub(super) fills: Copies,
     synchronized: AtomicU64,
+    /// What broke a context.
     faults: AtomicU64,
+    /// Calls that were refused, and changed nothing.
+    refusals: AtomicU64,
+    /// The first of both, as they were said.
+    failures: Mutex<Vec<String>>,
 }
 
 /// Calls of one kind, and bytes.
@@ -63,8 +72,14 @@ impl Counts {
         self.synchronized.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn fault(&self) {
-        self.faults.fetch_add(1, Ordering::Relaxed);
+    /// A call that fails, and why. A program may well ignore it, as one does that frees in a `drop`.
+    pub(super) fn failure(&self, is_lasting: bool, line: &str) {
+        let count = if is_lasting { &self.faults } else { &self.refusals };
+        count.fetch_add(1, Ordering::Relaxed);
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.len() < NAMED {
+            failures.push(line.to_owned());
+        }
     }
 
     /// All counts as a JSON object.
@@ -86,12 +101,30 @@ impl Counts {
         line("blocks_left", &usage.blocks);
         line("bytes_left", &usage.bytes);
         line("faults", &self.faults.load(Ordering::Relaxed));
+        line("refusals", &self.refusals.load(Ordering::Relaxed));
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures: Vec<String> = failures.iter().map(|failure| quoted(failure)).collect();
+        line("failures", &format!("[{}]", failures.join(", ")));
         // A kernel's name is an identifier of PTX: nothing in it is to be escaped.
         let kernels: Vec<String> =
             launches.iter().map(|(name, count)| format!("    \"{name}\": {count}")).collect();
         let _ = write!(text, "  \"kernels\": {{\n{}\n  }}\n}}\n", kernels.join(",\n"));
         text
     }
+}
+
+/// A text as JSON has it.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for letter in text.chars() {
+        match letter {
+            '"' | '\\' => quoted.extend(['\\', letter]),
+            // Writing into a string can't fail.
+            '\0'..' ' => drop(write!(quoted, "\\u{:04x}", u32::from(letter))),
+            _ => quoted.push(letter),
+        }
+    }
+    quoted + "\""
 }
 
 unsafe extern "C" {
@@ -103,7 +136,7 @@ pub(super) fn report_at_exit() {
     if std::env::var_os(REPORT).is_some() {
         // SAFETY: the function is part of this library, which nobody unloads.
         if unsafe { atexit(write_report) } != 0 {
-            eprintln!("vkd-simt: {REPORT}: no report, as the end of the process can't be watched");
+            say(format_args!("{REPORT}: no report, as the end of the process can't be watched"));
         }
     }
 }
@@ -112,7 +145,7 @@ extern "C" fn write_report() {
     let Some(path) = std::env::var_os(REPORT) else { return };
     let text = STATE.counts.json(STATE.memory.usage());
     if let Err(error) = std::fs::write(&path, text) {
-        eprintln!("vkd-simt: {}: {error}", std::path::Path::new(&path).display());
+        say(format_args!("{}: {error}", std::path::Path::new(&path).display()));
     }
 }
 
@@ -130,16 +163,21 @@ mod tests {
         counts.to_host.count(12);
         counts.to_host.count(3);
         counts.synchronize();
+        counts.failure(true, "a \"fault\"\nin \\ two lines: ü");
+        (0..30).for_each(|_| counts.failure(false, "no"));
         let memory = crate::Memory::default();
         let block = memory.allocate(40).unwrap();
         memory.allocate(2).unwrap();
         memory.free(block).unwrap();
         let report: serde_json::Value = serde_json::from_str(&counts.json(memory.usage())).unwrap();
+        let failures: Vec<&str> =
+            std::iter::once("a \"fault\"\nin \\ two lines: ü").chain(["no"; 19]).collect();
         let want = serde_json::json!({
             "launches": 3, "products": 1, "host_to_device": {"calls": 0, "bytes": 0},
             "device_to_host": {"calls": 2, "bytes": 15}, "device_to_device": {"calls": 0, "bytes": 0},
             "memsets": {"calls": 0, "bytes": 0}, "synchronizations": 1, "allocations": 2,
-            "peak_bytes": 42, "blocks_left": 1, "bytes_left": 2, "faults": 0, "kernels": {"a": 1, "b": 2},
+            "peak_bytes": 42, "blocks_left": 1, "bytes_left": 2, "faults": 1, "refusals": 30, "failures": failures,
+            "kernels": {"a": 1, "b": 2},
         });
         assert_eq!(report, want);
     }

@@ -5,7 +5,7 @@ use std::ffi::c_void;
 
 use half::f16;
 
-use super::error::{Code, Failure, call};
+use super::error::{Code, Failure, call, work};
 use super::state::{State, put};
 use crate::blas::{Matrix, Number, Product};
 
@@ -195,7 +195,7 @@ unsafe fn product(
     };
     product.check().map_err(|line| Failure::new(Code::INVALID_VALUE, line))?;
     state.counts.product();
-    product.run(&state.memory).map_err(|fault| Failure::lasting(&fault))
+    product.run(&state.memory).map_err(|fault| Failure::of_device(&fault))
 }
 
 /// # Safety
@@ -230,7 +230,7 @@ unsafe extern "C" fn cublasGemmStridedBatchedEx(
         ((a, type_a, lda, stride_a), (b, type_b, ldb, stride_b), (c, type_c, ldc, stride_c));
     let operations = (operation_a, operation_b);
     // SAFETY: the caller's promise.
-    status(call("cublasGemmStridedBatchedEx", |state| unsafe {
+    status(work("cublasGemmStridedBatchedEx", |state| unsafe {
         product(state, handle, operations, (m, n, k), (alpha, beta), operands, (batch, sums))
     }))
 }
@@ -261,7 +261,7 @@ unsafe extern "C" fn cublasDgemmStridedBatched(
     let operands = ((a, 1, lda, stride_a), (b, 1, ldb, stride_b), (c, 1, ldc, stride_c));
     let operations = (operation_a, operation_b);
     // SAFETY: the caller's promise.
-    status(call("cublasDgemmStridedBatched", |state| unsafe {
+    status(work("cublasDgemmStridedBatched", |state| unsafe {
         product(state, handle, operations, (m, n, k), (alpha, beta), operands, (batch, 70))
     }))
 }

@@ -2,10 +2,12 @@
 #![allow(unsafe_code, non_snake_case, reason = "functions of C, with C's names")]
 
 use std::ffi::{CStr, c_char};
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::state::{STATE, State, put};
 use crate::Fault;
+use crate::fault::Kind;
 
 /// `CUresult`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ impl Code {
     pub(super) const INVALID_HANDLE: Self = Self(400);
     pub(super) const NOT_FOUND: Self = Self(500);
     pub(super) const ILLEGAL_ADDRESS: Self = Self(700);
+    pub(super) const ASSERT: Self = Self(710);
+    pub(super) const MISALIGNED_ADDRESS: Self = Self(716);
     pub(super) const LAUNCH_FAILED: Self = Self(719);
     pub(super) const NOT_SUPPORTED: Self = Self(801);
     pub(super) const UNKNOWN: Self = Self(999);
@@ -48,6 +52,12 @@ impl Code {
                 c"CUDA_ERROR_ILLEGAL_ADDRESS",
                 c"an illegal memory access was encountered (see vkd-simt's line)",
             ),
+            Self::ASSERT => {
+                (c"CUDA_ERROR_ASSERT", c"device-side assert triggered (see vkd-simt's line)")
+            }
+            Self::MISALIGNED_ADDRESS => {
+                (c"CUDA_ERROR_MISALIGNED_ADDRESS", c"misaligned address (see vkd-simt's line)")
+            }
             Self::LAUNCH_FAILED => {
                 (c"CUDA_ERROR_LAUNCH_FAILED", c"unspecified launch failure (see vkd-simt's line)")
             }
@@ -72,13 +82,16 @@ impl Failure {
         Self { code, line: Some(line.into()), is_lasting: false }
     }
 
-    /// What the device finds wrong while it works: every later call fails as well.
-    pub(super) fn lasting(fault: &Fault) -> Self {
-        let code = match fault.is_of_address() {
-            true => Code::ILLEGAL_ADDRESS,
-            false => Code::LAUNCH_FAILED,
+    /// What the device finds wrong: a launch that it refuses changes nothing, and after all else every later call fails as well.
+    pub(super) fn of_device(fault: &Fault) -> Self {
+        let (code, is_lasting) = match fault.kind() {
+            Kind::Launch => (Code::INVALID_VALUE, false),
+            Kind::Address => (Code::ILLEGAL_ADDRESS, true),
+            Kind::Alignment => (Code::MISALIGNED_ADDRESS, true),
+            Kind::Assertion => (Code::ASSERT, true),
+            Kind::Other => (Code::LAUNCH_FAILED, true),
         };
-        Self { code, line: Some(fault.to_string()), is_lasting: true }
+        Self { code, line: Some(fault.to_string()), is_lasting }
     }
 }
 
@@ -89,20 +102,45 @@ impl From<Code> for Failure {
     }
 }
 
-/// Runs the body of a call of C: says what failed, remembers what lasts, and lets no panic through.
+/// As [`call`], for what works on the device: of several host threads one after another, so that what a call has looked at, the context
+/// for one, is so until it ends.
+pub(super) fn work(name: &str, body: impl FnOnce(&State) -> Result<(), Failure>) -> Code {
+    // No body makes a call, and the pool of threads that bodies wait for is this library's own.
+    let _turn = STATE.turn();
+    call(name, body)
+}
+
+/// Runs the body of a call of C: says and counts what failed, remembers what lasts, and lets no panic through.
 pub(super) fn call(name: &str, body: impl FnOnce(&State) -> Result<(), Failure>) -> Code {
     let state = &*STATE;
     // The state is behind locks that are taken over when poisoned, and has no half-made parts.
     let result = catch_unwind(AssertUnwindSafe(|| body(state)));
     let result = result.unwrap_or_else(|_| Err(Failure::new(Code::UNKNOWN, "panicked")));
     let Err(failure) = result else { return Code::SUCCESS };
-    if let Some(line) = failure.line {
-        eprintln!("vkd-simt: {name}: {line}");
+    if let Some(line) = &failure.line {
+        say(format_args!("{name}: {line}"));
     }
+    let line = failure.line.unwrap_or_else(|| failure.code.to_string());
+    state.counts.failure(failure.is_lasting, &format!("{name}: {line}"));
     if failure.is_lasting {
         state.break_context(failure.code);
     }
     failure.code
+}
+
+/// A line on the standard error, if somebody hears it.
+pub(super) fn say(line: std::fmt::Arguments<'_>) {
+    // In one piece, so that another thread's line isn't within it.
+    let _ = std::io::stderr().write_all(format!("vkd-simt: {line}\n").as_bytes());
+}
+
+impl std::fmt::Display for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.words() {
+            Some((name, _)) => f.write_str(&name.to_string_lossy()),
+            None => write!(f, "error {}", self.0),
+        }
+    }
 }
 
 /// # Safety

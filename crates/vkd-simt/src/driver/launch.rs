@@ -8,8 +8,9 @@ use std::sync::atomic::Ordering;
 use super::context::{
     BLOCK_LIMITS, BLOCK_THREADS, GRID_LIMITS, SHARED_BYTES, SHARED_BYTES_AT_MOST,
 };
-use super::error::{Code, Failure, call};
+use super::error::{Code, Failure, work};
 use crate::Launch;
+use crate::fault::Kind;
 
 /// Whether races of threads on shared memory are looked for.
 static RACES: LazyLock<bool> =
@@ -31,7 +32,7 @@ unsafe extern "C" fn cuLaunchKernel(
     parameters: *const *const c_void,
     extra: *const *const c_void,
 ) -> i32 {
-    call("cuLaunchKernel", |state| {
+    work("cuLaunchKernel", |state| {
         state.on_stream(stream)?;
         let function = state.function(function)?;
         let launch = Launch {
@@ -53,9 +54,11 @@ unsafe extern "C" fn cuLaunchKernel(
         // SAFETY: the caller's promise.
         let packed = unsafe { pack(&function.kernel.parameters(), parameters) };
         let packed = packed.ok_or_else(|| refused("a parameter is missing".to_owned()))?;
-        state.counts.launch(&function.name);
         let run = function.kernel.run(launch, &packed, &state.memory);
-        run.map_err(|fault| Failure::lasting(&fault))
+        if !run.as_ref().is_err_and(|fault| fault.kind() == Kind::Launch) {
+            state.counts.launch(&function.name);
+        }
+        run.map_err(|fault| Failure::of_device(&fault))
     })
     .0
 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, non_snake_case, reason = "functions of C, with C's names")]
 
 use super::context::TOTAL_BYTES;
-use super::error::{Code, Failure, call};
+use super::error::{Code, Failure, call, work};
 use super::state::{State, put};
 use crate::Fault;
 
@@ -32,7 +32,7 @@ fn free(state: &State, address: u64) -> Result<(), Failure> {
 /// `place` is null or has room for an address.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemAlloc_v2(place: *mut u64, bytes: usize) -> i32 {
-    call("cuMemAlloc", |state| {
+    work("cuMemAlloc", |state| {
         state.in_context()?;
         if place.is_null() || bytes == 0 {
             return Err(Code::INVALID_VALUE.into());
@@ -49,7 +49,7 @@ unsafe extern "C" fn cuMemAlloc_v2(place: *mut u64, bytes: usize) -> i32 {
 /// `place` is null or has room for an address.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemAllocAsync(place: *mut u64, bytes: usize, stream: u64) -> i32 {
-    call("cuMemAllocAsync", |state| {
+    work("cuMemAllocAsync", |state| {
         state.on_stream(stream)?;
         if place.is_null() {
             return Err(Code::INVALID_VALUE.into());
@@ -62,7 +62,7 @@ unsafe extern "C" fn cuMemAllocAsync(place: *mut u64, bytes: usize, stream: u64)
 
 #[unsafe(no_mangle)]
 extern "C" fn cuMemFree_v2(address: u64) -> i32 {
-    call("cuMemFree", |state| {
+    work("cuMemFree", |state| {
         state.in_context()?;
         free(state, address)
     })
@@ -71,7 +71,7 @@ extern "C" fn cuMemFree_v2(address: u64) -> i32 {
 
 #[unsafe(no_mangle)]
 extern "C" fn cuMemFreeAsync(address: u64, stream: u64) -> i32 {
-    call("cuMemFreeAsync", |state| {
+    work("cuMemFreeAsync", |state| {
         state.on_stream(stream)?;
         free(state, address)
     })
@@ -134,7 +134,7 @@ unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
     bytes: usize,
     stream: u64,
 ) -> i32 {
-    call("cuMemcpyHtoDAsync", |state| {
+    work("cuMemcpyHtoDAsync", |state| {
         state.on_stream(stream)?;
         // SAFETY: the caller's promise.
         unsafe { to_device(state, to, from, bytes) }
@@ -146,7 +146,7 @@ unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
 /// `from` is null or has so many bytes.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemcpyHtoD_v2(to: u64, from: *const u8, bytes: usize) -> i32 {
-    call("cuMemcpyHtoD", |state| {
+    work("cuMemcpyHtoD", |state| {
         state.in_context()?;
         // SAFETY: the caller's promise.
         unsafe { to_device(state, to, from, bytes) }
@@ -163,7 +163,7 @@ unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
     bytes: usize,
     stream: u64,
 ) -> i32 {
-    call("cuMemcpyDtoHAsync", |state| {
+    work("cuMemcpyDtoHAsync", |state| {
         state.on_stream(stream)?;
         // SAFETY: the caller's promise.
         unsafe { to_host(state, to, from, bytes) }
@@ -175,7 +175,7 @@ unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
 /// `to` is null or has room for so many bytes.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemcpyDtoH_v2(to: *mut u8, from: u64, bytes: usize) -> i32 {
-    call("cuMemcpyDtoH", |state| {
+    work("cuMemcpyDtoH", |state| {
         state.in_context()?;
         // SAFETY: the caller's promise.
         unsafe { to_host(state, to, from, bytes) }
@@ -185,7 +185,7 @@ unsafe extern "C" fn cuMemcpyDtoH_v2(to: *mut u8, from: u64, bytes: usize) -> i3
 
 #[unsafe(no_mangle)]
 extern "C" fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: u64) -> i32 {
-    call("cuMemcpyDtoDAsync", |state| {
+    work("cuMemcpyDtoDAsync", |state| {
         state.on_stream(stream)?;
         on_device(state, to, from, bytes)
     })
@@ -202,7 +202,7 @@ extern "C" fn cuMemcpyPeerAsync(
     bytes: usize,
     stream: u64,
 ) -> i32 {
-    call("cuMemcpyPeerAsync", |state| {
+    work("cuMemcpyPeerAsync", |state| {
         state.on_stream(stream)?;
         let here = super::state::current();
         if to_context != here || from_context != here {
@@ -215,7 +215,7 @@ extern "C" fn cuMemcpyPeerAsync(
 
 #[unsafe(no_mangle)]
 extern "C" fn cuMemsetD8Async(to: u64, value: u8, bytes: usize, stream: u64) -> i32 {
-    call("cuMemsetD8Async", |state| {
+    work("cuMemsetD8Async", |state| {
         state.on_stream(stream)?;
         state.memory.fill_bytes(to, value, bytes).map_err(refused)?;
         state.counts.fills.count(bytes);

@@ -22,6 +22,8 @@ thread_local! {
 pub(super) struct State {
     is_initialized: AtomicBool,
     pub(super) memory: Memory,
+    /// Held by a call that works on the device. It is taken before every other lock.
+    turn: Mutex<()>,
     pub(super) counts: Counts,
     tables: Mutex<Tables>,
 }
@@ -78,6 +80,11 @@ impl State {
         }
     }
 
+    /// Has the device for the caller until the guard is dropped.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -102,7 +109,6 @@ impl State {
     }
 
     pub(super) fn break_context(&self, code: Code) {
-        self.counts.fault();
         self.tables().broken.get_or_insert(code);
     }
 

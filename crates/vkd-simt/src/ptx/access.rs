@@ -136,7 +136,7 @@ pub(super) struct Block<'a> {
 impl<'a> Block<'a> {
     pub(super) const NONE: Self = Self { begin: 0, size: 0, life: PhantomData };
 
-    /// The variable or the allocation that holds these bytes. Nothing is freed while a kernel runs: the driver sees to that.
+    /// The variable or the allocation that holds these bytes. Nothing is freed while a kernel runs: it holds the memory.
     pub(super) fn of(
         memory: &'a Memory,
         globals: &'a Globals,

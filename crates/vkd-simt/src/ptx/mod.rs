@@ -131,8 +131,9 @@ impl Kernel {
                 "expected a block of 1 to {most} threads, got a grid of {:?} and a block of {:?}",
                 launch.grid, launch.block
             );
-            return Err(named(Fault::new(words)));
+            return Err(named(Fault::of_launch(words)));
         }
+        let _turn = memory.hold();
         let mut shared = program.shared.clone();
         if let Some(begin) = program.dynamic_shared {
             shared.push((begin, launch.shared_bytes as usize));

@@ -19,6 +19,7 @@ pub(crate) const FILE_NOT_FOUND: i32 = 301;
 pub(crate) const INVALID_HANDLE: i32 = 400;
 pub(crate) const NOT_FOUND: i32 = 500;
 pub(crate) const ILLEGAL_ADDRESS: i32 = 700;
+pub(crate) const MISALIGNED_ADDRESS: i32 = 716;
 pub(crate) const LAUNCH_FAILED: i32 = 719;
 
 // Pointers are references, or none for null, so that the tests can do without `unsafe`.
