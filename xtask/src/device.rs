@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::Result;
 use crate::args;
 use crate::bench::Request;
-use crate::cuda::{self, Toolkit};
+use crate::cuda::{self, Report, Toolkit};
 use crate::rows;
 use crate::shell::{self, Outcome, Steps, cargo};
 
@@ -17,7 +17,8 @@ pub(crate) const TEST: args::Command = args::Command {
               is on the PATH the suite runs under its memcheck and racecheck too, elsewhere these print SKIPPED. On cpu the\n\
               suite compares the CPU with itself: that is how it is tested where there is no GPU. On emulated the program\n\
               for cuda runs its small cases on a driver that interprets PTX on the CPU, and what it asked of the device is\n\
-              counted: it needs the toolkit and no GPU. VKD_SIMT_RACES=1 has it look for races on shared memory too.",
+              counted: it needs the toolkit and no GPU. Whatever goes wrong on it is an error, also where the program overlooks it.\n\
+              First every kernel that nvcc made is decoded. The last step runs the small cases again and looks for races on shared memory.",
     flags: &[
         args::Flag {
             name: "--device",
@@ -40,6 +41,9 @@ const SANITIZER: &str = "compute-sanitizer";
 
 /// The device `cuda` without a GPU.
 const EMULATED: &str = "emulated";
+
+/// The step that looks for races on the emulated device.
+const RACES: &str = "races";
 
 /// The program and how it is started.
 struct Program {
@@ -81,35 +85,48 @@ impl Program {
     }
 
     /// Lets a program that starts this one find the libraries that it was linked with.
-    fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+    fn environment<'a>(&self, command: &'a mut Command) -> Result<&'a mut Command> {
         if !self.libraries.is_empty() {
             let old = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
             let folders = self.libraries.iter().cloned().chain(std::env::split_paths(&old));
-            if let Ok(path) = std::env::join_paths(folders) {
-                command.env("LD_LIBRARY_PATH", path);
-            }
+            let path = std::env::join_paths(folders)
+                .map_err(|error| format!("LD_LIBRARY_PATH: {error}"))?;
+            command.env("LD_LIBRARY_PATH", path);
         }
-        command
+        Ok(command)
     }
 
     fn run(&self, words: &[&str]) -> Result<Outcome> {
         let mut command = Command::new(&self.path);
-        shell::run(self.environment(&mut command).args(words)).map(|()| Outcome::Passed)
+        shell::run(self.environment(&mut command)?.args(words)).map(|()| Outcome::Passed)
     }
 
-    /// Runs a part on the emulated device, and prints what it asked of it, whatever came of it.
-    fn counted(&self, words: &[&str]) -> Result<Outcome> {
-        let part = words.first().copied().unwrap_or("part");
+    /// Runs a part on the emulated device, prints what it asked of it, whatever came of it, and fails where something went wrong on it.
+    fn counted(&self, part: &str, words: &[&str]) -> Result<Outcome> {
         let folder = self.libraries.first().ok_or("no folder of the emulated driver")?;
         let report = folder.join(format!("{part}.json"));
-        let _ = std::fs::remove_file(&report);
-        let mut command = Command::new(&self.path);
-        self.environment(&mut command).args(words).env("VKD_SIMT_REPORT", &report);
-        let outcome = shell::run(&mut command);
-        if report.is_file() {
-            println!("{part}: {}", cuda::counts(&report)?);
+        // That of an earlier run must not pass for this one's.
+        match std::fs::remove_file(&report) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(format!("{}: {error}", report.display()));
+            }
+            _ => {}
         }
-        outcome.map(|()| Outcome::Passed)
+        let mut command = Command::new(&self.path);
+        self.environment(&mut command)?.args(words).env("VKD_SIMT_REPORT", &report);
+        if part == RACES {
+            command.env("VKD_SIMT_RACES", "1");
+        }
+        let outcome = shell::run(&mut command);
+        let report = Report::read(&report);
+        let line = report.as_ref().map_err(Clone::clone).and_then(Report::line);
+        if let Ok(line) = &line {
+            println!("{part}: {line}");
+        }
+        // What the program itself says comes first; it may have ended before there was a report.
+        outcome?;
+        line?;
+        report?.judge().map(|()| Outcome::Passed)
     }
 
     /// The small part of the suite under a tool of the sanitizer.
@@ -125,7 +142,7 @@ impl Program {
             )));
         }
         let mut command = Command::new(SANITIZER);
-        self.environment(&mut command).args(["--tool", tool, "--error-exitcode", "1"]);
+        self.environment(&mut command)?.args(["--tool", tool, "--error-exitcode", "1"]);
         command.arg(&self.path).args(["laws", "--device", device, "--small"]);
         shell::run(&mut command).map(|()| Outcome::Passed)
     }
@@ -154,11 +171,15 @@ pub(crate) fn emulated(root: &Path, filter: Option<&str>) -> Result<()> {
     let program = Program::build(root, EMULATED)?;
     let laws = ["laws", "--device", "cuda", "--small"];
     if let Some(filter) = filter {
-        return program.counted(&[&laws[..], &["--filter", filter]].concat()).map(drop);
+        return program.counted("laws", &[&laws[..], &["--filter", filter]].concat()).map(drop);
     }
     let mut steps = Steps::default();
-    steps.step("laws", || program.counted(&laws))?;
-    steps.step("digits", || program.counted(&["digits", "--device", "cuda", "--small"]))?;
+    let target = Toolkit::of(root)?.target;
+    steps.step("ptx", || cuda::kernels_are_known(root, &target).map(|()| Outcome::Passed))?;
+    steps.step("laws", || program.counted("laws", &laws))?;
+    let digits = ["digits", "--device", "cuda", "--small"];
+    steps.step("digits", || program.counted("digits", &digits))?;
+    steps.step(RACES, || program.counted(RACES, &laws))?;
     steps.summary();
     Ok(())
 }
@@ -185,7 +206,7 @@ pub(crate) fn bench(
     let program = Program::build(root, device)?;
     let gathered = folder.join("device.json");
     let mut command = Command::new(&program.path);
-    program.environment(&mut command).args(["bench", "--device", device]).current_dir(root);
+    program.environment(&mut command)?.args(["bench", "--device", device]).current_dir(root);
     if !on_cpu {
         command.arg("--json").arg(&gathered);
     }

@@ -14,7 +14,7 @@ use crate::args;
 use crate::shell;
 
 pub(crate) use check::check;
-pub(crate) use emulated::{counts, libraries};
+pub(crate) use emulated::{Report, kernels_are_known, libraries};
 
 pub(crate) const SETUP: args::Command = args::Command {
     name: "cuda setup",
