@@ -249,28 +249,63 @@ fn threads_of_the_host_share_the_device() {
     });
 }
 
-/// A kernel that runs while its block is freed has it until its end; one that comes later is told.
+/// A copy that another thread asks for sees all of a kernel's numbers or none.
+#[test]
+fn a_copy_waits_for_the_kernel_that_runs() {
+    on_device(|| {
+        let mut context = 0;
+        assert_eq!(cuCtxGetCurrent(Some(&mut context)), 0);
+        let scale = kernel("scale");
+        let count = 1 << 17;
+        let block = floats(&vec![1.; count]);
+        let (ends, ended) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                assert_eq!(cuCtxSetCurrent(context), 0);
+                let parameters = [block, u64::from(2f32.to_bits()), count as u64];
+                for _ in 0..20 {
+                    let code = launch(scale, [512, 1, 1], [256, 1, 1], 0, &parameters);
+                    ends.send(code).unwrap();
+                    // So that the other has its turn: the lock isn't fair.
+                    std::thread::sleep(std::time::Duration::from_micros(100));
+                }
+            });
+            let mut launches = 0;
+            while launches < 20 {
+                let got = values(block, count);
+                assert!(got.iter().all(|value| *value == got[0]), "a part of a kernel's numbers");
+                for code in ended.try_iter() {
+                    assert_eq!(code, 0);
+                    launches += 1;
+                }
+            }
+        });
+        assert_eq!(values(block, 1), [2f32.powi(20)]);
+    });
+}
+
+/// A kernel that runs while its block is freed has it until its end; one that comes later is told. The block is more than is kept of what is
+/// freed, so that the host's pages would go from under the kernel.
 #[test]
 fn a_free_waits_for_the_kernel_that_runs() {
-    for _ in 0..20 {
+    for wait in [1, 5, 15] {
         on_device(|| {
             let mut context = 0;
             assert_eq!(cuCtxGetCurrent(Some(&mut context)), 0);
             let scale = kernel("scale");
-            let count = 1 << 15;
-            let block = floats(&vec![1.; count]);
-            let (started, starts) = std::sync::mpsc::channel();
+            let block = allocate(65 << 20);
             std::thread::scope(|scope| {
-                scope.spawn(move || {
+                let kernel = scope.spawn(move || {
                     assert_eq!(cuCtxSetCurrent(context), 0);
-                    started.send(()).unwrap();
-                    let parameters = [block, u64::from(2f32.to_bits()), count as u64];
-                    let code =
-                        launch(scale, [count as u32 / 256, 1, 1], [256, 1, 1], 0, &parameters);
-                    assert!(code == 0 || code == ILLEGAL_ADDRESS, "{code}");
+                    let parameters = [block, u64::from(2f32.to_bits()), 1 << 22];
+                    launch(scale, [1 << 14, 1, 1], [256, 1, 1], 0, &parameters)
                 });
-                starts.recv().unwrap();
-                assert_eq!(cuMemFree_v2(block), 0);
+                std::thread::sleep(std::time::Duration::from_millis(wait));
+                let freed = cuMemFree_v2(block);
+                let code = kernel.join().unwrap();
+                // Whichever came first; the free came before a kernel that wasn't let.
+                assert!(code == 0 || code == ILLEGAL_ADDRESS, "{code}");
+                assert_eq!(freed, 0);
             });
         });
     }
