@@ -191,7 +191,7 @@ impl<'a> Decoder<'a> {
             };
             let (text, file) = (words(text)?, words(file)?);
             let line = load::<u32>(warp, env, place, &[line; LANES], one)?[lane];
-            let fault = Fault::new(format!("an assertion fails: {text}, {file}:{line}"));
+            let fault = Fault::of_assertion(format!("an assertion fails: {text}, {file}:{line}"));
             Err(LaneFault { lane, fault })
         }));
     }
