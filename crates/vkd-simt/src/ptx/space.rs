@@ -209,7 +209,9 @@ pub(super) fn aligned(address: u64, bytes: usize) -> Result<(), Fault> {
     if address.is_multiple_of(bytes as u64) {
         Ok(())
     } else {
-        Err(Fault::of_alignment(format!("{bytes} bytes at {address:#x}, which is no multiple of {bytes}")))
+        Err(Fault::of_alignment(format!(
+            "{bytes} bytes at {address:#x}, which is no multiple of {bytes}"
+        )))
     }
 }
 
